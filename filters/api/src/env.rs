@@ -1,0 +1,37 @@
+//! What the sidecar lends to its filters.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use crate::units::{Address, HostPort};
+
+/// The unmodified neighbour.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its name in logs and metrics.
+    pub name: String,
+    /// Its libp2p listener.
+    pub p2p: HostPort,
+    /// Its framed JSON RPC, TCP or Unix socket.
+    pub rpc: Address,
+    /// Its HTTP server.
+    pub http: HostPort,
+}
+
+/// Resolves the names of upstreams. The implementation follows the host's own resolver configuration.
+pub trait Resolve: Send + Sync + 'static {
+    /// The addresses of a name, at least one, in order of preference.
+    fn resolve(&self, name: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>>;
+}
+
+/// What a filter may use besides its settings.
+#[derive(Clone)]
+pub struct Env {
+    /// The neighbour.
+    pub node: Arc<Node>,
+    /// Name resolution.
+    pub resolve: Arc<dyn Resolve>,
+}

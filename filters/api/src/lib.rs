@@ -1,0 +1,36 @@
+//! The contract between the sidecar and its filters.
+//!
+//! A *kind* of traffic ([`Kind`]) has a typed chain of *filters*. A filter ([`FilterSpec`]) is the
+//! settings of a tower layer; a [`Slot`] adds the two keys that every filter has, `enabled` and
+//! `rollout`. [`chain!`] turns an ordered list of slots into the chain of a kind; the order in the
+//! source is the order in which a request meets the filters.
+//!
+//! This crate opens no socket and spawns no task.
+
+mod chain;
+mod config;
+mod env;
+mod error;
+mod filter;
+mod kind;
+mod metered;
+mod slot;
+mod split;
+pub mod units;
+
+pub use chain::{same_name, Wrap, ChainSpec, Decide, Held, Prepared, SlotInfo, Toggle, prepare};
+pub use config::{ConfigError, ConfigPath};
+pub use env::{Env, Node, Resolve};
+pub use error::{BuildError, FilterError, Origin};
+pub use filter::FilterSpec;
+pub use kind::{Chains, Flow, FlowKey, Kind, Lease, Svc, service_fn};
+pub use metered::{Arm, Metered};
+pub use slot::Slot;
+pub use split::Split;
+pub use units::{Address, ByteSize, Host, HostPort, Percent, Period, Secret};
+
+#[doc(hidden)]
+pub mod macro_support {
+    pub use schemars;
+    pub use serde;
+}

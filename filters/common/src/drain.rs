@@ -1,0 +1,90 @@
+//! How a listener and the work that it started come to their end.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Two signals and a count: *stopping* (accept nothing new, finish what is there), *aborted* (the deadline has passed), and the
+/// tasks under way.
+#[derive(Clone, Debug, Default)]
+pub struct Drain {
+    stopping: CancellationToken,
+    aborted: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Drain {
+    /// A drain that nobody has started.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Runs a unit of work that a drain waits for.
+    pub fn spawn<F>(&self, work: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        drop(self.tasks.spawn(work));
+    }
+
+    /// Resolves when nothing new may be accepted.
+    pub async fn stopping(&self) {
+        self.stopping.cancelled().await;
+    }
+
+    /// Whether nothing new may be accepted.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.is_cancelled()
+    }
+
+    /// Resolves when work under way must end now.
+    pub async fn aborted(&self) {
+        self.aborted.cancelled().await;
+    }
+
+    /// How many units of work are under way.
+    pub fn in_flight(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Starts the drain; returns at once.
+    pub fn stop(&self) {
+        self.stopping.cancel();
+        self.tasks.close();
+    }
+
+    /// Stops, waits for the work under way, and aborts what is left at the deadline. Returns how many units
+    /// of work were aborted.
+    pub async fn finish(&self, deadline: Duration) -> usize {
+        self.stop();
+        if tokio::time::timeout(deadline, self.tasks.wait()).await.is_ok() {
+            return 0;
+        }
+        let left = self.in_flight();
+        self.aborted.cancel();
+        // Work that sees the abort ends in a moment; work that does not is left behind.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.tasks.wait()).await;
+        left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn work_under_way_is_finished_and_late_work_is_aborted() {
+        let drain = Drain::new();
+        drain.spawn(tokio::time::sleep(Duration::from_secs(1)));
+        assert_eq!(drain.in_flight(), 1);
+        assert_eq!(drain.finish(Duration::from_secs(2)).await, 0);
+
+        let drain = Drain::new();
+        let late = drain.clone();
+        drain.spawn(async move { late.aborted().await });
+        assert_eq!(drain.finish(Duration::from_secs(2)).await, 1);
+        assert_eq!(drain.in_flight(), 0);
+    }
+}

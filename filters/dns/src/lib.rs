@@ -1,0 +1,1 @@
+//! DNS: listener, filters and upstreams

@@ -1,0 +1,1 @@
+//! HTTP: a well-behaved front for the node's HTTP server

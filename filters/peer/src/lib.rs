@@ -1,0 +1,1 @@
+//! Peer traffic: byte streams between nodes

@@ -1,0 +1,1 @@
+//! RPC: framed JSON requests to the node

@@ -1,0 +1,1 @@
+//! A sidecar that makes an unmodified QuDAG node faster, smaller and safer

@@ -1,0 +1,1 @@
+//! Starts real sidecars, nodes, databases and resolvers for tests
