@@ -120,7 +120,8 @@ pub fn prepare<F: FilterSpec>(
     };
     let held = Held { settings: settings.clone(), state: Arc::clone(&state) };
     let wrap: Wrap<F::Kind> = Box::new(move |inner| {
-        let with = |inner| Metered::<F::Kind>::boxed(F::NAME, Arm::With, inner, |inner| settings.wrap(state, inner));
+        let with =
+            |inner| Metered::<F::Kind>::boxed(F::NAME, Arm::With, inner, |inner| settings.wrap(state, inner));
         if toggle.rollout == Percent::ALL {
             return with(inner);
         }

@@ -59,7 +59,11 @@ impl FlowKey {
     /// The key of a client: its IP address; on loopback, where every client has the same one, also its port.
     pub fn client(addr: SocketAddr) -> Self {
         let ip = addr.ip().to_canonical();
-        if ip.is_loopback() { Self::of(addr.to_string().as_bytes()) } else { Self::of(ip.to_string().as_bytes()) }
+        if ip.is_loopback() {
+            Self::of(addr.to_string().as_bytes())
+        } else {
+            Self::of(ip.to_string().as_bytes())
+        }
     }
 
     /// This key's place in `0..10_000` for one filter. `salt` keeps the choices of filters independent.

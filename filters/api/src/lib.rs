@@ -18,7 +18,7 @@ mod slot;
 mod split;
 pub mod units;
 
-pub use chain::{same_name, Wrap, ChainSpec, Decide, Held, Prepared, SlotInfo, Toggle, prepare};
+pub use chain::{ChainSpec, Decide, Held, Prepared, SlotInfo, Toggle, Wrap, prepare, same_name};
 pub use config::{ConfigError, ConfigPath};
 pub use env::{Env, Node, Resolve};
 pub use error::{BuildError, FilterError, Origin};

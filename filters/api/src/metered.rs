@@ -90,7 +90,12 @@ impl<K: Kind> Clone for Metered<K> {
 
 impl<K: Kind> Metered<K> {
     /// Measures what `wrap` makes of `inner`, as one arm of a filter.
-    pub fn boxed(filter: &'static str, arm: Arm, inner: Svc<K>, wrap: impl FnOnce(Svc<K>) -> Svc<K>) -> Svc<K> {
+    pub fn boxed(
+        filter: &'static str,
+        arm: Arm,
+        inner: Svc<K>,
+        wrap: impl FnOnce(Svc<K>) -> Svc<K>,
+    ) -> Svc<K> {
         let service = wrap(BoxCloneSyncService::new(Inner::<K> { service: inner }));
         let meters = Meters::new(K::NAME, filter, arm);
         BoxCloneSyncService::new(Self { service, meters })

@@ -163,8 +163,14 @@ mod tests {
     #[test]
     fn the_slot_takes_its_keys_and_the_filter_the_rest() {
         let slot = parse(r#"{"size": 3, "rollout": 12.5, "enabled": true}"#).unwrap();
-        assert_eq!(slot, Slot { enabled: true, rollout: Percent::new(12.5).unwrap(), settings: Settings { size: 3 } });
-        assert_eq!(parse("{}").unwrap(), Slot { enabled: false, rollout: Percent::ALL, settings: Settings::default() });
+        assert_eq!(
+            slot,
+            Slot { enabled: true, rollout: Percent::new(12.5).unwrap(), settings: Settings { size: 3 } }
+        );
+        assert_eq!(
+            parse("{}").unwrap(),
+            Slot { enabled: false, rollout: Percent::ALL, settings: Settings::default() }
+        );
     }
 
     #[test]
@@ -178,7 +184,8 @@ mod tests {
 
     #[test]
     fn what_is_printed_can_be_read_again() {
-        let slot = Slot { enabled: true, rollout: Percent::new(10.0).unwrap(), settings: Settings { size: 9 } };
+        let slot =
+            Slot { enabled: true, rollout: Percent::new(10.0).unwrap(), settings: Settings { size: 9 } };
         let text = serde_json::to_string(&slot).unwrap();
         assert_eq!(text, r#"{"enabled":true,"rollout":10,"size":9}"#);
         assert_eq!(parse(&text).unwrap(), slot);

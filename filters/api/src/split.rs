@@ -17,7 +17,12 @@ pub struct Split<K: Kind> {
 
 impl<K: Kind> Clone for Split<K> {
     fn clone(&self) -> Self {
-        Self { with: self.with.clone(), without: self.without.clone(), rollout: self.rollout, salt: self.salt }
+        Self {
+            with: self.with.clone(),
+            without: self.without.clone(),
+            rollout: self.rollout,
+            salt: self.salt,
+        }
     }
 }
 
@@ -40,7 +45,8 @@ impl<K: Kind> Service<K::Req> for Split<K> {
     }
 
     fn call(&mut self, request: K::Req) -> Self::Future {
-        let arm = if self.rollout.covers(request.key().bucket(self.salt)) { &self.with } else { &self.without };
+        let arm =
+            if self.rollout.covers(request.key().bucket(self.salt)) { &self.with } else { &self.without };
         arm.clone().oneshot(request)
     }
 }

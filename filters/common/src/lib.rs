@@ -5,4 +5,4 @@ pub mod drain;
 pub mod listener;
 
 pub use drain::Drain;
-pub use listener::{Front, ListenerSpec};
+pub use listener::{Front, KindOf, ListenerSpec, Terminal};

@@ -4,9 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use qudag_filter_api::{
-    Address, BuildError, ChainSpec, Chains, ConfigError, ConfigPath, Env, Kind, Svc,
-};
+use qudag_filter_api::{Address, BuildError, ChainSpec, Chains, ConfigError, ConfigPath, Env, Kind, Svc};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,7 +21,9 @@ pub trait Front: Send {
 }
 
 /// The settings under `listeners` of one kind of traffic, and everything of that kind that is not a filter.
-pub trait ListenerSpec: DeserializeOwned + Serialize + JsonSchema + Clone + PartialEq + Send + Sync + 'static {
+pub trait ListenerSpec:
+    DeserializeOwned + Serialize + JsonSchema + Clone + PartialEq + Send + Sync + 'static
+{
     /// The filters.
     type Filters: ChainSpec;
     /// State of the terminal service that outlives a reload: the health of upstream servers, for instance.
@@ -49,7 +49,7 @@ pub trait ListenerSpec: DeserializeOwned + Serialize + JsonSchema + Clone + Part
         settings: &Arc<<KindOf<Self> as Kind>::Settings>,
         env: &Env,
         previous: Option<&Arc<Self::Upstream>>,
-    ) -> Result<(Svc<KindOf<Self>>, Arc<Self::Upstream>), BuildError>;
+    ) -> Result<Terminal<Self>, BuildError>;
 
     /// Binds one of [`ListenerSpec::binds`].
     fn bind(
@@ -62,3 +62,6 @@ pub trait ListenerSpec: DeserializeOwned + Serialize + JsonSchema + Clone + Part
 
 /// The kind of traffic of a listener.
 pub type KindOf<L> = <<L as ListenerSpec>::Filters as ChainSpec>::Kind;
+
+/// A terminal service and its state.
+pub type Terminal<L> = (Svc<KindOf<L>>, Arc<<L as ListenerSpec>::Upstream>);
