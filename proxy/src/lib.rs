@@ -1,1 +1,14 @@
-//! A sidecar that makes an unmodified QuDAG node faster, smaller and safer
+//! The sidecar: one process next to one unmodified QuDAG node.
+//!
+//! `app` wires the parts together and is the only module that knows them all.
+
+pub mod admin;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod flags;
+pub mod generation;
+pub mod resolve;
+pub mod state_dir;
+pub mod telemetry;
