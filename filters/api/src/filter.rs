@@ -22,7 +22,7 @@ pub trait FilterSpec:
     /// YAML key, metric label, file name and documentation page.
     const NAME: &'static str;
 
-    /// Every problem of these settings, each with its place. Reads nothing but the settings.
+    /// Every problem of these settings, each with its place. Changes nothing; looks at files that the settings name.
     fn check(&self, _at: &ConfigPath) -> Vec<ConfigError> {
         Vec::new()
     }

@@ -34,3 +34,8 @@ pub mod macro_support {
     pub use schemars;
     pub use serde;
 }
+
+/// The guide for authors of filters, compiled and run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/adding-a-filter.md")]
+pub struct AddingAFilter;
