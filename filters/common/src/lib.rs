@@ -1,8 +1,34 @@
 //! What several kinds of traffic share: listeners and their drain, splicing, and the layers that
 //! know nothing of a protocol.
 
+pub mod circuit_breaker;
 pub mod drain;
+pub mod flow;
+mod generic;
+mod halves;
 pub mod listener;
+pub mod net;
+pub mod rate_limit;
+pub mod retry;
+pub mod splice;
+#[cfg(test)]
+mod testing;
+pub mod unix;
+pub mod watch;
 
+pub use circuit_breaker::{CircuitBreaker, CircuitBreakerSettings, CircuitBreakerState};
 pub use drain::Drain;
+pub use flow::FlowLine;
+pub use generic::ForKind;
 pub use listener::{Front, KindOf, ListenerSpec, Terminal};
+pub use net::{Socket, Stream, connect};
+pub use rate_limit::{Limit, RateLimit, RateLimitSettings, RateLimitState};
+pub use retry::{Retry, RetrySettings, RetryState};
+pub use splice::{ByteCounters, SpliceEnd, SpliceOptions, Spliced, splice};
+pub use unix::UnixSocket;
+pub use watch::Watch;
+
+/// The time for state machines: the runtime's clock, which tests can stop.
+fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
+}

@@ -1,0 +1,312 @@
+//! Stream sockets as the configuration names them: TCP or Unix, by address or by name.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use qudag_filter_api::{Address, FilterError, Host, HostPort, Resolve};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::time::Instant;
+
+use crate::Drain;
+use crate::unix::UnixSocket;
+
+/// How many connections may wait to be accepted.
+pub(crate) const BACKLOG: i32 = 1024;
+/// How long accepting pauses when the process is out of file descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// In place of a time that the clock cannot express.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// How often accepting that fails is said in the log.
+const WARN_EVERY: Duration = Duration::from_secs(5);
+/// How long a connection may take to end by itself after the abort. Shorter than what [`Drain::finish`] waits.
+const ABORT_GRACE: Duration = Duration::from_millis(500);
+
+/// A byte stream to a client or to an upstream.
+#[derive(Debug)]
+pub enum Stream {
+    /// TCP.
+    Tcp(TcpStream),
+    /// A Unix domain socket.
+    Unix(UnixStream),
+}
+
+impl Stream {
+    /// The peer's IP address, an IPv4-mapped one as IPv4; `None` for a Unix socket.
+    pub fn peer_ip(&self) -> Option<IpAddr> {
+        self.peer_addr().map(|addr| addr.ip())
+    }
+
+    /// The peer's address, an IPv4-mapped one as IPv4; `None` for a Unix socket or when the peer has gone.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(tcp) => tcp.peer_addr().ok().map(canonical),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// This side's address, an IPv4-mapped one as IPv4; `None` for a Unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(tcp) => tcp.local_addr().ok().map(canonical),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// Closes with RST, so that the peer sees a failure and not an end (RFC 9293 section 3.10.4). A Unix socket has no RST
+    /// and is closed.
+    pub fn reset(self) {
+        if let Self::Tcp(tcp) = &self {
+            // A socket that refuses the option is closed all the same.
+            let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+impl From<TcpStream> for Stream {
+    fn from(tcp: TcpStream) -> Self {
+        Self::Tcp(tcp)
+    }
+}
+
+impl From<UnixStream> for Stream {
+    fn from(unix: UnixStream) -> Self {
+        Self::Unix(unix)
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Unix(unix) => Pin::new(unix).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Sockets hold nothing back.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
+        }
+    }
+}
+
+/// A bound stream socket.
+#[derive(Debug)]
+pub enum Socket {
+    /// TCP.
+    Tcp(TcpListener),
+    /// A Unix domain socket with mode 0600, whose file is removed with it.
+    Unix(UnixSocket),
+}
+
+impl Socket {
+    /// Binds. A name is resolved and its first address that can be bound is taken. A Unix socket's file that nobody
+    /// listens on is replaced.
+    ///
+    /// # Errors
+    /// When the name cannot be resolved, or the operating system refuses every address;
+    /// [`AddrInUse`](io::ErrorKind::AddrInUse) when a Unix socket's file is in use.
+    pub async fn bind(address: &Address, resolve: &dyn Resolve) -> io::Result<Self> {
+        match address {
+            Address::Unix(path) => UnixSocket::bind(path.clone()).await.map(Self::Unix),
+            Address::Tcp(HostPort { host: Host::Ip(ip), port }) => {
+                listen(SocketAddr::new(*ip, *port)).map(Self::Tcp)
+            }
+            Address::Tcp(HostPort { host: Host::Name(name), port }) => {
+                let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{name} has no address"));
+                for ip in resolve.resolve(name).await? {
+                    match listen(SocketAddr::new(ip, *port)) {
+                        Ok(listener) => return Ok(Self::Tcp(listener)),
+                        Err(why) => last = why,
+                    }
+                }
+                Err(last)
+            }
+        }
+    }
+
+    /// Where it really listens, with the port that the operating system chose.
+    pub fn address(&self) -> Address {
+        match self {
+            Self::Tcp(listener) => match listener.local_addr() {
+                Ok(addr) => Address::Tcp(addr.into()),
+                // A bound socket has an address.
+                Err(_) => Address::Tcp(SocketAddr::from(([0, 0, 0, 0], 0)).into()),
+            },
+            Self::Unix(socket) => Address::Unix(socket.path().to_owned()),
+        }
+    }
+
+    /// One connection, with TCP_NODELAY set.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub async fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Tcp(listener) => {
+                let (tcp, _) = listener.accept().await?;
+                // Fails when the connection has gone already, which its reader will see.
+                let _ = tcp.set_nodelay(true);
+                Ok(Stream::Tcp(tcp))
+            }
+            Self::Unix(socket) => socket.accept().await.map(Stream::Unix),
+        }
+    }
+
+    /// Accepts until the drain starts. Each connection becomes a task of the drain; one that outlives the drain's abort by half a
+    /// second is dropped. Lack of file descriptors or memory pauses accepting and ends nothing.
+    pub async fn serve<F, Fut>(self, drain: Drain, connection: F)
+    where
+        F: Fn(Stream) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let mut quiet_until = Instant::now();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = drain.stopping() => return,
+                accepted = self.accept() => accepted,
+            };
+            match accepted {
+                Ok(stream) => drain.spawn(until_aborted(drain.clone(), connection(stream))),
+                Err(why) if is_of_connection(&why) => {}
+                Err(why) => {
+                    metrics::counter!("qudag_sidecar_accept_errors_total").increment(1);
+                    if quiet_until <= Instant::now() {
+                        quiet_until = Instant::now() + WARN_EVERY;
+                        tracing::warn!(listener = %self.address(), error = %why, "cannot accept connections");
+                    }
+                    tokio::select! {
+                        () = drain.stopping() => return,
+                        () = tokio::time::sleep(ACCEPT_PAUSE) => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Runs a connection; after the abort only as long as it may take to send its last words.
+async fn until_aborted(drain: Drain, connection: impl Future<Output = ()>) {
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        biased;
+        () = &mut connection => {}
+        () = drain.aborted() => {
+            let _ = tokio::time::timeout(ABORT_GRACE, connection).await;
+        }
+    }
+}
+
+/// Whether an error of accepting concerns one connection that went away and not the listener.
+fn is_of_connection(why: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(why.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if addr.is_ipv6() && addr.ip().is_unspecified() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Connects, trying every address of a name in turn. An address that does not answer gets an equal share of the time
+/// that is left, so that the next ones have a chance. TCP_NODELAY is set.
+///
+/// # Errors
+/// [`FilterError::Resolve`] when the name has no address in time, [`FilterError::Timeout`] when the last
+/// address did not answer, [`FilterError::Connect`] when it refused.
+pub async fn connect(to: &Address, resolve: &dyn Resolve, timeout: Duration) -> Result<Stream, FilterError> {
+    let start = Instant::now();
+    let deadline = start.checked_add(timeout).unwrap_or(start + DAY);
+    let failed = |why: io::Error| match why.kind() {
+        io::ErrorKind::TimedOut => FilterError::Timeout { after: timeout },
+        _ => FilterError::connect(to.to_string(), why),
+    };
+    let (ips, port) = match to {
+        Address::Unix(path) => {
+            let connected = within(deadline, UnixStream::connect(path)).await;
+            return connected.map(Stream::Unix).map_err(failed);
+        }
+        Address::Tcp(HostPort { host: Host::Ip(ip), port }) => (vec![*ip], *port),
+        Address::Tcp(HostPort { host: Host::Name(name), port }) => {
+            let resolved = within(deadline, resolve.resolve(name)).await;
+            let ips = resolved
+                .map_err(|why| FilterError::Resolve { name: name.clone(), why: why.to_string().into() })?;
+            (ips, *port)
+        }
+    };
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for (tried, ip) in ips.iter().enumerate() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let addresses = u32::try_from(ips.len() - tried).unwrap_or(u32::MAX);
+        match within(Instant::now() + left / addresses, connect_tcp(SocketAddr::new(*ip, port))).await {
+            Ok(tcp) => return Ok(Stream::Tcp(tcp)),
+            Err(why) => last = why,
+        }
+    }
+    Err(failed(last))
+}
+
+async fn connect_tcp(addr: SocketAddr) -> io::Result<TcpStream> {
+    let tcp = TcpStream::connect(addr).await?;
+    // On loopback a free port can be chosen as the local one, and the socket then connects to itself.
+    if tcp.local_addr()? == tcp.peer_addr()? {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    tcp.set_nodelay(true)?;
+    Ok(tcp)
+}
+
+async fn within<T>(deadline: Instant, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    match tokio::time::timeout_at(deadline, work).await {
+        Ok(result) => result,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}

@@ -1,0 +1,291 @@
+//! `rate_limit`: token buckets for each client and for all clients together.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use futures_util::future::{Either, Ready, ready};
+use metrics::{Counter, counter};
+use qudag_core::bucket::{Bucket, Buckets, Rate};
+use qudag_filter_api::{BuildError, ConfigError, ConfigPath, Env, FilterError, FilterSpec, Flow, Kind, Svc};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tower::Service;
+use tower::util::BoxCloneSyncService;
+
+use crate::generic::{ForKind, range};
+use crate::now;
+
+/// How many clients are remembered. The bucket of a client that was not seen for long may be forgotten, which fills it.
+const CLIENTS: usize = 65_536;
+/// The largest rate and burst.
+const MOST: u32 = 1_000_000;
+
+/// Limits the rate of requests, or of connections where the unit of traffic is one; a request over it is refused
+/// with [`FilterError::RateLimited`].
+pub type RateLimit<K> = ForKind<RateLimitSettings, K>;
+
+/// Settings of `rate_limit`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RateLimitSettings {
+    /// The limit of each client: an IPv4 address, the /64 network of an IPv6 address, or all clients of Unix sockets
+    /// together; null for none.
+    pub per_client: Option<Limit>,
+    /// The limit of all clients together; null for none.
+    pub total: Option<Limit>,
+}
+
+impl Default for RateLimitSettings {
+    fn default() -> Self {
+        Self { per_client: Some(Limit::default()), total: None }
+    }
+}
+
+/// A rate, and what may come at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limit {
+    /// Requests a second.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub rate: u32,
+    /// Requests at once after a pause.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub burst: u32,
+}
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self { rate: 100, burst: 200 }
+    }
+}
+
+impl Limit {
+    fn check(&self, at: &ConfigPath) -> Vec<ConfigError> {
+        let rate = range(at.key("rate"), self.rate, 1, MOST);
+        rate.into_iter().chain(range(at.key("burst"), self.burst, 1, MOST)).collect()
+    }
+
+    fn rate(&self) -> Rate {
+        Rate::new(self.rate, self.burst)
+    }
+}
+
+/// What is left in the buckets. Knows no settings, so that it outlives every change of them.
+#[derive(Debug)]
+pub struct RateLimitState {
+    clients: Mutex<Buckets<Client>>,
+    total: Mutex<Bucket>,
+}
+
+/// Who shares a bucket; `None` for Unix sockets.
+type Client = Option<IpAddr>;
+
+/// An IPv6 client has a /64 network to choose addresses from (RFC 4291 section 2.5.4), and so many buckets it shall not have.
+fn client(ip: Option<IpAddr>) -> Client {
+    ip.map(|ip| match ip.to_canonical() {
+        IpAddr::V6(ip) => Ipv6Addr::from(u128::from(ip) & !u128::from(u64::MAX)).into(),
+        ip => ip,
+    })
+}
+
+impl RateLimitState {
+    fn new(now: Instant) -> Self {
+        Self { clients: Mutex::new(Buckets::new(CLIENTS)), total: Mutex::new(Bucket::full(now)) }
+    }
+}
+
+impl<K: Kind> FilterSpec for RateLimit<K> {
+    type Kind = K;
+    type State = RateLimitState;
+    const NAME: &'static str = "rate_limit";
+
+    fn check(&self, at: &ConfigPath) -> Vec<ConfigError> {
+        let RateLimitSettings { per_client, total } = &self.settings;
+        if per_client.is_none() && total.is_none() {
+            let hint = "set `per_client` or `total`, or `enabled: false`";
+            return vec![at.error("neither `per_client` nor `total` limits anything").hint(hint)];
+        }
+        let per_client = per_client.iter().flat_map(|limit| limit.check(&at.key("per_client")));
+        per_client.chain(total.iter().flat_map(|limit| limit.check(&at.key("total")))).collect()
+    }
+
+    fn state(
+        &self,
+        _: &Env,
+        previous: Option<(&Self, Arc<RateLimitState>)>,
+    ) -> Result<Arc<RateLimitState>, BuildError> {
+        Ok(previous.map_or_else(|| Arc::new(RateLimitState::new(now())), |(_, state)| state))
+    }
+
+    fn wrap(&self, state: Arc<RateLimitState>, inner: Svc<K>) -> Svc<K> {
+        let limited = |scope: &'static str| counter!("qudag_sidecar_rate_limited_total", "kind" => K::NAME, "scope" => scope);
+        let gate = Gate {
+            per_client: self.settings.per_client.map(|limit| (limit.rate(), limited("client"))),
+            total: self.settings.total.map(|limit| (limit.rate(), limited("total"))),
+            state,
+        };
+        BoxCloneSyncService::new(Limited::<K> { gate: Arc::new(gate), inner })
+    }
+}
+
+/// The limits of one generation over the buckets of all.
+struct Gate {
+    per_client: Option<(Rate, Counter)>,
+    total: Option<(Rate, Counter)>,
+    state: Arc<RateLimitState>,
+}
+
+impl Gate {
+    fn admit(&self, ip: Option<IpAddr>) -> Result<(), FilterError> {
+        let now = now();
+        let limited = |counter: &Counter, retry_after| {
+            counter.increment(1);
+            Err(FilterError::RateLimited { retry_after })
+        };
+        let mut clients;
+        let mut own = None;
+        if let Some((rate, counter)) = &self.per_client {
+            clients = self.state.clients.lock().unwrap_or_else(PoisonError::into_inner);
+            let bucket = clients.of(client(ip), now);
+            if let Err(retry_after) = bucket.take(rate, now) {
+                return limited(counter, retry_after);
+            }
+            own = Some((bucket, rate));
+        }
+        if let Some((rate, counter)) = &self.total {
+            let taken = self.state.total.lock().unwrap_or_else(PoisonError::into_inner).take(rate, now);
+            if let Err(retry_after) = taken {
+                // What others used up is not held against this client.
+                if let Some((bucket, rate)) = own {
+                    bucket.give_back(rate);
+                }
+                return limited(counter, retry_after);
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Limited<K: Kind> {
+    gate: Arc<Gate>,
+    inner: Svc<K>,
+}
+
+impl<K: Kind> Clone for Limited<K> {
+    fn clone(&self) -> Self {
+        Self { gate: Arc::clone(&self.gate), inner: self.inner.clone() }
+    }
+}
+
+impl<K: Kind> Service<K::Req> for Limited<K> {
+    type Response = K::Rsp;
+    type Error = FilterError;
+    type Future = Either<Ready<Result<K::Rsp, FilterError>>, <Svc<K> as Service<K::Req>>::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), FilterError>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: K::Req) -> Self::Future {
+        match self.gate.admit(request.client()) {
+            Ok(()) => Either::Right(self.inner.call(request)),
+            Err(error) => Either::Left(ready(Err(error))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::testing::*;
+
+    fn limit(rate: u32, burst: u32) -> Option<Limit> {
+        Some(Limit { rate, burst })
+    }
+
+    fn filter(per_client: Option<Limit>, total: Option<Limit>) -> RateLimit<Test> {
+        RateLimitSettings { per_client, total }.into()
+    }
+
+    async fn retry_after(service: &Svc<Test>, request: Req) -> Option<u128> {
+        match call(service, request).await {
+            Ok(_) => None,
+            Err(FilterError::RateLimited { retry_after }) => Some(retry_after.as_millis()),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_client_has_its_own_rate() {
+        let metrics = Metrics::record();
+        let upstream = Upstream::default();
+        let (service, _) = over(&filter(limit(10, 2), None), &upstream);
+        for client in ["10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8:0:1::1"] {
+            assert_eq!(retry_after(&service, Req::from(client)).await, None);
+            assert_eq!(retry_after(&service, Req::from(client)).await, None);
+            assert_eq!(retry_after(&service, Req::from(client)).await, Some(100), "{client}");
+        }
+        // The same clients by other addresses.
+        assert_eq!(retry_after(&service, Req::from("::ffff:10.0.0.1")).await, Some(100));
+        assert_eq!(retry_after(&service, Req::from("2001:db8::2")).await, Some(100));
+        // Unix sockets.
+        for expected in [None, None, Some(100)] {
+            assert_eq!(retry_after(&service, Req::to("a")).await, expected);
+        }
+        tokio::time::advance(Duration::from_millis(100)).await;
+        assert_eq!(retry_after(&service, Req::from("10.0.0.1")).await, None);
+        assert_eq!(upstream.calls(), 11);
+        let series = r#"qudag_sidecar_rate_limited_total{kind="test",scope="client"}"#;
+        assert_eq!(metrics.get(series), Some(7.0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_total_is_shared_and_costs_the_refused_client_nothing() {
+        let metrics = Metrics::record();
+        let upstream = Upstream::default();
+        let (service, _) = over(&filter(limit(1, 2), limit(10, 1)), &upstream);
+        assert_eq!(retry_after(&service, Req::from("10.0.0.1")).await, None);
+        for _ in 0..5 {
+            assert_eq!(retry_after(&service, Req::from("10.0.0.2")).await, Some(100));
+        }
+        tokio::time::advance(Duration::from_millis(100)).await;
+        assert_eq!(retry_after(&service, Req::from("10.0.0.2")).await, None);
+        tokio::time::advance(Duration::from_millis(100)).await;
+        assert_eq!(retry_after(&service, Req::from("10.0.0.2")).await, None);
+        let series = r#"qudag_sidecar_rate_limited_total{kind="test",scope="total"}"#;
+        assert_eq!(metrics.get(series), Some(5.0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_of_settings_keeps_what_was_used() {
+        let upstream = Upstream::default();
+        let old = filter(limit(10, 2), None);
+        let (service, state) = over(&old, &upstream);
+        for _ in 0..2 {
+            assert_eq!(retry_after(&service, Req::from("10.0.0.1")).await, None);
+        }
+        let new = filter(limit(1, 1), None);
+        let state = new.state(&env(), Some((&old, state))).unwrap();
+        let service = new.wrap(state, upstream.service());
+        assert!(retry_after(&service, Req::from("10.0.0.1")).await.is_some());
+        assert_eq!(retry_after(&service, Req::from("10.0.0.2")).await, None);
+    }
+
+    #[test]
+    fn settings_are_checked() {
+        assert_slot_is_flat::<RateLimit<Test>>(&["per_client", "total"]);
+        assert_eq!(
+            problems::<RateLimit<Test>>(r#"{"per_client": {"rate": 0}, "total": {"burst": 2000000}}"#),
+            [
+                "per_client.rate: 0 is too small (1 to 1000000)",
+                "total.burst: 2000000 is too large (1 to 1000000)",
+            ]
+        );
+        assert_eq!(problems::<RateLimit<Test>>(r#"{"per_client": null}"#).len(), 1);
+        assert!(problems::<RateLimit<Test>>(r#"{"per_client": null, "total": {"rate": 5}}"#).is_empty());
+    }
+}

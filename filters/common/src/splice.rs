@@ -1,0 +1,312 @@
+//! Copies bytes between a client and an upstream until both have finished or one has failed.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use metrics::{Counter, counter};
+use tokio::io::ReadBuf;
+use tokio::time::{Instant, sleep_until};
+
+use crate::halves::{ReadSide, WriteSide};
+use crate::{Drain, Stream};
+
+/// The size of a buffer at first, and again after idle time.
+const SMALL: usize = 4 << 10;
+/// The size that a buffer grows to while reads fill it.
+const LARGE: usize = 64 << 10;
+/// How long a direction without traffic keeps its buffer.
+const KEEP: Duration = Duration::from_secs(1);
+/// How much one direction copies before the other one and other tasks have their turn.
+const TURN: usize = 1 << 20;
+
+/// Time limits of a splice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpliceOptions {
+    /// How long a receiver may take no byte while there is something to send to it.
+    pub stall: Duration,
+    /// How long one side may send nothing after the other side has finished.
+    pub half_close: Duration,
+}
+
+/// How a splice ended. All but [`SpliceEnd::Finished`] close both connections with RST.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpliceEnd {
+    /// Both sides have finished, and every byte was passed on.
+    Finished,
+    /// Either side failed.
+    Reset,
+    /// A time limit of [`SpliceOptions`] has passed.
+    Stalled,
+    /// The drain's deadline has passed.
+    Aborted,
+}
+
+impl SpliceEnd {
+    /// The outcome for [`FlowLine::end`](crate::FlowLine::end) and for metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Finished => "ok",
+            Self::Reset => "reset",
+            Self::Stalled => "stalled",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
+/// What a splice has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spliced {
+    /// Bytes from the client to the upstream.
+    pub up: u64,
+    /// Bytes from the upstream to the client.
+    pub down: u64,
+    /// How it ended.
+    pub end: SpliceEnd,
+}
+
+/// The live byte counts of a target, `qudag_sidecar_bytes_total{kind,target,direction}`.
+#[derive(Clone, Debug)]
+pub struct ByteCounters {
+    up: Counter,
+    down: Counter,
+}
+
+impl ByteCounters {
+    /// The counters of a kind and a target. The target becomes a label, so it is a name from the configuration.
+    pub fn new(kind: &'static str, target: &str) -> Self {
+        let of = |direction: &'static str| {
+            counter!("qudag_sidecar_bytes_total",
+                "kind" => kind, "target" => target.to_owned(), "direction" => direction)
+        };
+        Self { up: of("up"), down: of("down") }
+    }
+
+    /// Adds bytes that were copied before a splice or without one.
+    pub fn add(&self, up: u64, down: u64) {
+        self.up.increment(up);
+        self.down.increment(down);
+    }
+}
+
+/// Copies both ways. FIN is passed on for each direction on its own; a failure of one side is passed on as RST to both
+/// (RFC 9293 section 3.10.4). A side that does not read holds back the other one and costs no more than one buffer.
+pub async fn splice(
+    mut client: Stream,
+    mut upstream: Stream,
+    options: SpliceOptions,
+    drain: &Drain,
+    counters: &ByteCounters,
+) -> Spliced {
+    let mut up = Direction::new(options);
+    let mut down = Direction::new(options);
+    let end = {
+        let (mut client_read, client_write) = client.split();
+        let (mut upstream_read, upstream_write) = upstream.split();
+        // A direction that waits for one side does not see the other one fail.
+        let mut failed = pin!(async {
+            tokio::select! {
+                () = client_write.failed() => {}
+                () = upstream_write.failed() => {}
+            }
+        });
+        let mut aborted = pin!(drain.aborted());
+        let mut timer = pin!(sleep_until(Instant::now()));
+        let mut armed = None;
+        poll_fn(|cx| {
+            let mut now = Instant::now();
+            let up_done = up.poll(cx, now, &mut client_read, &upstream_write, &counters.up);
+            let down_done = down.poll(cx, now, &mut upstream_read, &client_write, &counters.down);
+            match (up_done, down_done) {
+                (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => return Poll::Ready(SpliceEnd::Reset),
+                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(SpliceEnd::Finished),
+                (Poll::Ready(Ok(())), Poll::Pending) => down.other_finished(now),
+                (Poll::Pending, Poll::Ready(Ok(()))) => up.other_finished(now),
+                (Poll::Pending, Poll::Pending) => {}
+            }
+            if failed.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(SpliceEnd::Reset);
+            }
+            if aborted.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(SpliceEnd::Aborted);
+            }
+            // The timer is moved forward only, and looks at the true limits when it fires: progress resets nothing.
+            loop {
+                if up.is_late(now) || down.is_late(now) {
+                    return Poll::Ready(SpliceEnd::Stalled);
+                }
+                let Some(due) = up.due().into_iter().chain(down.due()).min() else { return Poll::Pending };
+                if armed.is_none_or(|armed| due < armed) {
+                    timer.as_mut().reset(due);
+                    armed = Some(due);
+                }
+                if timer.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                armed = None;
+                now = Instant::now();
+            }
+        })
+        .await
+    };
+    if end != SpliceEnd::Finished {
+        client.reset();
+        upstream.reset();
+    }
+    Spliced { up: up.total, down: down.total, end }
+}
+
+/// One direction of a splice.
+struct Direction {
+    options: SpliceOptions,
+    /// Empty when there has been no traffic for a while.
+    buffer: Vec<u8>,
+    /// What is to be written of the buffer.
+    filled: std::ops::Range<usize>,
+    /// The last read filled the buffer.
+    grow: bool,
+    total: u64,
+    state: State,
+    /// The other direction has finished.
+    alone: bool,
+    /// When bytes moved last.
+    moved: Instant,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Reading,
+    /// The sender has finished; what is in the buffer is still to be written.
+    Ending,
+    Done,
+}
+
+impl Direction {
+    fn new(options: SpliceOptions) -> Self {
+        Self {
+            options,
+            buffer: Vec::new(),
+            filled: 0..0,
+            grow: false,
+            total: 0,
+            state: State::Reading,
+            alone: false,
+            moved: Instant::now(),
+        }
+    }
+
+    /// Ready when the sender has finished and the receiver knows.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        from: &mut ReadSide<'_>,
+        to: &WriteSide<'_>,
+        count: &Counter,
+    ) -> Poll<io::Result<()>> {
+        let mut turn = 0;
+        loop {
+            match self.state {
+                State::Done => return Poll::Ready(Ok(())),
+                _ if !self.filled.is_empty() => {
+                    let written = std::task::ready!(self.poll_write(cx, to))?;
+                    self.moved = now;
+                    self.total += written as u64;
+                    count.increment(written as u64);
+                    turn += written;
+                }
+                State::Ending => {
+                    to.finish()?;
+                    self.state = State::Done;
+                    self.buffer = Vec::new();
+                }
+                State::Reading if turn >= TURN => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                State::Reading => {
+                    std::task::ready!(self.poll_read(cx, from))?;
+                    self.moved = now;
+                    if self.filled.is_empty() {
+                        self.state = State::Ending;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Fills the empty buffer; nothing is filled at the end of the stream.
+    fn poll_read(&mut self, cx: &mut Context<'_>, from: &mut ReadSide<'_>) -> Poll<io::Result<()>> {
+        if self.buffer.is_empty() {
+            // No buffer before there is something to put into it.
+            std::task::ready!(from.poll_readable(cx))?;
+            self.buffer = vec![0; SMALL];
+        } else if self.grow && self.buffer.len() < LARGE {
+            // A new one, since there is nothing in the old one that were worth copying.
+            self.buffer = vec![0; self.buffer.len() * 2];
+        }
+        self.grow = false;
+        let mut buffer = ReadBuf::new(&mut self.buffer);
+        std::task::ready!(from.poll_read(cx, &mut buffer))?;
+        self.filled = 0..buffer.filled().len();
+        self.grow = buffer.remaining() == 0;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, to: &WriteSide<'_>) -> Poll<io::Result<usize>> {
+        let Some(rest) = self.buffer.get(self.filled.clone()) else {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        };
+        loop {
+            match to.try_write(rest) {
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Ok(written) => {
+                    self.filled.start += written;
+                    return Poll::Ready(Ok(written));
+                }
+                Err(why) if why.kind() == io::ErrorKind::WouldBlock => {
+                    std::task::ready!(to.poll_writable(cx))?;
+                }
+                Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
+                Err(why) => return Poll::Ready(Err(why)),
+            }
+        }
+    }
+
+    fn other_finished(&mut self, now: Instant) {
+        if !self.alone {
+            self.alone = true;
+            self.moved = now;
+        }
+    }
+
+    /// When the connection counts as stalled if nothing moves until then.
+    fn limit(&self) -> Option<Instant> {
+        match self.state {
+            State::Done => None,
+            _ if !self.filled.is_empty() => self.moved.checked_add(self.options.stall),
+            _ if self.alone => self.moved.checked_add(self.options.half_close),
+            _ => None,
+        }
+    }
+
+    /// When the idle buffer is given back.
+    fn release(&self) -> Option<Instant> {
+        (self.filled.is_empty() && !self.buffer.is_empty()).then(|| self.moved + KEEP)
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.limit().into_iter().chain(self.release()).min()
+    }
+
+    /// Whether the time limit has passed. Gives back the buffer when its time has come.
+    fn is_late(&mut self, now: Instant) -> bool {
+        if self.release().is_some_and(|release| release <= now) {
+            self.buffer = Vec::new();
+            self.grow = false;
+        }
+        self.limit().is_some_and(|limit| limit <= now)
+    }
+}
