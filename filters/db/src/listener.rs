@@ -1,0 +1,363 @@
+//! The bound listener and the life of its connections.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use metrics::{counter, gauge};
+use qudag_filter_api::{Address, Chains, FilterError, Kind, Resolve};
+use qudag_filter_common::{
+    ByteCounters, Drain, FlowLine, Front, Socket, SpliceOptions, Stream, connect, splice,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, timeout, timeout_at};
+use tower::ServiceExt;
+
+use crate::reply::error_response;
+use crate::startup::{Progress, StartupError, parse, shown};
+use crate::{Db, DbSession, DbSettings, StartupPacket};
+
+/// How many connections may be in their start-up or carry a CancelRequest at a time. They are counted apart from sessions, so that
+/// queries can be cancelled while there are as many sessions as may be.
+const MAX_STARTING: usize = 1024;
+/// The start-up time of connections that are accepted while databases are switched off.
+const REFUSAL_TIME: Duration = Duration::from_secs(10);
+/// How long an ErrorResponse may take to be sent and read.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+pub(crate) struct DbFront {
+    socket: Socket,
+    place: Arc<Place>,
+}
+
+/// What the connections share.
+struct Place {
+    chains: Chains<Db>,
+    resolve: Arc<dyn Resolve>,
+    starting: AtomicUsize,
+    sessions: AtomicUsize,
+}
+
+impl DbFront {
+    pub(crate) async fn bind(
+        address: &Address,
+        chains: Chains<Db>,
+        resolve: Arc<dyn Resolve>,
+    ) -> io::Result<Self> {
+        let socket = Socket::bind(address, &*resolve).await?;
+        let (starting, sessions) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Ok(Self { socket, place: Arc::new(Place { chains, resolve, starting, sessions }) })
+    }
+}
+
+impl Front for DbFront {
+    fn address(&self) -> Address {
+        self.socket.address()
+    }
+
+    fn serve(self: Box<Self>, drain: Drain) -> BoxFuture<'static, ()> {
+        let place = self.place;
+        let tasks = drain.clone();
+        let connection = move |client| connection(Arc::clone(&place), client, tasks.clone());
+        self.socket.serve(drain, connection).boxed()
+    }
+}
+
+/// One place among a limited number.
+struct Seat<'a>(&'a AtomicUsize);
+
+impl<'a> Seat<'a> {
+    fn take(taken: &'a AtomicUsize, most: usize) -> Option<Self> {
+        let free = |now| (now < most).then_some(now + 1);
+        taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).ok().map(|_| Self(taken))
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A place among `max_sessions`.
+struct SessionSeat<'a>(#[expect(dead_code, reason = "held for its drop")] Seat<'a>);
+
+impl<'a> SessionSeat<'a> {
+    fn take(place: &'a Place, most: usize) -> Option<Self> {
+        let seat = Seat::take(&place.sessions, most)?;
+        gauge!("qudag_sidecar_db_sessions_active").increment(1.0);
+        Some(Self(seat))
+    }
+}
+
+impl Drop for SessionSeat<'_> {
+    fn drop(&mut self) {
+        gauge!("qudag_sidecar_db_sessions_active").decrement(1.0);
+    }
+}
+
+/// A connection to the server, on which this connection's packets have been sent.
+struct Upstream<'a> {
+    stream: Stream,
+    settings: Arc<DbSettings>,
+    /// `None` for a CancelRequest.
+    seat: Option<SessionSeat<'a>>,
+}
+
+/// Why a connection ends before its bytes were left to the splice.
+enum End {
+    /// With an ErrorResponse.
+    Refused(FilterError),
+    /// Without a word, since none could be understood; the outcome in words.
+    Silent(&'static str),
+}
+
+impl From<FilterError> for End {
+    fn from(error: FilterError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl From<StartupError> for End {
+    fn from(error: StartupError) -> Self {
+        Self::Refused(FilterError::Malformed(error.to_string().into()))
+    }
+}
+
+async fn connection(place: Arc<Place>, client: Stream, drain: Drain) {
+    let line = FlowLine::start(Db::NAME, client.peer_addr());
+    let Some(seat) = Seat::take(&place.starting, MAX_STARTING) else {
+        client.reset();
+        return line.end("overloaded", 0, 0);
+    };
+    let mut start = Start { place: &place, client, line, up: 0, down: 0 };
+    let begun = tokio::select! {
+        biased;
+        () = drain.aborted() => None,
+        begun = start.run() => Some(begun),
+    };
+    let Start { client, mut line, up, down, .. } = start;
+    let upstream = match begun {
+        Some(Ok(upstream)) => upstream,
+        Some(Err(End::Refused(error))) => {
+            line.detail("error", &error);
+            let said = last_words(client, &error).await;
+            return line.end(error.label(), up, down + said);
+        }
+        Some(Err(End::Silent(outcome))) => return line.end(outcome, up, down),
+        None => {
+            client.reset();
+            return line.end("aborted", up, down);
+        }
+    };
+
+    let Upstream { stream, settings, seat: session } = upstream;
+    let counters = ByteCounters::new(Db::NAME, &settings.target);
+    counters.add(up, down);
+    let spliced = if session.is_some() {
+        drop(seat);
+        splice(client, stream, settings.splice, &drain, &counters).await
+    } else {
+        // The server answers a CancelRequest with the end of the connection.
+        let limit = settings.startup_timeout;
+        let options = SpliceOptions { stall: limit, half_close: limit };
+        match timeout(limit, splice(client, stream, options, &drain, &counters)).await {
+            Ok(spliced) => spliced,
+            Err(_) => return line.end("stalled", up, down),
+        }
+    };
+    line.end(spliced.end.label(), up + spliced.up, down + spliced.down);
+}
+
+/// The first part of a connection, until its bytes need not be understood any more.
+struct Start<'a> {
+    place: &'a Place,
+    client: Stream,
+    line: FlowLine,
+    /// Bytes passed on so far.
+    up: u64,
+    down: u64,
+}
+
+impl<'a> Start<'a> {
+    async fn run(&mut self) -> Result<Upstream<'a>, End> {
+        let time = (self.place.chains)().map_or(REFUSAL_TIME, |lease| lease.settings.startup_timeout);
+        let deadline = Instant::now() + time;
+        // What the chain said, once it has been asked.
+        let mut asked: Option<Result<Upstream<'a>, FilterError>> = None;
+        let (mut ssl, mut gss) = (false, false);
+        loop {
+            let (packet, bytes) = self.read(deadline).await?;
+            match &packet {
+                StartupPacket::CancelRequest => {
+                    self.line.detail("startup", packet.label());
+                    let upstream = match asked {
+                        Some(Ok(upstream)) => upstream,
+                        _ => {
+                            self.connect_past_the_chain().await.map_err(|error| End::Silent(error.label()))?
+                        }
+                    };
+                    return self.forward(upstream, &bytes).await.map_err(|error| End::Silent(error.label()));
+                }
+                StartupPacket::Startup(message) => {
+                    self.line.detail("user", shown(&message.user));
+                    self.line.detail("database", shown(&message.database));
+                    if !message.application_name.is_empty() {
+                        self.line.detail("application", shown(&message.application_name));
+                    }
+                }
+                StartupPacket::SslRequest if std::mem::replace(&mut ssl, true) => {
+                    return Err(StartupError::Repeated("SSLRequest").into());
+                }
+                StartupPacket::GssEncRequest if std::mem::replace(&mut gss, true) => {
+                    return Err(StartupError::Repeated("GSSENCRequest").into());
+                }
+                _ => {}
+            }
+            let answer = match asked.take() {
+                Some(answer) => answer,
+                None => self.ask(packet.clone()).await,
+            };
+            match &packet {
+                StartupPacket::SslRequest | StartupPacket::GssEncRequest => {
+                    let negotiated = match answer {
+                        Ok(upstream) => self.negotiate(upstream, &bytes).await,
+                        Err(error) => Err(error),
+                    };
+                    let (reply, upstream) = match negotiated {
+                        Ok((reply, upstream)) => (reply, Ok(upstream)),
+                        // Current clients distrust an ErrorResponse here (CVE-2024-10977) and show it to nobody. After `N` comes the
+                        // StartupMessage, and then the error is shown.
+                        Err(error) => (b'N', Err(error)),
+                    };
+                    self.tell(deadline, reply).await?;
+                    match upstream {
+                        Ok(upstream) if reply != b'N' => {
+                            self.line.detail("startup", packet.label());
+                            return Ok(upstream);
+                        }
+                        upstream => asked = Some(upstream),
+                    }
+                }
+                StartupPacket::DirectTls => {
+                    self.line.detail("startup", packet.label());
+                    // Within TLS, an ErrorResponse could not be understood.
+                    let upstream = answer.map_err(|error| End::Silent(error.label()))?;
+                    return self.forward(upstream, &bytes).await.map_err(|error| End::Silent(error.label()));
+                }
+                StartupPacket::Startup(_) | StartupPacket::CancelRequest => {
+                    self.line.detail("startup", packet.label());
+                    return Ok(self.forward(answer?, &bytes).await?);
+                }
+            }
+        }
+    }
+
+    /// The next packet and its bytes. Takes nothing of what follows it.
+    async fn read(&mut self, deadline: Instant) -> Result<(StartupPacket, Vec<u8>), End> {
+        let mut bytes = Vec::new();
+        let packet = loop {
+            let missing = match parse(&bytes) {
+                Ok(Progress::Packet(packet, _)) => break packet,
+                Ok(Progress::Need(total)) => total.saturating_sub(bytes.len()) as u64,
+                Err(error) => {
+                    count("malformed");
+                    return Err(error.into());
+                }
+            };
+            match timeout_at(deadline, (&mut self.client).take(missing).read_buf(&mut bytes)).await {
+                Err(_) => return Err(End::Silent("startup_timeout")),
+                Ok(Ok(0) | Err(_)) => return Err(End::Silent("client_gone")),
+                Ok(Ok(_)) => {}
+            }
+        };
+        count(packet.label());
+        Ok((packet, bytes))
+    }
+
+    /// Asks the current generation's chain for a connection.
+    async fn ask(&mut self, first: StartupPacket) -> Result<Upstream<'a>, FilterError> {
+        let lease = (self.place.chains)().ok_or(FilterError::Draining)?;
+        let settings = Arc::clone(&lease.settings);
+        let seat = SessionSeat::take(self.place, settings.max_sessions)
+            .ok_or(FilterError::Overloaded("too many sessions".into()))?;
+        let server = Arc::clone(&settings.target);
+        let session = DbSession { client: self.client.peer_addr(), first, server };
+        let stream = lease.chain.clone().oneshot(session).await?;
+        Ok(Upstream { stream, settings, seat: Some(seat) })
+    }
+
+    /// A connection for a CancelRequest, which must get through when nothing else does.
+    async fn connect_past_the_chain(&mut self) -> Result<Upstream<'a>, FilterError> {
+        let lease = (self.place.chains)().ok_or(FilterError::Draining)?;
+        let settings = Arc::clone(&lease.settings);
+        let stream = connect(&settings.server, &*self.place.resolve, settings.connect_timeout).await?;
+        Ok(Upstream { stream, settings, seat: None })
+    }
+
+    /// Passes a packet on to the server.
+    async fn forward(
+        &mut self,
+        mut upstream: Upstream<'a>,
+        bytes: &[u8],
+    ) -> Result<Upstream<'a>, FilterError> {
+        let limit = upstream.settings.connect_timeout;
+        in_time(limit, upstream.stream.write_all(bytes)).await?;
+        self.up += bytes.len() as u64;
+        Ok(upstream)
+    }
+
+    /// Passes a request for encryption on and reads the one byte of the answer. What follows it belongs to the client.
+    async fn negotiate(
+        &mut self,
+        upstream: Upstream<'a>,
+        bytes: &[u8],
+    ) -> Result<(u8, Upstream<'a>), FilterError> {
+        let mut upstream = self.forward(upstream, bytes).await?;
+        let limit = upstream.settings.connect_timeout;
+        let reply = in_time(limit, upstream.stream.read_u8()).await?;
+        Ok((reply, upstream))
+    }
+
+    /// Answers a request for encryption.
+    async fn tell(&mut self, deadline: Instant, reply: u8) -> Result<(), End> {
+        match timeout_at(deadline, self.client.write_u8(reply)).await {
+            Err(_) => Err(End::Silent("startup_timeout")),
+            Ok(Err(_)) => Err(End::Silent("client_gone")),
+            Ok(Ok(())) => {
+                self.down += 1;
+                Ok(())
+            }
+        }
+    }
+}
+
+fn count(packet: &'static str) {
+    counter!("qudag_sidecar_db_startup_packets_total", "packet" => packet).increment(1);
+}
+
+/// Something that the server does, with its time limit.
+async fn in_time<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> Result<T, FilterError> {
+    match timeout(limit, work).await {
+        Ok(done) => done.map_err(|why| FilterError::Upstream(why.to_string().into())),
+        Err(_) => Err(FilterError::Timeout { after: limit }),
+    }
+}
+
+/// Sends an ErrorResponse and closes; returns its length. Closing while there are unread bytes would send RST, which can destroy
+/// the ErrorResponse on its way, so a little is read and thrown away.
+async fn last_words(mut client: Stream, error: &FilterError) -> u64 {
+    let response = error_response(error);
+    let said = async {
+        client.write_all(&response).await?;
+        client.shutdown().await?;
+        tokio::io::copy(&mut (&mut client).take(64 << 10), &mut tokio::io::sink()).await
+    };
+    // Nothing more can be done for a client that does not take it.
+    let _ = timeout(LAST_WORDS, said).await;
+    response.len() as u64
+}

@@ -1,0 +1,152 @@
+//! `listeners.postgres` in the configuration.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use qudag_filter_api::{
+    Address, BuildError, Chains, ConfigError, ConfigPath, Env, Host, HostPort, Period, service_fn,
+};
+use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Terminal, connect};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::listener::DbFront;
+use crate::{Db, DbFilters, DbSettings};
+
+/// The listener for PostgreSQL clients and the server that it leads to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PostgresListener {
+    /// Where programs connect. For libpq a Unix socket is named `unix:FOLDER/.s.PGSQL.PORT`.
+    pub bind: Address,
+    /// The PostgreSQL server. A name is resolved at each session.
+    pub server: Address,
+    /// The time to connect to the server, with resolving its name.
+    pub connect_timeout: Period,
+    /// The time that a client has for its start-up packets.
+    pub startup_timeout: Period,
+    /// How long an open session may make no progress while bytes wait to be written.
+    pub stall_timeout: Period,
+    /// How long an open session may be idle after one side has finished.
+    pub half_close_timeout: Period,
+    /// How many sessions there are at a time; further ones are refused with SQLSTATE 53300.
+    #[schemars(range(min = 1))]
+    pub max_sessions: usize,
+}
+
+impl Default for PostgresListener {
+    fn default() -> Self {
+        let local = |port| Address::Tcp(HostPort { host: Host::Ip(Ipv4Addr::LOCALHOST.into()), port });
+        Self {
+            bind: local(6432),
+            server: local(5432),
+            connect_timeout: Period::secs(5),
+            startup_timeout: Period::secs(10),
+            // A program may look at the first rows for a while before it reads on.
+            stall_timeout: Period::secs(3600),
+            half_close_timeout: Period::secs(300),
+            max_sessions: 1000,
+        }
+    }
+}
+
+impl ListenerSpec for PostgresListener {
+    type Filters = DbFilters;
+    type Upstream = ();
+
+    fn check(&self, at: &ConfigPath) -> Vec<ConfigError> {
+        let mut errors = Vec::new();
+        let server = at.key("server");
+        if matches!(&self.server, Address::Tcp(HostPort { port: 0, .. })) {
+            errors
+                .push(server.error("port 0 cannot be dialled").hint("the server's port, 5432 for instance"));
+        } else if self.server == self.bind {
+            errors
+                .push(server.error("the listener would dial itself").hint("the PostgreSQL server's address"));
+        }
+        for (key, period) in [
+            ("connect_timeout", self.connect_timeout),
+            ("startup_timeout", self.startup_timeout),
+            ("stall_timeout", self.stall_timeout),
+            ("half_close_timeout", self.half_close_timeout),
+        ] {
+            if period.0.is_zero() {
+                errors.push(at.key(key).error("0s would end every session").hint("above 0s"));
+            }
+        }
+        if self.max_sessions == 0 {
+            errors.push(at.key("max_sessions").error("0 would refuse every session").hint("at least 1"));
+        }
+        errors
+    }
+
+    fn binds(&self) -> Vec<(String, Address)> {
+        vec![("postgres".to_owned(), self.bind.clone())]
+    }
+
+    fn settings(&self, _: &Env) -> DbSettings {
+        DbSettings {
+            server: self.server.clone(),
+            target: self.server.to_string().into(),
+            connect_timeout: self.connect_timeout.0,
+            startup_timeout: self.startup_timeout.0,
+            splice: SpliceOptions { stall: self.stall_timeout.0, half_close: self.half_close_timeout.0 },
+            max_sessions: self.max_sessions,
+        }
+    }
+
+    fn terminal(
+        &self,
+        _: &DbFilters,
+        settings: &Arc<DbSettings>,
+        env: &Env,
+        previous: Option<&Arc<()>>,
+    ) -> Result<Terminal<Self>, BuildError> {
+        let (settings, resolve) = (Arc::clone(settings), Arc::clone(&env.resolve));
+        let server = service_fn::<Db, _, _>(move |_| {
+            let (settings, resolve) = (Arc::clone(&settings), Arc::clone(&resolve));
+            async move { connect(&settings.server, &*resolve, settings.connect_timeout).await }
+        });
+        Ok((server, previous.cloned().unwrap_or_default()))
+    }
+
+    fn bind(
+        _: String,
+        address: Address,
+        chains: Chains<Db>,
+        env: Env,
+    ) -> BoxFuture<'static, io::Result<Box<dyn Front>>> {
+        async move {
+            let front = DbFront::bind(&address, chains, env.resolve).await?;
+            Ok(Box::new(front) as Box<dyn Front>)
+        }
+        .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong(settings: &str) -> Vec<String> {
+        let settings: PostgresListener = serde_json::from_str(settings).unwrap();
+        let errors = settings.check(&ConfigPath::root());
+        errors.into_iter().map(|error| error.at.to_string()).collect()
+    }
+
+    #[test]
+    fn defaults_are_right_and_every_mistake_has_its_place() {
+        assert!(wrong("{}").is_empty());
+        assert_eq!(wrong(r#"{"server": "db.example:0"}"#), ["server"]);
+        assert_eq!(wrong(r#"{"server": "[::1]:1", "bind": "[::1]:1"}"#), ["server"]);
+        assert_eq!(wrong(r#"{"server": "unix:/x", "bind": "unix:/x"}"#), ["server"]);
+        for key in ["connect_timeout", "startup_timeout", "stall_timeout", "half_close_timeout"] {
+            assert_eq!(wrong(&format!(r#"{{"{key}": "0s"}}"#)), [key]);
+        }
+        assert_eq!(wrong(r#"{"max_sessions": 0}"#), ["max_sessions"]);
+        assert!(serde_json::from_str::<PostgresListener>(r#"{"servers": "x:1"}"#).is_err());
+    }
+}

@@ -1,0 +1,140 @@
+//! The kind of traffic, its route, and its chain.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use qudag_filter_api::{Address, Flow, FlowKey, HostPort, Kind, chain};
+use qudag_filter_common::{CircuitBreaker, Retry, SpliceOptions, Stream};
+
+/// Peer traffic: a TCP connection to be opened, answered with the open connection.
+pub struct Peer;
+
+impl Kind for Peer {
+    const NAME: &'static str = "peer";
+    type Req = PeerConnect;
+    type Rsp = Stream;
+    type Settings = PeerSettings;
+
+    /// No byte of the client is read before the connection is up, so that another attempt is always safe.
+    fn replay(request: &PeerConnect) -> Option<PeerConnect> {
+        Some(request.clone())
+    }
+}
+
+/// A connection that a client asks for.
+#[derive(Clone, Debug)]
+pub struct PeerConnect {
+    /// The client, if it has not gone already.
+    pub client: Option<SocketAddr>,
+    /// Where the connection leads.
+    pub route: Arc<Route>,
+}
+
+impl Flow for PeerConnect {
+    /// Equal for all connections of one host over one route: a dialling node takes a new port each time.
+    fn key(&self) -> FlowKey {
+        let client = Flow::client(self).map(|ip| ip.to_string()).unwrap_or_default();
+        FlowKey::of(format!("{}\0{client}", self.route.name).as_bytes())
+    }
+
+    fn client(&self) -> Option<IpAddr> {
+        self.client.map(|addr| addr.ip().to_canonical())
+    }
+
+    fn target(&self) -> &str {
+        &self.route.name
+    }
+}
+
+/// One listener and the one place where its connections lead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Its name in logs and metrics, unique in the kind.
+    pub name: String,
+    /// Where it listens, as configured.
+    pub bind: HostPort,
+    /// Where its connections go. A name is resolved at each connection.
+    pub to: Address,
+}
+
+/// What the listeners and the terminal service read.
+#[derive(Clone, Debug)]
+pub struct PeerSettings {
+    /// All routes.
+    pub routes: Vec<Arc<Route>>,
+    /// The time for one attempt to connect, with resolving the name.
+    pub connect_timeout: Duration,
+    /// The time limits of an open connection.
+    pub splice: SpliceOptions,
+    /// How many connections one listener carries at a time.
+    pub max_connections: usize,
+}
+
+impl PeerSettings {
+    /// The route of a listener: by its name, and after a reload that renamed it by its address.
+    pub(crate) fn route(&self, name: &str, bind: &HostPort) -> Option<&Arc<Route>> {
+        let here = |route: &&Arc<Route>| route.bind == *bind;
+        let mut routes = self.routes.iter();
+        routes
+            .find(|route| route.name == name && here(route))
+            .or_else(|| self.routes.iter().find(here).filter(|_| bind.port != 0))
+    }
+}
+
+chain! {
+    /// The filters of peer traffic, in order.
+    pub struct PeerFilters for Peer, states PeerStates {
+        /// Answers at once while a peer is known to be down. One breaker a route.
+        circuit_breaker: CircuitBreaker<Peer>,
+        /// Tries a failed connection again.
+        retry: Retry<Peer>,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(routes: &[(&str, &str)]) -> PeerSettings {
+        let route = |(name, bind): &(&str, &str)| {
+            Arc::new(Route {
+                name: (*name).to_owned(),
+                bind: bind.parse().unwrap(),
+                to: "127.0.0.1:1".parse().unwrap(),
+            })
+        };
+        PeerSettings {
+            routes: routes.iter().map(route).collect(),
+            connect_timeout: Duration::from_secs(1),
+            splice: SpliceOptions { stall: Duration::from_secs(1), half_close: Duration::from_secs(1) },
+            max_connections: 1,
+        }
+    }
+
+    #[test]
+    fn a_listener_keeps_its_route_when_the_route_is_renamed() {
+        let found = |settings: &PeerSettings, name: &str, bind: &str| {
+            settings.route(name, &bind.parse().unwrap()).map(|route| route.name.clone())
+        };
+        let now = settings(&[("a", "127.0.0.1:1"), ("b", "127.0.0.1:2"), ("c", "127.0.0.1:0")]);
+        assert_eq!(found(&now, "a", "127.0.0.1:1").as_deref(), Some("a"));
+        assert_eq!(found(&now, "old", "127.0.0.1:2").as_deref(), Some("b"));
+        assert_eq!(found(&now, "b", "127.0.0.1:1").as_deref(), Some("a"));
+        assert_eq!(found(&now, "c", "127.0.0.1:0").as_deref(), Some("c"));
+        assert_eq!(found(&now, "old", "127.0.0.1:0"), None);
+        assert_eq!(found(&now, "a", "127.0.0.1:9"), None);
+    }
+
+    #[test]
+    fn the_flow_of_a_host_over_a_route_is_one() {
+        let settings = settings(&[("a", "127.0.0.1:1"), ("b", "127.0.0.1:2")]);
+        let key = |route: usize, client: &str| {
+            PeerConnect { client: client.parse().ok(), route: Arc::clone(&settings.routes[route]) }.key()
+        };
+        assert_eq!(key(0, "10.0.0.1:1"), key(0, "10.0.0.1:2"));
+        assert_eq!(key(0, "[::ffff:10.0.0.1]:1"), key(0, "10.0.0.1:2"));
+        assert_ne!(key(0, "10.0.0.1:1"), key(0, "10.0.0.2:1"));
+        assert_ne!(key(0, "10.0.0.1:1"), key(1, "10.0.0.1:1"));
+    }
+}

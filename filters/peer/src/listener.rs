@@ -1,0 +1,121 @@
+//! One bound listener and the life of its connections.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use qudag_filter_api::{Address, Chains, Env, FilterError, HostPort, Kind};
+use qudag_filter_common::{ByteCounters, Drain, FlowLine, Front, Socket, SpliceOptions, Stream, splice};
+use tower::ServiceExt;
+
+use crate::{Peer, PeerConnect, Route};
+
+/// How long a client waits for its connection at most, all attempts together. libp2p gives an upgrade 20 s, and needs what is left
+/// for its other addresses.
+pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+pub(crate) struct PeerFront {
+    socket: Socket,
+    place: Arc<Place>,
+}
+
+/// What a listener's connections share.
+struct Place {
+    name: String,
+    bind: HostPort,
+    chains: Chains<Peer>,
+    open: AtomicUsize,
+}
+
+impl PeerFront {
+    pub(crate) async fn bind(
+        name: String,
+        address: Address,
+        chains: Chains<Peer>,
+        env: &Env,
+    ) -> io::Result<Self> {
+        let Address::Tcp(bind) = &address else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "peers are reached over TCP only"));
+        };
+        let bind = bind.clone();
+        let socket = Socket::bind(&address, &*env.resolve).await?;
+        Ok(Self { socket, place: Arc::new(Place { name, bind, chains, open: AtomicUsize::new(0) }) })
+    }
+}
+
+impl Front for PeerFront {
+    fn address(&self) -> Address {
+        self.socket.address()
+    }
+
+    fn serve(self: Box<Self>, drain: Drain) -> BoxFuture<'static, ()> {
+        let place = self.place;
+        let tasks = drain.clone();
+        let connection = move |client| connection(Arc::clone(&place), client, tasks.clone());
+        self.socket.serve(drain, connection).boxed()
+    }
+}
+
+/// One place among `max_connections`.
+struct Seat<'a>(&'a AtomicUsize);
+
+impl<'a> Seat<'a> {
+    fn take(open: &'a AtomicUsize, most: usize) -> Option<Self> {
+        let free = |open| (open < most).then_some(open + 1);
+        open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).ok().map(|_| Self(open))
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection to the upstream, and what the rest of the client's life needs.
+struct Opened<'a> {
+    upstream: Stream,
+    route: Arc<Route>,
+    options: SpliceOptions,
+    _seat: Seat<'a>,
+}
+
+async fn connection(place: Arc<Place>, client: Stream, drain: Drain) {
+    let mut line = FlowLine::start(Peer::NAME, client.peer_addr());
+    line.detail("listener", &place.name);
+    let opened = tokio::select! {
+        biased;
+        () = drain.aborted() => Err(FilterError::Draining),
+        opened = open(&place, &client, &mut line) => opened,
+    };
+    let Opened { upstream, route, options, _seat } = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            line.detail("error", &error);
+            client.reset();
+            return line.end(error.label(), 0, 0);
+        }
+    };
+    let counters = ByteCounters::new(Peer::NAME, &route.name);
+    let spliced = splice(client, upstream, options, &drain, &counters).await;
+    line.end(spliced.end.label(), spliced.up, spliced.down);
+}
+
+/// Asks the current generation's chain for a connection. Reads nothing from the client.
+async fn open<'a>(place: &'a Place, client: &Stream, line: &mut FlowLine) -> Result<Opened<'a>, FilterError> {
+    let lease = (place.chains)().ok_or(FilterError::Refused("peer traffic is switched off".into()))?;
+    let settings = &lease.settings;
+    let seat = Seat::take(&place.open, settings.max_connections)
+        .ok_or(FilterError::Overloaded("max_connections reached".into()))?;
+    let route = settings.route(&place.name, &place.bind);
+    let route = route.ok_or(FilterError::Refused("the route was removed".into()))?;
+    line.detail("route", &route.name).detail("to", &route.to);
+
+    let request = PeerConnect { client: client.peer_addr(), route: Arc::clone(route) };
+    let answer = tokio::time::timeout(CONNECT_LIMIT, lease.chain.clone().oneshot(request)).await;
+    let upstream = answer.map_err(|_| FilterError::Timeout { after: CONNECT_LIMIT })??;
+    Ok(Opened { upstream, route: Arc::clone(route), options: settings.splice, _seat: seat })
+}

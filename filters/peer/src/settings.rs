@@ -1,0 +1,259 @@
+//! `listeners.peer` in the configuration.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use qudag_filter_api::{
+    Address, BuildError, Chains, ConfigError, ConfigPath, Env, HostPort, Period, service_fn,
+};
+use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Terminal, connect};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::listener::{CONNECT_LIMIT, PeerFront};
+use crate::{Peer, PeerConnect, PeerFilters, PeerSettings, Route};
+
+/// The listeners of peer traffic.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PeerListener {
+    /// What the local node dials: one listener for each remote peer.
+    pub outbound: Vec<Outbound>,
+    /// What remote peers dial: each leads to the local node's `node.p2p`.
+    pub inbound: Vec<HostPort>,
+    /// The time for one attempt to connect, with resolving the name; at most 10s.
+    pub connect_timeout: Period,
+    /// How long an open connection may make no progress while bytes wait to be written.
+    pub stall_timeout: Period,
+    /// How long an open connection may be idle after one side has finished.
+    pub half_close_timeout: Period,
+    /// How many connections one listener carries at a time; what comes above is reset.
+    #[schemars(range(min = 1))]
+    pub max_connections: usize,
+}
+
+impl Default for PeerListener {
+    fn default() -> Self {
+        Self {
+            outbound: Vec::new(),
+            inbound: Vec::new(),
+            connect_timeout: Period::secs(1),
+            stall_timeout: Period::secs(60),
+            half_close_timeout: Period::secs(300),
+            max_connections: 4096,
+        }
+    }
+}
+
+/// A listener that leads to a remote peer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Outbound {
+    /// Its name in logs and metrics; `outbound-` and its place in the list, from 0, when it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[A-Za-z0-9._-]{1,64}$"))]
+    pub name: Option<String>,
+    /// Where the local node dials.
+    pub bind: HostPort,
+    /// The remote node or the inbound listener of its sidecar. A name is resolved at each connection.
+    pub to: HostPort,
+}
+
+/// A listener in the list where it stands.
+struct Listed<'a> {
+    name: String,
+    bind: &'a HostPort,
+    /// `None` for the local node.
+    to: Option<&'a HostPort>,
+    /// The keys of `bind` from here.
+    keys: Vec<String>,
+}
+
+impl PeerListener {
+    /// All listeners, outbound and then inbound.
+    fn listed(&self) -> impl Iterator<Item = Listed<'_>> {
+        let outbound = self.outbound.iter().enumerate().map(|(index, outbound)| Listed {
+            name: outbound.name.clone().unwrap_or_else(|| format!("outbound-{index}")),
+            bind: &outbound.bind,
+            to: Some(&outbound.to),
+            keys: vec!["outbound".to_owned(), index.to_string(), "bind".to_owned()],
+        });
+        let inbound = self.inbound.iter().enumerate().map(|(index, bind)| Listed {
+            name: format!("inbound-{index}"),
+            bind,
+            to: None,
+            keys: vec!["inbound".to_owned(), index.to_string()],
+        });
+        outbound.chain(inbound)
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=64).contains(&name.len()) && name.bytes().all(plain)
+}
+
+impl ListenerSpec for PeerListener {
+    type Filters = PeerFilters;
+    type Upstream = ();
+
+    fn check(&self, at: &ConfigPath) -> Vec<ConfigError> {
+        let mut errors = Vec::new();
+        for (index, outbound) in self.outbound.iter().enumerate() {
+            let at = at.key("outbound").index(index);
+            if outbound.name.as_ref().is_some_and(|name| !is_name(name)) {
+                let hint = "1 to 64 letters, digits, dots, hyphens and underscores";
+                errors.push(at.key("name").error("not a name").hint(hint));
+            }
+            if outbound.to.port == 0 {
+                errors.push(
+                    at.key("to").error("port 0 cannot be dialled").hint("the peer's port, 4001 for instance"),
+                );
+            }
+            if outbound.to == outbound.bind {
+                errors.push(
+                    at.key("to").error("the listener would dial itself").hint("the remote peer's address"),
+                );
+            }
+        }
+
+        let (mut names, mut binds) = (HashMap::new(), HashMap::new());
+        for listed in self.listed() {
+            let place = listed.keys.iter().fold(at.clone(), |at, key| at.key(key));
+            if let Some(first) = names.insert(listed.name.clone(), place.clone()) {
+                let hint = format!("{first} has it; give the outbound one another `name`");
+                errors.push(place.error(format!("the route name {:?} is taken", listed.name)).hint(hint));
+            }
+            if listed.bind.port == 0 {
+                continue;
+            }
+            if let Some(first) = binds.insert(listed.bind, place.clone()) {
+                let hint = format!("{first} has it; choose another port");
+                errors.push(place.error(format!("{} is bound twice", listed.bind)).hint(hint));
+            }
+        }
+
+        let periods = [
+            ("connect_timeout", self.connect_timeout, CONNECT_LIMIT),
+            ("stall_timeout", self.stall_timeout, Duration::MAX),
+            ("half_close_timeout", self.half_close_timeout, Duration::MAX),
+        ];
+        for (key, period, most) in periods {
+            if period.0.is_zero() || period.0 > most {
+                let hint = match most {
+                    Duration::MAX => "above 0s".to_owned(),
+                    most => format!("above 0s, at most {}", Period(most)),
+                };
+                errors.push(at.key(key).error(format!("{period} is out of range")).hint(hint));
+            }
+        }
+        if self.max_connections == 0 {
+            errors
+                .push(at.key("max_connections").error("0 would refuse every connection").hint("at least 1"));
+        }
+        errors
+    }
+
+    fn binds(&self) -> Vec<(String, Address)> {
+        self.listed().map(|listed| (listed.name, Address::Tcp(listed.bind.clone()))).collect()
+    }
+
+    fn settings(&self, env: &Env) -> PeerSettings {
+        let route = |listed: Listed<'_>| {
+            let to = Address::Tcp(listed.to.unwrap_or(&env.node.p2p).clone());
+            Arc::new(Route { name: listed.name, bind: listed.bind.clone(), to })
+        };
+        PeerSettings {
+            routes: self.listed().map(route).collect(),
+            connect_timeout: self.connect_timeout.0,
+            splice: SpliceOptions { stall: self.stall_timeout.0, half_close: self.half_close_timeout.0 },
+            max_connections: self.max_connections,
+        }
+    }
+
+    fn terminal(
+        &self,
+        _: &PeerFilters,
+        settings: &Arc<PeerSettings>,
+        env: &Env,
+        previous: Option<&Arc<()>>,
+    ) -> Result<Terminal<Self>, BuildError> {
+        let (timeout, resolve) = (settings.connect_timeout, Arc::clone(&env.resolve));
+        let direct = service_fn::<Peer, _, _>(move |request: PeerConnect| {
+            let resolve = Arc::clone(&resolve);
+            async move { connect(&request.route.to, &*resolve, timeout).await }
+        });
+        Ok((direct, previous.cloned().unwrap_or_default()))
+    }
+
+    fn bind(
+        name: String,
+        address: Address,
+        chains: Chains<Peer>,
+        env: Env,
+    ) -> BoxFuture<'static, io::Result<Box<dyn Front>>> {
+        async move {
+            let front = PeerFront::bind(name, address, chains, &env).await?;
+            Ok(Box::new(front) as Box<dyn Front>)
+        }
+        .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong(settings: &str) -> Vec<String> {
+        let settings: PeerListener = serde_json::from_str(settings).unwrap();
+        let errors = settings.check(&ConfigPath::root());
+        errors.into_iter().map(|error| error.at.to_string()).collect()
+    }
+
+    #[test]
+    fn defaults_are_right_and_every_mistake_has_its_place() {
+        assert!(wrong("{}").is_empty());
+        let to = r#""to": "peer.example:4001""#;
+        let twice =
+            format!(r#"{{"outbound": [{{"bind": "127.0.0.1:7001", {to}}}], "inbound": ["127.0.0.1:7001"]}}"#);
+        assert_eq!(wrong(&twice), ["inbound.0"]);
+        let named = |first: &str, second: &str| {
+            let one = format!(r#"{{"name": "{first}", "bind": "127.0.0.1:0", {to}}}"#);
+            let two = format!(r#"{{"name": "{second}", "bind": "127.0.0.1:0", {to}}}"#);
+            wrong(&format!(r#"{{"outbound": [{one}, {two}], "inbound": ["[::1]:0", "[::1]:0"]}}"#))
+        };
+        assert!(named("a", "b").is_empty());
+        assert_eq!(named("a", "a"), ["outbound.1.bind"]);
+        assert_eq!(named("inbound-1", "b"), ["inbound.1"]);
+        assert_eq!(named("", "a b"), ["outbound.0.name", "outbound.1.name"]);
+        let leads = |to: &str| wrong(&format!(r#"{{"outbound": [{{"bind": "[::1]:1", "to": "{to}"}}]}}"#));
+        assert_eq!(leads("peer.example:0"), ["outbound.0.to"]);
+        assert_eq!(leads("[::1]:1"), ["outbound.0.to"]);
+        for (key, value) in [
+            ("connect_timeout", "0s"),
+            ("connect_timeout", "10001ms"),
+            ("stall_timeout", "0s"),
+            ("half_close_timeout", "0s"),
+        ] {
+            assert_eq!(wrong(&format!(r#"{{"{key}": "{value}"}}"#)), [key]);
+        }
+        assert_eq!(wrong(r#"{"max_connections": 0}"#), ["max_connections"]);
+        assert!(serde_json::from_str::<PeerListener>(r#"{"outbounds": []}"#).is_err());
+    }
+
+    #[test]
+    fn routes_have_names_and_lead_to_the_peer_or_the_node() {
+        let settings: PeerListener = serde_json::from_str(
+            r#"{"outbound": [{"bind": "127.0.0.1:1", "to": "a.example:1"}, {"name": "b", "bind": "127.0.0.1:2", "to": "[::1]:2"}],
+                "inbound": ["0.0.0.0:3"]}"#,
+        )
+        .unwrap();
+        let listed: Vec<_> =
+            settings.binds().into_iter().map(|(name, bind)| format!("{name} {bind}")).collect();
+        assert_eq!(listed, ["outbound-0 127.0.0.1:1", "b 127.0.0.1:2", "inbound-0 0.0.0.0:3"]);
+    }
+}
