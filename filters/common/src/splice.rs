@@ -310,3 +310,46 @@ impl Direction {
         self.limit().is_some_and(|limit| limit <= now)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_buffer_is_there_for_traffic_only_and_grows_with_it() {
+        let (mut sender, from) = UnixStream::pair().unwrap();
+        let (to, mut receiver) = UnixStream::pair().unwrap();
+        let (mut from, mut to) = (Stream::from(from), Stream::from(to));
+        let ((mut from, _), (_, to)) = (from.split(), to.split());
+        let limit = Duration::from_secs(60);
+        let mut direction = Direction::new(SpliceOptions { stall: limit, half_close: limit });
+        let start = Instant::now();
+
+        let mut copied = 0;
+        let kib = 1024;
+        let steps = [(0, 0), (10, 4), (4 * kib, 8), (100, 8), (8 * kib, 16), (100_000, 64), (100_000, 64)];
+        for (length, size) in steps {
+            sender.write_all(&vec![1; length]).await.unwrap();
+            copied += length as u64;
+            loop {
+                let all = direction.total == copied;
+                let polled =
+                    poll_fn(|cx| Poll::Ready(direction.poll(cx, start, &mut from, &to, &Counter::noop())));
+                assert!(polled.await.is_pending());
+                if all {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(direction.buffer.len(), size * kib, "after {length} bytes");
+            receiver.read_exact(&mut vec![0; length]).await.unwrap();
+        }
+
+        assert_eq!(direction.due(), Some(start + KEEP));
+        assert!(!direction.is_late(start + KEEP));
+        assert_eq!((direction.buffer.capacity(), direction.due()), (0, None));
+    }
+}
