@@ -1,9 +1,14 @@
 //! What an operator can see and do, whichever way the wish arrives: admin API, signal or file watch.
 
+mod operate;
+
 use std::time::{Duration, SystemTime};
+
 
 use qudag_filter_api::{Address, Percent};
 use serde::{Deserialize, Serialize};
+
+pub use operate::{Control, OnAdopted, Parts};
 
 /// The state of the sidecar, as `status` shows it.
 #[derive(Clone, Debug, Serialize)]

@@ -1,0 +1,254 @@
+//! DNS as a kind of traffic: a query and its reply.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use qudag_filter_api::{FilterError, Flow, FlowKey, Kind};
+
+use crate::wire::{self, Ede, Parsed, Refusal, flag3, rcode};
+
+/// DNS: a query and its reply.
+#[derive(Debug)]
+pub struct Dns;
+
+/// How a query came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// In a datagram.
+    Udp,
+    /// On a connection.
+    Tcp,
+}
+
+impl Transport {
+    /// The name in logs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// A query that was understood.
+#[derive(Clone, Debug)]
+pub struct DnsQuery {
+    wire: Bytes,
+    parsed: Parsed,
+    client: SocketAddr,
+    transport: Transport,
+}
+
+impl DnsQuery {
+    /// Reads a message of a client.
+    ///
+    /// # Errors
+    /// When it is not a query; see [`wire::parse_query`].
+    pub fn parse(wire: Bytes, client: SocketAddr, transport: Transport) -> Result<Self, Refusal> {
+        let parsed = wire::parse_query(&wire)?;
+        Ok(Self { wire, parsed, client, transport })
+    }
+
+    /// The client's message.
+    pub fn wire(&self) -> &Bytes {
+        &self.wire
+    }
+
+    /// What it says.
+    pub fn parsed(&self) -> &Parsed {
+        &self.parsed
+    }
+
+    /// Who asks.
+    pub fn client(&self) -> SocketAddr {
+        self.client
+    }
+
+    /// How it came.
+    pub fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    /// The question in the client's own case, with type and class.
+    pub fn question(&self) -> &[u8] {
+        self.wire.get(wire::HEADER..wire::HEADER + self.parsed.question_len()).unwrap_or_default()
+    }
+}
+
+impl Flow for DnsQuery {
+    /// One client's look-ups of one name belong together.
+    fn key(&self) -> FlowKey {
+        let mut bytes = [0_u8; 16 + 255];
+        let ip = match self.client.ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        wire::put(&mut bytes, 0, &ip.octets());
+        let name = self.parsed.name.wire();
+        wire::put(&mut bytes, 16, name);
+        FlowKey::of(bytes.get(..16 + name.len()).unwrap_or(&bytes))
+    }
+
+    fn client(&self) -> Option<IpAddr> {
+        Some(self.client.ip().to_canonical())
+    }
+}
+
+/// Where a reply comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The hosts file.
+    Hosts,
+    /// The cache.
+    Cache,
+    /// An upstream server, as the configuration names it.
+    Upstream(Arc<str>),
+    /// The sidecar: an error, or a refusal.
+    Sidecar,
+}
+
+impl Source {
+    /// The name in logs.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Hosts => "hosts",
+            Self::Cache => "cache",
+            Self::Upstream(_) => "upstream",
+            Self::Sidecar => "sidecar",
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Upstream(server) => write!(f, "upstream {server}"),
+            other => f.write_str(other.label()),
+        }
+    }
+}
+
+/// A reply, before it is fitted to the client that asked: without an OPT record, its id and its question's case are anybody's.
+#[derive(Clone, Debug)]
+pub struct DnsReply {
+    /// The message.
+    pub wire: Bytes,
+    /// Where it comes from.
+    pub source: Source,
+    /// Why, for a client that reads extended errors.
+    pub ede: Option<Ede>,
+}
+
+impl DnsReply {
+    /// A reply without records and with a code.
+    pub fn code(query: &DnsQuery, code: u8, ede: Option<Ede>) -> Self {
+        let length = Some(query.parsed.question_len());
+        let wire = wire::error_reply(&query.wire, length, code.into(), None).into();
+        Self { wire, source: Source::Sidecar, ede }
+    }
+
+    /// What a client is told of an error in the chain.
+    pub fn error(query: &DnsQuery, error: &FilterError) -> Self {
+        let (code, ede) = match error {
+            FilterError::Malformed(_) => return Self::code(query, rcode::FORMERR, None),
+            // RFC 8914 section 4: prohibited.
+            FilterError::Refused(_) | FilterError::RateLimited { .. } => (rcode::REFUSED, 18),
+            // No reachable authority.
+            FilterError::Timeout { .. } | FilterError::BreakerOpen { .. } | FilterError::Resolve { .. } => {
+                (rcode::SERVFAIL, 22)
+            }
+            // Network error.
+            FilterError::Connect { .. } | FilterError::Upstream(_) => (rcode::SERVFAIL, 23),
+            // Not ready.
+            FilterError::Draining => (rcode::SERVFAIL, 14),
+            FilterError::Overloaded(_) | FilterError::ClientGone | FilterError::Internal(_) => {
+                (rcode::SERVFAIL, 0)
+            }
+        };
+        // The label and not the error itself, which may name addresses that are nobody's business.
+        Self::code(query, code, Some(Ede { code: ede, text: error.label().into() }))
+    }
+
+    /// The response code.
+    pub fn rcode(&self) -> u8 {
+        self.wire.get(3).copied().unwrap_or(rcode::SERVFAIL) & flag3::RCODE
+    }
+
+    /// The message for the client that asked, in at most `limit` bytes.
+    pub fn finish(&self, query: &DnsQuery, limit: usize) -> Vec<u8> {
+        wire::finish(&query.wire, &query.parsed, &self.wire, self.ede.as_ref(), limit)
+    }
+}
+
+/// What the listener reads of a generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsSettings {
+    /// How long a TCP connection may be idle, and how long a client may take to read a reply.
+    pub tcp_idle: Duration,
+    /// How many TCP connections there may be.
+    pub max_tcp_connections: usize,
+    /// How many queries may be under way.
+    pub max_in_flight: usize,
+    /// The largest UDP reply in bytes.
+    pub max_udp_reply: usize,
+}
+
+impl Kind for Dns {
+    const NAME: &'static str = "dns";
+    type Req = DnsQuery;
+    type Rsp = DnsReply;
+    type Settings = DnsSettings;
+
+    fn failure(reply: &DnsReply) -> Option<&'static str> {
+        (reply.rcode() == rcode::SERVFAIL).then_some("servfail")
+    }
+
+    fn replay(request: &DnsQuery) -> Option<DnsQuery> {
+        Some(request.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::query_wire;
+    use crate::wire::rtype;
+
+    fn query(name: &str, client: &str, edns: Option<u16>) -> DnsQuery {
+        let wire = query_wire(name, rtype::A, edns).into();
+        DnsQuery::parse(wire, client.parse().unwrap(), Transport::Udp).unwrap()
+    }
+
+    #[test]
+    fn a_flow_is_a_client_and_a_name() {
+        let key = |name, client| query(name, client, None).key();
+        assert_eq!(key("a.example", "10.0.0.1:1"), key("A.Example", "10.0.0.1:2"));
+        assert_eq!(key("a.example", "10.0.0.1:1"), key("a.example", "[::ffff:10.0.0.1]:1"));
+        assert_ne!(key("a.example", "10.0.0.1:1"), key("b.example", "10.0.0.1:1"));
+        assert_ne!(key("a.example", "10.0.0.1:1"), key("a.example", "10.0.0.2:1"));
+    }
+
+    #[test]
+    fn errors_become_replies_with_a_reason() {
+        let asked = query("a.example", "10.0.0.1:1", Some(1232));
+        let of = |error| {
+            let reply = DnsReply::error(&asked, &error);
+            (reply.rcode(), reply.ede.map(|ede| ede.code))
+        };
+        let after = Duration::from_secs(1);
+        assert_eq!(of(FilterError::Timeout { after }), (rcode::SERVFAIL, Some(22)));
+        assert_eq!(
+            of(FilterError::connect("x", std::io::ErrorKind::ConnectionRefused.into())),
+            (rcode::SERVFAIL, Some(23))
+        );
+        assert_eq!(of(FilterError::RateLimited { retry_after: after }), (rcode::REFUSED, Some(18)));
+        assert_eq!(of(FilterError::Refused("no".into())), (rcode::REFUSED, Some(18)));
+        assert_eq!(of(FilterError::Malformed("no".into())), (rcode::FORMERR, None));
+        let reply = DnsReply::error(&asked, &FilterError::Timeout { after });
+        assert_eq!(Dns::failure(&reply), Some("servfail"));
+        assert!(reply.finish(&asked, 512).ends_with(b"\0\x16timeout"));
+    }
+}

@@ -1,0 +1,136 @@
+//! What the API can do, apart from HTTP: [`Control`], or a double of it in tests.
+
+use std::future::Future;
+
+use qudag_filter_dns::FlushSelector;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::control::{Applied, Control, ControlError, Explanation, Override, Readiness, Status};
+
+/// What the routes call.
+pub trait Operations: Clone + Send + Sync + 'static {
+    /// The state of the sidecar.
+    fn status(&self) -> Status;
+    /// Whether traffic should be sent here.
+    fn ready(&self) -> Readiness;
+    /// Reads the configuration again.
+    fn reload(&self) -> impl Future<Output = Result<Applied, ControlError>> + Send;
+    /// Sets a switch above the configuration.
+    fn set_override(
+        &self,
+        filter: &str,
+        wish: Override,
+    ) -> impl Future<Output = Result<Applied, ControlError>> + Send;
+    /// Leaves a filter to the layers below.
+    fn clear_override(&self, filter: &str) -> impl Future<Output = Result<Applied, ControlError>> + Send;
+    /// Takes all filters out of the chains, or puts them back.
+    fn bypass(&self, on: bool) -> impl Future<Output = Result<Applied, ControlError>> + Send;
+    /// What each layer says of a filter.
+    ///
+    /// # Errors
+    /// When there is no such filter.
+    fn explain(&self, filter: &str) -> Result<Vec<Explanation>, ControlError>;
+    /// The counts of the DNS cache.
+    ///
+    /// # Errors
+    /// When there is no DNS cache.
+    fn cache_stats(&self) -> Result<Value, ControlError>;
+    /// Drops entries of the DNS cache; returns how many.
+    ///
+    /// # Errors
+    /// When there is no DNS cache, or the selection cannot be read.
+    fn cache_flush(&self, what: &Flush) -> Result<u64, ControlError>;
+    /// Asks the sidecar's own DNS chain.
+    fn dns_lookup(&self, name: &str, rtype: &str)
+    -> impl Future<Output = Result<Value, ControlError>> + Send;
+    /// The configuration in force, as YAML without secrets.
+    ///
+    /// # Errors
+    /// When there is none yet.
+    fn config_shown(&self, with_origin: bool) -> Result<String, ControlError>;
+    /// Begins the end of the process.
+    fn drain(&self);
+}
+
+/// Which entries of the DNS cache: those of a name, those under a suffix, those of a record type, or all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Flush {
+    /// All types of one name.
+    pub name: Option<String>,
+    /// A name and everything below it.
+    pub suffix: Option<String>,
+    /// All names of one type: `A`, `AAAA`, `TXT`.
+    #[serde(rename = "type")]
+    pub rtype: Option<String>,
+}
+
+impl Flush {
+    fn selector(&self) -> Result<FlushSelector, ControlError> {
+        let invalid = |why: String| ControlError::Invalid(why);
+        match (&self.name, &self.suffix, &self.rtype) {
+            (None, None, None) => Ok(FlushSelector::All),
+            (Some(name), None, None) => FlushSelector::name(name).map_err(|why| invalid(why.to_string())),
+            (None, Some(suffix), None) => {
+                FlushSelector::suffix(suffix).map_err(|why| invalid(why.to_string()))
+            }
+            (None, None, Some(rtype)) => FlushSelector::rtype(rtype).map_err(invalid),
+            _ => Err(invalid("give one of name, suffix and type, or none for everything".to_owned())),
+        }
+    }
+}
+
+impl Operations for Control {
+    fn status(&self) -> Status {
+        self.status()
+    }
+
+    fn ready(&self) -> Readiness {
+        self.ready()
+    }
+
+    async fn reload(&self) -> Result<Applied, ControlError> {
+        self.reload().await
+    }
+
+    async fn set_override(&self, filter: &str, wish: Override) -> Result<Applied, ControlError> {
+        self.set_override(filter, wish).await
+    }
+
+    async fn clear_override(&self, filter: &str) -> Result<Applied, ControlError> {
+        self.clear_override(filter).await
+    }
+
+    async fn bypass(&self, on: bool) -> Result<Applied, ControlError> {
+        self.bypass(on).await
+    }
+
+    fn explain(&self, filter: &str) -> Result<Vec<Explanation>, ControlError> {
+        self.explain(filter)
+    }
+
+    fn cache_stats(&self) -> Result<Value, ControlError> {
+        self.cache_stats().map(json)
+    }
+
+    fn cache_flush(&self, what: &Flush) -> Result<u64, ControlError> {
+        self.cache_flush(what.selector()?)
+    }
+
+    async fn dns_lookup(&self, name: &str, rtype: &str) -> Result<Value, ControlError> {
+        self.dns_lookup(name, rtype).await.map(json)
+    }
+
+    fn config_shown(&self, with_origin: bool) -> Result<String, ControlError> {
+        self.config_shown(with_origin)
+    }
+
+    fn drain(&self) {
+        self.drain();
+    }
+}
+
+fn json(value: impl serde::Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_default()
+}

@@ -1,0 +1,151 @@
+//! What is granted, over both transports, and what is kept on record of it.
+
+use std::sync::{Arc, Mutex};
+
+use qudag_filter_api::Address;
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+
+use super::{Answer, Server};
+use crate::admin::client::{Client, ClientError};
+use crate::resolve::SystemResolver;
+
+#[tokio::test]
+async fn wishes_arrive_and_errors_are_told() {
+    let server = Server::start("127.0.0.1:0").await;
+    let post = async |path: &str, body: &str| server.send(&format!("POST {path}"), body, |_| ()).await;
+    assert_eq!(post("/filters/dns.dns_cache/enable", r#"{"rollout": 12.5, "ttl": "10m"}"#).await.status, 200);
+    assert_eq!(post("/filters/dns_cache/disable", "").await.json()["generation"], 2);
+    assert_eq!(post("/bypass", "").await.status, 200);
+    assert_eq!(post("/bypass", r#"{"on": false}"#).await.status, 200);
+    assert_eq!(post("/cache/flush", r#"{"type": "A"}"#).await.json(), json!({"flushed": 3}));
+    assert_eq!(
+        server.double.asked(),
+        [
+            "set dns.dns_cache true Some(12.5) Some(600s)",
+            "set dns_cache false None None",
+            "bypass true",
+            "bypass false",
+            "flush Flush { name: None, suffix: None, rtype: Some(\"A\") }",
+        ]
+    );
+    assert_eq!(
+        post("/dns/lookup", r#"{"name": "a.example"}"#).await.json(),
+        json!({"asked": ["a.example", "A"]})
+    );
+    for body in [r#"{"rollout": 101}"#, r#"{"ttl": "0s"}"#, r#"{"ttl": 5}"#, r#"{"rolout": 1}"#] {
+        assert_eq!(post("/filters/dns_cache/enable", body).await.status, 400, "{body}");
+    }
+    let refused = post("/reload", "{}").await;
+    assert_eq!(refused.status, 422);
+    assert_eq!(refused.json()["problems"], json!(["x.yaml:1:1: no"]));
+    let draining = post("/filters/x/reset", "{}").await;
+    assert_eq!((draining.status, draining.has("retry-after: 1")), (503, true));
+    assert_eq!(server.send("GET /flags/x", "", |_| ()).await.status, 404);
+    let ready = server.send("GET /readyz", "", |_| ()).await;
+    assert_eq!((ready.status, ready.json()["reasons"].clone()), (503, json!(["draining"])));
+    let status = server.send("GET /status", "", |_| ()).await.json();
+    assert_eq!(status["listeners"][0], json!({"kind": "dns", "name": "dns", "addr": "127.0.0.1:53"}));
+    let filter = &status["filters"][0];
+    assert_eq!(
+        filter,
+        &json!({"kind": "dns", "name": "dns_cache", "enabled": true, "rollout": 100, "layer": "yaml"})
+    );
+    assert!(server.send("GET /metrics", "", |_| ()).await.body.contains("process_open_fds"));
+}
+
+#[tokio::test]
+async fn a_unix_socket_asks_the_kernel_who_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("admin.sock");
+    let server = Server::start(&format!("unix:{}", path.display())).await;
+    let request = |line: &str, more: &str| {
+        format!(
+            "{line} HTTP/1.1\r\nhost: any\r\nconnection: close\r\ncontent-type: application/json\r\n{more}\r\n"
+        )
+    };
+    for (line, more, status) in [
+        ("GET /status", "", 200),
+        ("POST /drain", "", 202),
+        ("POST /drain", "origin: http://any\r\n", 403),
+        ("POST /drain", "sec-fetch-site: cross-site\r\n", 403),
+        ("GET /status/", "", 404),
+    ] {
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        stream.write_all(request(line, more).as_bytes()).await.unwrap();
+        assert_eq!(Answer::read(stream).await.status, status, "{line} {more}");
+    }
+    assert_eq!(server.double.asked(), ["drain"]);
+}
+
+#[tokio::test]
+async fn the_client_speaks_both_transports_and_tells_refusals_from_absence() {
+    let resolve = SystemResolver::new();
+    let dir = tempfile::tempdir().unwrap();
+    let unix = Server::start(&format!("unix:{}", dir.path().join("s").display())).await;
+    let tcp = Server::start("127.0.0.1:0").await;
+    for (server, token) in [(&unix, None), (&tcp, Some("writer".to_owned()))] {
+        let client = Client::new(server.address.clone(), token);
+        assert_eq!(client.get("/status", &resolve).await.unwrap()["generation"], 1);
+        assert_eq!(client.get_text("/config", &resolve).await.unwrap(), "origin: false\n");
+        let done = client.post("/bypass", &json!({"on": true}), &resolve).await.unwrap();
+        assert_eq!(done["changed"], true);
+    }
+    let reader = Client::new(tcp.address.clone(), Some("reader".into()));
+    let Err(ClientError::Refused(refusal)) = reader.post("/drain", &json!({}), &resolve).await else {
+        panic!()
+    };
+    assert_eq!(refusal.status, 403);
+    let stranger = Client::new(tcp.address.clone(), None);
+    let Err(ClientError::Refused(refusal)) = stranger.get("/status", &resolve).await else { panic!() };
+    assert!(refusal.hint.unwrap().contains("--token-file"));
+    let gone = dir.path().join("none");
+    for address in [Address::Unix(gone), unused_address().await] {
+        let client = Client::new(address, None);
+        assert!(matches!(client.get("/status", &resolve).await, Err(ClientError::Unreachable { .. })));
+    }
+}
+
+async fn unused_address() -> Address {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    Address::Tcp(listener.local_addr().unwrap().into())
+}
+
+#[tokio::test]
+async fn requests_are_counted_by_route_and_changes_are_on_record() {
+    // The one test that sees the log of the whole process.
+    let lines = Arc::new(Mutex::new(Vec::<u8>::new()));
+    let writer = Arc::clone(&lines);
+    let subscriber =
+        tracing_subscriber::fmt().with_writer(move || Line(Arc::clone(&writer))).with_ansi(false).finish();
+    let _log = tracing::subscriber::set_default(subscriber);
+    let server = Server::start("127.0.0.1:0").await;
+    server.send("POST /filters/dns_cache/disable", r#"{"ttl": "5m"}"#, |_| ()).await;
+    server
+        .send("POST /drain", "{}", |headers| drop(headers.insert("authorization", "Bearer wrong".into())))
+        .await;
+    server.send("GET /status", "", |_| ()).await;
+    let text = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
+    let audit: Vec<_> = text.lines().filter(|line| line.contains("audit")).collect();
+    assert_eq!(audit.len(), 2, "{text}");
+    for part in ["accepted", "role=\"write\"", "who=\"127.0.0.1:", "POST /filters/dns_cache/disable", "5m"] {
+        assert!(audit[0].contains(part), "{part} in {text}");
+    }
+    for part in ["refused", "role=\"none\"", "code=401", "a valid token is needed"] {
+        assert!(audit[1].contains(part), "{part} in {text}");
+    }
+    assert!(!text.contains("writer") && !text.contains("wrong"), "a token in the log: {text}");
+}
+
+struct Line(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

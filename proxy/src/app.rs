@@ -1,0 +1,299 @@
+//! Wires the parts together and runs them: the only module that knows them all.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use sd_notify::NotifyState;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin;
+use crate::config::{self, ConfigFailure, Loaded, Source, last_good};
+use crate::control::{ConfigOrigin, Control, Parts, Status};
+use crate::flags::{DISABLE_ALL, Flags, KillFile, Operator, disabled_by};
+use crate::generation::Manager;
+use crate::resolve::SystemResolver;
+use crate::state_dir::{Instance, StateDir};
+use crate::telemetry::Telemetry;
+
+/// What a run needs to know from the command line.
+#[derive(Default)]
+pub struct RunOptions {
+    /// The configuration file; the embedded defaults where there is none.
+    pub config: Option<PathBuf>,
+    /// Where to keep state.
+    pub state_dir: Option<PathBuf>,
+    /// Called once when everything listens, with the status and the admin API's address.
+    pub on_ready: Option<Box<dyn FnOnce(&Status, &str)>>,
+}
+
+/// Why the sidecar did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration is wrong, and there is no earlier one to fall back to.
+    #[error("{0}")]
+    Config(Box<ConfigFailure>),
+    /// The configuration is right but cannot be put into force.
+    #[error("{}", .0.join("\n"))]
+    Refused(Vec<String>),
+    /// Something that the process itself needs is not to be had.
+    #[error("{what}: {why}")]
+    Process {
+        /// What.
+        what: &'static str,
+        /// Why not.
+        why: io::Error,
+    },
+}
+
+impl RunError {
+    fn process(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |why| Self::Process { what, why }
+    }
+}
+
+/// Runs the sidecar until it is told to stop.
+///
+/// # Errors
+/// When it cannot start. Once it runs, nothing but a signal or a drain ends it.
+pub fn run(options: RunOptions) -> Result<(), RunError> {
+    let source = Source::new(options.config.as_deref()).map_err(|why| RunError::Config(Box::new(why)))?;
+    let state = StateDir::open(options.state_dir.as_deref()).map_err(RunError::process("state directory"))?;
+    let instance_dir =
+        state.of_instance(&source.to_string()).map_err(RunError::process("state directory"))?;
+    let boot = Boot::read(&source, &instance_dir)?;
+    let config = &boot.first().config;
+
+    let telemetry = Telemetry::start(&config.telemetry).map_err(RunError::process("telemetry"))?;
+    let telemetry = Arc::new(telemetry);
+    let data = runtime("data", config.runtime.workers)?;
+    let admin = runtime("admin", NonZeroUsize::new(1))?;
+    let ended = admin.block_on(serve(options, source, state, instance_dir, boot, telemetry, &data));
+    data.shutdown_timeout(Duration::from_secs(1));
+    admin.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+fn runtime(name: &'static str, workers: Option<NonZeroUsize>) -> Result<Runtime, RunError> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(workers) = workers {
+        builder.worker_threads(workers.get());
+    }
+    builder.enable_all().thread_name(name).build().map_err(RunError::process("runtime"))
+}
+
+/// The configurations to try at start, best first.
+struct Boot {
+    candidates: Vec<(Loaded, ConfigOrigin)>,
+    refusals: Vec<String>,
+}
+
+impl Boot {
+    /// The configuration asked for; else the last one that worked; and each of them once more with every filter off, should
+    /// its filters fail to build.
+    fn read(source: &Source, instance_dir: &Path) -> Result<Self, RunError> {
+        let asked = config::load(source, std::env::vars_os());
+        if let (Ok(loaded), Source::Embedded) = (&asked, source) {
+            let candidates =
+                vec![(loaded.clone(), ConfigOrigin::Embedded), (loaded.clone(), ConfigOrigin::PassThrough)];
+            return Ok(Self { candidates, refusals: Vec::new() });
+        }
+        let mut candidates = Vec::new();
+        let mut refusals = Vec::new();
+        let failure = match asked {
+            Ok(loaded) => {
+                candidates.push((loaded, ConfigOrigin::File));
+                None
+            }
+            Err(failure) => {
+                refusals = failure.lines();
+                Some(failure)
+            }
+        };
+        match last_good::load(instance_dir, source, std::env::vars_os()) {
+            Ok(Some(loaded)) => candidates.push((loaded, ConfigOrigin::LastKnownGood)),
+            Ok(None) => {}
+            Err(why) => refusals.push(format!("last-known-good: {why}")),
+        }
+        let pass_through: Vec<_> =
+            candidates.iter().map(|(loaded, _)| (loaded.clone(), ConfigOrigin::PassThrough)).collect();
+        candidates.extend(pass_through);
+        match failure {
+            Some(failure) if candidates.is_empty() => Err(RunError::Config(Box::new(failure))),
+            _ => Ok(Self { candidates, refusals }),
+        }
+    }
+
+    fn first(&self) -> &Loaded {
+        let [(loaded, _), ..] = self.candidates.as_slice() else {
+            unreachable!("`read` gives at least one candidate or an error")
+        };
+        loaded
+    }
+
+    /// Puts the best configuration that can be built into force.
+    async fn adopt(self, control: &Control) -> Result<(), RunError> {
+        let mut refusals = self.refusals;
+        for (loaded, origin) in self.candidates {
+            match control.boot(loaded, origin).await {
+                Ok(generation) => {
+                    if !refusals.is_empty() {
+                        control.record_refusal(refusals);
+                        tracing::warn!(generation, ?origin, "started with a fallback configuration");
+                    }
+                    return Ok(());
+                }
+                Err(why) => refusals.extend(why.0),
+            }
+        }
+        refusals.dedup();
+        Err(RunError::Refused(refusals))
+    }
+}
+
+async fn serve(
+    options: RunOptions,
+    source: Source,
+    state: StateDir,
+    instance_dir: PathBuf,
+    boot: Boot,
+    telemetry: Arc<Telemetry>,
+    data: &Runtime,
+) -> Result<(), RunError> {
+    let config = boot.first().config.clone();
+    let kill_file = Arc::new(KillFile::new(config.flags.kill_file.clone()));
+    let operator = Arc::new(Operator::open(instance_dir.join("operator.json")));
+    let disabled = disabled_by(std::env::var(DISABLE_ALL).ok().as_deref());
+    let flags = Arc::new(Flags::new(Arc::clone(&kill_file), disabled, Arc::clone(&operator)));
+    let resolve = Arc::new(SystemResolver::new());
+    let manager = Manager::new(Arc::clone(&flags), Arc::clone(&kill_file), resolve, data.handle().clone());
+    let stop = CancellationToken::new();
+    let control = Control::new(Parts {
+        manager,
+        flags,
+        operator,
+        kill_file,
+        source: source.clone(),
+        instance_dir: instance_dir.clone(),
+        on_adopted: {
+            let telemetry = Arc::clone(&telemetry);
+            Box::new(move |config| telemetry.apply(&config.telemetry))
+        },
+        stop: stop.clone(),
+    });
+
+    let door = admin::Door::open(&config.admin, &instance_dir).await.map_err(RunError::process("admin API"))?;
+    boot.adopt(&control).await?;
+
+    let instance = Instance {
+        pid: std::process::id(),
+        admin: door.address().to_string(),
+        config: source.to_string(),
+        node: config.node.name.clone(),
+        token_file: door.token_file(),
+        started: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
+    };
+    let announced = state.announce(&instance).map_err(RunError::process("state directory"))?;
+    let closed = CancellationToken::new();
+    let api = tokio::spawn(door.serve(control.clone(), telemetry.metrics(), closed.clone()));
+    tell_systemd(&[NotifyState::Ready, NotifyState::Status("serving")]);
+    if let Some(on_ready) = options.on_ready {
+        on_ready(&control.status(), &instance.admin);
+    }
+
+    follow(&control, &telemetry).await?;
+
+    tell_systemd(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+    tracing::info!("draining");
+    let mut again = Signals::listen()?;
+    let aborted = tokio::select! {
+        aborted = control.finish() => aborted,
+        () = again.stop.recv() => {
+            tracing::warn!("told to stop a second time: work under way is dropped");
+            0
+        }
+    };
+    tracing::info!(aborted, "stopped");
+    closed.cancel();
+    // The API's last answer may be the one to `drain`.
+    let _ = tokio::time::timeout(Duration::from_secs(1), api).await;
+    drop(announced);
+    Ok(())
+}
+
+/// Follows signals, files and clocks until the process shall end.
+async fn follow(control: &Control, telemetry: &Telemetry) -> Result<(), RunError> {
+    let Signals { mut reload, mut reopen, mut stop } = Signals::listen()?;
+    let background = async {
+        tokio::join!(control.follow_config(), control.follow_kill_file(), control.follow_expiry())
+    };
+    tokio::pin!(background);
+    loop {
+        tokio::select! {
+            _ = &mut background => {}
+            () = control.draining() => return Ok(()),
+            () = stop.recv() => control.drain(),
+            _ = reload.recv() => {
+                tell_systemd(&reloading());
+                if let Err(why) = control.reload().await {
+                    tracing::error!(%why, "reload by signal refused");
+                }
+                tell_systemd(&[NotifyState::Ready]);
+            }
+            _ = reopen.recv() => telemetry.reopen_logs(),
+        }
+    }
+}
+
+/// HUP reloads, TERM, INT and QUIT drain, USR1 reopens the logs.
+struct Signals {
+    reload: Signal,
+    reopen: Signal,
+    stop: Stop,
+}
+
+/// Any of the signals that end the process.
+struct Stop([Signal; 3]);
+
+impl Stop {
+    async fn recv(&mut self) {
+        let [terminate, interrupt, quit] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = quit.recv() => {}
+        }
+    }
+}
+
+impl Signals {
+    fn listen() -> Result<Self, RunError> {
+        let listen = |kind| signal(kind).map_err(RunError::process("signals"));
+        Ok(Self {
+            reload: listen(SignalKind::hangup())?,
+            reopen: listen(SignalKind::user_defined1())?,
+            stop: Stop([
+                listen(SignalKind::terminate())?,
+                listen(SignalKind::interrupt())?,
+                listen(SignalKind::quit())?,
+            ]),
+        })
+    }
+}
+
+fn reloading() -> Vec<NotifyState<'static>> {
+    let mut states = vec![NotifyState::Reloading];
+    states.extend(NotifyState::monotonic_usec_now());
+    states
+}
+
+/// Does nothing where systemd did not ask for it.
+fn tell_systemd(states: &[NotifyState<'_>]) {
+    if let Err(why) = sd_notify::notify(states) {
+        tracing::debug!(%why, "systemd was not told");
+    }
+}

@@ -1,0 +1,417 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use qudag_filter_api::{Address, Percent, Period};
+
+const EXAMPLES: &str = "\
+Examples:
+  qudag-sidecar                              run with the built-in defaults
+  qudag-sidecar run --config sidecar.yaml    run with a configuration file
+  qudag-sidecar status                       what runs, with which filters
+  qudag-sidecar filters disable dns_cache    switch a filter off, live
+  qudag-sidecar bypass on                    switch everything off, live
+
+Exit codes:
+  0 done   1 failed   2 wrong usage   69 no sidecar to be reached
+  75 not now, try again   78 the configuration is wrong";
+
+/// A sidecar that makes an unmodified QuDAG node faster, smaller and safer
+#[derive(Debug, Parser)]
+#[command(name = "qudag-sidecar", version, after_help = EXAMPLES, args_conflicts_with_subcommands = false)]
+pub struct Cli {
+    /// The options of every command.
+    #[command(flatten)]
+    pub common: Common,
+    /// What to do; `run` where it is left out.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// The options of every command.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Common {
+    /// The configuration file; for commands that talk to a sidecar: the one that runs with this file
+    #[arg(long, global = true, value_name = "FILE", env = "QUDAG_SIDECAR_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Where sidecars keep state and are found [default: $STATE_DIRECTORY, /var/lib/qudag-sidecar for root, else
+    /// ~/.local/state/qudag-sidecar]
+    #[arg(long, global = true, value_name = "DIR", env = "QUDAG_SIDECAR_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Which sidecar a command talks to, and how it may.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Target {
+    /// The admin API, HOST:PORT or unix:PATH [default: that of the sidecar that runs on this host]
+    #[arg(long, global = true, value_name = "ADDR")]
+    pub admin: Option<Address>,
+    /// A file with the token; the variable QUDAG_SIDECAR_TOKEN may hold the token itself
+    #[arg(long, global = true, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct Format {
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the sidecar (the default)
+    #[command(after_help = "Signals: HUP reloads, TERM drains and stops, USR1 opens the log file again.\n\
+        Without --config the built-in defaults are used; `qudag-sidecar init` writes them to a file.")]
+    Run,
+    /// Write a configuration file with comments, to start from
+    Init {
+        /// Where to write qudag-sidecar.yaml
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        dir: PathBuf,
+        /// Replace a file that is there
+        #[arg(long)]
+        force: bool,
+    },
+    /// Check a configuration file and show every problem with its place
+    #[command(after_help = "Example:\n  qudag-sidecar validate sidecar.yaml")]
+    Validate {
+        /// The file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// How to print.
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Print the JSON schema of the configuration, for editors
+    Schema,
+    /// Look at the configuration
+    Config {
+        /// What to do.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Show what runs: generation, listeners with their real addresses, filters with their switches
+    Status {
+        /// Which sidecar.
+        #[command(flatten)]
+        target: Target,
+        /// How to print.
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Check connectivity and prerequisites, with hints
+    #[command(
+        after_help = "Exit code 1 when something that traffic needs is missing (✗); advice (!) does not count."
+    )]
+    Check {
+        /// Which sidecar.
+        #[command(flatten)]
+        target: Target,
+        /// How to print.
+        #[command(flatten)]
+        format: Format,
+    },
+    /// List filters and switch them, live
+    #[command(after_help = "\
+NAME is a filter of every kind of traffic that has it (circuit_breaker), or of one (peer.circuit_breaker).
+
+Examples:
+  qudag-sidecar filters list
+  qudag-sidecar filters enable dns_cache --rollout 10
+  qudag-sidecar filters disable peer.circuit_breaker --ttl 30m
+  qudag-sidecar filters reset dns_cache")]
+    Filters {
+        /// What to do.
+        #[command(subcommand)]
+        command: FiltersCommand,
+        /// Which sidecar.
+        #[command(flatten)]
+        target: Target,
+        /// How to print.
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Say why a filter is on or off
+    Flags {
+        /// What to do.
+        #[command(subcommand)]
+        command: FlagsCommand,
+        /// Which sidecar.
+        #[command(flatten)]
+        target: Target,
+        /// How to print.
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Look at the DNS cache, or empty it
+    #[command(after_help = "\
+Examples:
+  qudag-sidecar cache stats
+  qudag-sidecar cache flush                          everything
+  qudag-sidecar cache flush --name www.example.com
+  qudag-sidecar cache flush --suffix example.com     the name and all below it
+  qudag-sidecar cache flush --type AAAA")]
+    Cache {
+        /// What to do.
+        #[command(subcommand)]
+        command: CacheCommand,
+        /// Which sidecar.
+        #[command(flatten)]
+        target: Target,
+        /// How to print.
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Ask the sidecar's DNS
+    Dns {
+        /// What to do.
+        #[command(subcommand)]
+        command: DnsCommand,
+        /// Which sidecar.
+        #[command(flatten)]
+        target: Target,
+        /// How to print.
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Take every filter out of the way, or put them back
+    Bypass {
+        /// What to do.
+        #[arg(value_enum)]
+        state: BypassState,
+        /// Which sidecar.
+        #[command(flatten)]
+        target: Target,
+        /// How to print.
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Finish the work under way, then stop
+    Drain {
+        /// Which sidecar.
+        #[command(flatten)]
+        target: Target,
+        /// How to print.
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Read the configuration again; a wrong one is refused and the old one goes on
+    Reload {
+        /// Which sidecar.
+        #[command(flatten)]
+        target: Target,
+        /// How to print.
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Print completions for a shell
+    #[command(
+        after_help = "Example:\n  qudag-sidecar completions bash > /etc/bash_completion.d/qudag-sidecar"
+    )]
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Print the manual page, or write one for each command
+    Man {
+        /// Write all pages to this folder
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+/// `config …`
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print the whole configuration, defaults included: of the running sidecar, or of the file given with --config
+    Show {
+        /// Say for each value where it comes from
+        #[arg(long)]
+        origin: bool,
+        /// Which sidecar.
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// `filters …`
+#[derive(Debug, Subcommand)]
+pub enum FiltersCommand {
+    /// List the filters of every kind of traffic, in the order in which they run
+    List,
+    /// Switch a filter on
+    Enable {
+        /// NAME or KIND.NAME
+        name: String,
+        /// For this percentage of traffic only
+        #[arg(long, value_name = "PERCENT")]
+        rollout: Option<Percent>,
+        /// For this long only: 30s, 10m, 1h
+        #[arg(long, value_name = "DURATION")]
+        ttl: Option<Period>,
+    },
+    /// Switch a filter off
+    Disable {
+        /// NAME or KIND.NAME
+        name: String,
+        /// For this long only: 30s, 10m, 1h
+        #[arg(long, value_name = "DURATION")]
+        ttl: Option<Period>,
+    },
+    /// Forget what `enable` or `disable` said; the configuration decides again
+    Reset {
+        /// NAME or KIND.NAME
+        name: String,
+    },
+}
+
+/// `flags …`
+#[derive(Debug, Subcommand)]
+pub enum FlagsCommand {
+    /// Show what each layer says of a filter, and which one decides
+    Explain {
+        /// NAME or KIND.NAME
+        name: String,
+    },
+}
+
+/// `cache …`
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// Show how the cache does
+    Stats,
+    /// Drop entries: all of them, or those chosen by one of the options
+    #[group(multiple = false)]
+    Flush {
+        /// All types of one name
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// A name and everything below it
+        #[arg(long, value_name = "SUFFIX")]
+        suffix: Option<String>,
+        /// All names of one type, such as A, AAAA or TXT
+        #[arg(long = "type", value_name = "TYPE")]
+        rtype: Option<String>,
+    },
+}
+
+/// `dns …`
+#[derive(Debug, Subcommand)]
+pub enum DnsCommand {
+    /// Look up a name through the sidecar's filters; shows which one answered
+    Lookup {
+        /// The name
+        name: String,
+        /// The record type, such as A, AAAA or TXT
+        #[arg(long = "type", value_name = "TYPE", default_value = "A")]
+        rtype: String,
+    },
+}
+
+/// `bypass …`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum BypassState {
+    /// Everything passes through as if there were no filters
+    On,
+    /// Filters as configured and switched
+    Off,
+    /// Show which
+    Status,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("qudag-sidecar").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn without_a_command_it_runs() {
+        let cli = parse("--config a.yaml").unwrap();
+        assert!(cli.command.is_none());
+        assert_eq!(cli.common.config, Some("a.yaml".into()));
+        assert!(matches!(parse("run --config a.yaml").unwrap().command, Some(Command::Run)));
+    }
+
+    #[test]
+    fn options_may_stand_before_and_after_the_inner_command() {
+        for line in ["filters --json --admin 127.0.0.1:1 list", "filters list --json --admin 127.0.0.1:1"] {
+            let Some(Command::Filters { target, format, .. }) = parse(line).unwrap().command else {
+                panic!()
+            };
+            assert_eq!(target.admin.unwrap().to_string(), "127.0.0.1:1");
+            assert!(format.json);
+        }
+    }
+
+    #[test]
+    fn wishes_are_read() {
+        let line = "filters enable dns_cache --rollout 12.5 --ttl 10m";
+        let Some(Command::Filters { command: FiltersCommand::Enable { name, rollout, ttl }, .. }) =
+            parse(line).unwrap().command
+        else {
+            panic!()
+        };
+        assert_eq!(
+            (name.as_str(), rollout.unwrap().get(), ttl.unwrap().0.as_secs()),
+            ("dns_cache", 12.5, 600)
+        );
+        let Some(Command::Dns { command: DnsCommand::Lookup { rtype, .. }, .. }) =
+            parse("dns lookup a.example").unwrap().command
+        else {
+            panic!()
+        };
+        assert_eq!(rtype, "A");
+    }
+
+    #[test]
+    fn wrong_usage_is_exit_code_2_and_help_is_none() {
+        for line in [
+            "nonsense",
+            "validate",
+            "filters",
+            "filters enable",
+            "filters enable x --rollout 101",
+            "filters enable x --ttl 5",
+            "filters disable x --rollout 5",
+            "cache flush --name a --type A",
+            "bypass maybe",
+            "status --admin nowhere",
+            "completions tcsh",
+            "run --json",
+            "schema --admin 127.0.0.1:1",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+        for line in ["--help", "--version", "help filters", "filters enable --help"] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 0, "{line}");
+        }
+    }
+
+    #[test]
+    fn every_command_and_option_is_explained() {
+        fn walk(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            }
+            command.get_subcommands().for_each(walk);
+        }
+        walk(&Cli::command());
+    }
+}

@@ -1,0 +1,67 @@
+//! The command line: what was asked for, done and printed.
+
+pub mod args;
+mod banner;
+mod check;
+mod exit;
+mod find;
+mod local;
+mod output;
+mod remote;
+mod view;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+pub use args::Cli;
+use args::{Command, ConfigCommand};
+pub use exit::Failure;
+use remote::Ask;
+
+use crate::app::{self, RunOptions};
+
+/// Reads the command line.
+///
+/// # Errors
+/// With the exit code, after help or a complaint was printed.
+pub fn parse() -> Result<Cli, ExitCode> {
+    Cli::try_parse().map_err(|message| {
+        // There is nowhere to complain to.
+        let _ = message.print();
+        u8::try_from(message.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+    })
+}
+
+/// Does what the command line asks for.
+///
+/// # Errors
+/// With an exit code and what to tell the user.
+pub fn execute(cli: Cli) -> Result<(), Failure> {
+    let Cli { common, command } = cli;
+    match command.unwrap_or(Command::Run) {
+        Command::Run => Ok(app::run(RunOptions {
+            on_ready: banner::for_run(&common),
+            config: common.config,
+            state_dir: common.state_dir,
+        })?),
+        Command::Init { dir, force } => local::init(&dir, force),
+        Command::Validate { file, format } => local::validate(&file, format),
+        Command::Schema => local::schema(),
+        Command::Config { command: ConfigCommand::Show { origin, target } } => match &common.config {
+            Some(file) if target.admin.is_none() => local::show_config(file, origin),
+            _ => remote::show_config(&common, &target, origin),
+        },
+        Command::Status { target, format } => Ask::status().run(&common, &target, format),
+        Command::Check { target, format } => check::run(&common, &target, format),
+        Command::Filters { command, target, format } => Ask::filters(command)?.run(&common, &target, format),
+        Command::Flags { command, target, format } => Ask::flags(command)?.run(&common, &target, format),
+        Command::Cache { command, target, format } => Ask::cache(command).run(&common, &target, format),
+        Command::Dns { command, target, format } => Ask::dns(command).run(&common, &target, format),
+        Command::Bypass { state, target, format } => Ask::bypass(state).run(&common, &target, format),
+        Command::Drain { target, format } => Ask::drain().run(&common, &target, format),
+        Command::Reload { target, format } => Ask::reload().run(&common, &target, format),
+        Command::Completions { shell } => local::completions(shell),
+        Command::Man { dir } => local::man(dir.as_deref()),
+    }
+}

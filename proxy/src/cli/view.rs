@@ -1,0 +1,354 @@
+//! The admin API's answers as a person reads them.
+
+use qudag_filter_api::Period;
+use serde_json::Value;
+
+use super::output::{Cell, Tone, cell, columns, plain, table};
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn number(value: &Value, key: &str) -> u64 {
+    value.get(key).and_then(Value::as_u64).unwrap_or_default()
+}
+
+fn is(value: &Value, key: &str) -> bool {
+    value.get(key).and_then(Value::as_bool).unwrap_or_default()
+}
+
+fn list<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+    value.get(key).and_then(Value::as_array).into_iter().flatten()
+}
+
+fn shown(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    }
+}
+
+fn on_off(on: bool) -> Cell {
+    if on { cell("on", Tone::Good) } else { cell("off", Tone::Faint) }
+}
+
+fn seconds(seconds: u64) -> String {
+    Period::secs(seconds).to_string()
+}
+
+fn time(unix: u64) -> String {
+    let at = i64::try_from(unix).ok().and_then(|unix| jiff::Timestamp::from_second(unix).ok());
+    at.map_or_else(|| unix.to_string(), |at| at.to_string())
+}
+
+/// `status`
+pub(super) fn status(status: &Value, colour: bool) -> String {
+    let config = status.get("config").unwrap_or(&Value::Null);
+    let origin = match text(config, "origin") {
+        "last_known_good" => cell("last known good: the file cannot be used", Tone::Bad),
+        "pass_through" => cell("pass-through: filters cannot be built", Tone::Bad),
+        _ => cell(format!("since {}", time(number(config, "since"))), Tone::Faint),
+    };
+    let state =
+        if is(status, "draining") { cell("draining", Tone::Warn) } else { cell("running", Tone::Good) };
+    let draining = match number(status, "draining_generations") {
+        0 => String::new(),
+        n => format!("{n} superseded still at work"),
+    };
+    let bypass = if is(status, "bypass") {
+        cell("on: no filter is in use", Tone::Warn)
+    } else {
+        cell("off", Tone::Plain)
+    };
+    let head = |name| cell(name, Tone::Head);
+    let up = format!(
+        "{} pid {}, up {}",
+        text(status, "version"),
+        number(status, "pid"),
+        seconds(number(status, "uptime_seconds"))
+    );
+    let mut out = columns(
+        vec![
+            vec![head("sidecar"), state, cell(up, Tone::Faint)],
+            vec![head("node"), plain(text(status, "node"))],
+            vec![head("config"), plain(text(config, "source")), origin],
+            vec![
+                head("generation"),
+                plain(number(status, "generation").to_string()),
+                cell(draining, Tone::Warn),
+            ],
+            vec![head("bypass"), bypass],
+        ],
+        colour,
+    );
+    if let Some(refused) = config.get("refused").filter(|refused| !refused.is_null()) {
+        out += "\n";
+        out += &cell(format!("The change of {} was refused:", time(number(refused, "at"))), Tone::Bad)
+            .paint(colour);
+        out += "\n";
+        for problem in list(refused, "problems") {
+            out += &format!("  {}\n", plain(shown(Some(problem))).paint(colour));
+        }
+    }
+    let listeners: Vec<_> = list(status, "listeners")
+        .map(|listener| {
+            vec![plain(text(listener, "kind")), plain(text(listener, "name")), plain(text(listener, "addr"))]
+        })
+        .collect();
+    out += "\n";
+    out += &table(&["KIND", "LISTENER", "ADDRESS"], listeners, colour);
+    out += "\n";
+    out + &filter_table(list(status, "filters"), colour)
+}
+
+fn filter_table<'a>(filters: impl Iterator<Item = &'a Value>, colour: bool) -> String {
+    let rows = filters.map(|filter| {
+        let expires = filter.get("expires_in_seconds").and_then(Value::as_u64);
+        vec![
+            plain(text(filter, "kind")),
+            plain(text(filter, "name")),
+            on_off(is(filter, "enabled")),
+            plain(format!("{} %", shown(filter.get("rollout")))),
+            plain(text(filter, "layer")),
+            cell(expires.map(|left| format!("{} left", seconds(left))).unwrap_or_default(), Tone::Warn),
+        ]
+    });
+    table(&["KIND", "FILTER", "STATE", "ROLLOUT", "DECIDED BY", ""], rows.collect(), colour)
+}
+
+/// `filters list`
+pub(super) fn filters(answer: &Value, colour: bool) -> String {
+    let mut out = filter_table(list(answer, "filters"), colour);
+    if is(answer, "bypass") {
+        out += &cell("\nbypass is on: no filter is in use\n".trim(), Tone::Warn).paint(colour);
+        out += "\n";
+    }
+    out
+}
+
+/// What a change did.
+pub(super) fn applied(applied: &Value, colour: bool) -> String {
+    let took = applied.get("took_ms").and_then(Value::as_f64).unwrap_or_default();
+    let generation = number(applied, "generation");
+    let mut out = if is(applied, "changed") {
+        format!(
+            "{} generation {generation} is in force ({took:.1} ms)\n",
+            cell("done:", Tone::Good).paint(colour)
+        )
+    } else {
+        format!("nothing to change: generation {generation} goes on\n")
+    };
+    let filters: Vec<_> = list(applied, "filters").collect();
+    if !filters.is_empty() {
+        out += &filter_table(filters.into_iter(), colour);
+    }
+    for note in list(applied, "notes") {
+        out += &format!(
+            "{} {}\n",
+            cell("note:", Tone::Warn).paint(colour),
+            plain(shown(Some(note))).paint(colour)
+        );
+    }
+    out
+}
+
+/// `bypass status`
+pub(super) fn bypass(answer: &Value, colour: bool) -> String {
+    if is(answer, "bypass") {
+        format!("{}\n", cell("on: no filter is in use", Tone::Warn).paint(colour))
+    } else {
+        "off\n".to_owned()
+    }
+}
+
+/// `drain`
+pub(super) fn draining(_: &Value, _: bool) -> String {
+    "draining: the sidecar stops when the work under way is done\n".to_owned()
+}
+
+/// `flags explain`
+pub(super) fn explanations(answer: &Value, colour: bool) -> String {
+    let mut parts = Vec::new();
+    for filter in answer.as_array().into_iter().flatten() {
+        let name = cell(format!("{}.{}", text(filter, "kind"), text(filter, "name")), Tone::Head);
+        let state = on_off(is(filter, "enabled"));
+        let rollout = shown(filter.get("rollout"));
+        let mut part = format!("{} is {} at {rollout} %\n", name.paint(colour), state.paint(colour));
+        let rows = list(filter, "layers").map(|layer| {
+            let says = match layer.get("enabled").and_then(Value::as_bool) {
+                Some(on) => on_off(on),
+                None => cell("-", Tone::Faint),
+            };
+            let rollout = layer.get("rollout").map(|rollout| format!("{} %", shown(Some(rollout))));
+            vec![
+                if is(layer, "decides") { cell("→", Tone::Good) } else { plain(" ") },
+                plain(text(layer, "layer")),
+                says,
+                plain(rollout.unwrap_or_default()),
+                cell(text(layer, "reason"), Tone::Faint),
+            ]
+        });
+        part += &table(&["", "LAYER", "SAYS", "ROLLOUT", "BECAUSE"], rows.collect(), colour);
+        parts.push(part);
+    }
+    parts.join("\n")
+}
+
+/// `cache stats`: whatever figures there are.
+pub(super) fn cache(stats: &Value, colour: bool) -> String {
+    let rows = stats.as_object().into_iter().flatten().map(|(name, value)| {
+        let figure = match (name.as_str(), value.as_f64()) {
+            ("hit_ratio", Some(ratio)) => format!("{:.2} %", ratio * 100.0),
+            _ => shown(Some(value)),
+        };
+        vec![cell(name.replace('_', " "), Tone::Head), plain(figure)]
+    });
+    columns(rows.collect(), colour)
+}
+
+/// `cache flush`
+pub(super) fn flushed(answer: &Value, _: bool) -> String {
+    match number(answer, "flushed") {
+        1 => "1 entry dropped\n".to_owned(),
+        n => format!("{n} entries dropped\n"),
+    }
+}
+
+/// `dns lookup`
+pub(super) fn lookup(answer: &Value, colour: bool) -> String {
+    let rcode = text(answer, "rcode");
+    let tone = match rcode {
+        "NOERROR" => Tone::Good,
+        "NXDOMAIN" => Tone::Warn,
+        _ => Tone::Bad,
+    };
+    let elapsed = answer.get("elapsed_ms").and_then(Value::as_f64).unwrap_or_default();
+    let mut out = format!(
+        "{} {}: {} from {} in {elapsed:.3} ms\n",
+        plain(text(answer, "name")).paint(colour),
+        plain(text(answer, "type")).paint(colour),
+        cell(rcode, tone).paint(colour),
+        plain(text(answer, "source")).paint(colour),
+    );
+    let rows: Vec<_> = list(answer, "records")
+        .map(|record| {
+            vec![
+                plain(text(record, "name")),
+                plain(shown(record.get("ttl"))),
+                plain(text(record, "type")),
+                plain(text(record, "data")),
+            ]
+        })
+        .collect();
+    if !rows.is_empty() {
+        out += &table(&["NAME", "TTL", "TYPE", "DATA"], rows, colour);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn a_filter() -> Value {
+        json!({"kind": "dns", "name": "dns_cache", "enabled": true, "rollout": 12.5, "layer": "override",
+               "expires_in_seconds": 90})
+    }
+
+    #[test]
+    fn status_is_a_page() {
+        let value = json!({
+            "version": "0.1.0", "pid": 7, "node": "node-a", "uptime_seconds": 61, "generation": 3,
+            "draining_generations": 1, "bypass": false, "draining": false,
+            "config": {"source": "/etc/s.yaml", "origin": "file", "fingerprint": "ab", "since": 1_700_000_000,
+                       "refused": {"at": 1_700_000_001, "problems": ["/etc/s.yaml:1:1: no"]}},
+            "listeners": [{"kind": "dns", "name": "dns", "addr": "127.0.0.1:5300"}],
+            "filters": [a_filter()],
+        });
+        let expected = "\
+sidecar     running      0.1.0 pid 7, up 1m 1s
+node        node-a
+config      /etc/s.yaml  since 2023-11-14T22:13:20Z
+generation  3            1 superseded still at work
+bypass      off
+
+The change of 2023-11-14T22:13:21Z was refused:
+  /etc/s.yaml:1:1: no
+
+KIND  LISTENER  ADDRESS
+dns   dns       127.0.0.1:5300
+
+KIND  FILTER     STATE  ROLLOUT  DECIDED BY
+dns   dns_cache  on     12.5 %   override    1m 30s left
+";
+        assert_eq!(status(&value, false), expected);
+    }
+
+    #[test]
+    fn a_change_tells_what_holds_now() {
+        let value = json!({"generation": 4, "changed": true, "took_ms": 3.21, "filters": [a_filter()],
+                           "notes": ["dns.dns_cache stays off"]});
+        let expected = "\
+done: generation 4 is in force (3.2 ms)
+KIND  FILTER     STATE  ROLLOUT  DECIDED BY
+dns   dns_cache  on     12.5 %   override    1m 30s left
+note: dns.dns_cache stays off
+";
+        assert_eq!(applied(&value, false), expected);
+        let value = json!({"generation": 4, "changed": false, "took_ms": 3.21});
+        assert_eq!(applied(&value, false), "nothing to change: generation 4 goes on\n");
+    }
+
+    #[test]
+    fn the_deciding_layer_is_marked() {
+        let value = json!([{"kind": "dns", "name": "dns_cache", "enabled": false, "rollout": 100, "layers": [
+            {"layer": "kill_file", "decides": true, "enabled": false, "reason": "/run/kill"},
+            {"layer": "yaml", "decides": false, "enabled": true, "rollout": 100, "reason": "s.yaml:3"},
+            {"layer": "default", "decides": false, "enabled": null, "reason": ""},
+        ]}]);
+        let expected = "\
+dns.dns_cache is off at 100 %
+   LAYER      SAYS  ROLLOUT  BECAUSE
+→  kill_file  off            /run/kill
+   yaml       on    100 %    s.yaml:3
+   default    -
+";
+        assert_eq!(explanations(&value, false), expected);
+    }
+
+    #[test]
+    fn a_lookup_names_its_source() {
+        let value = json!({"name": "a.example.", "type": "A", "rcode": "NOERROR", "source": "cache",
+            "elapsed_ms": 0.0421, "records": [{"name": "a.example.", "ttl": 60, "type": "A", "data": "192.0.2.1"}]});
+        let expected = "\
+a.example. A: NOERROR from cache in 0.042 ms
+NAME        TTL  TYPE  DATA
+a.example.  60   A     192.0.2.1
+";
+        assert_eq!(lookup(&value, false), expected);
+    }
+
+    #[test]
+    fn other_views() {
+        assert_eq!(flushed(&json!({"flushed": 1}), false), "1 entry dropped\n");
+        assert_eq!(
+            cache(&json!({"hits": 3, "hit_ratio": 0.75}), false),
+            "hit ratio  75.00 %\nhits       3\n"
+        );
+        assert_eq!(bypass(&json!({"bypass": true}), false), "on: no filter is in use\n");
+        let all = filters(&json!({"bypass": true, "filters": []}), false);
+        assert_eq!(all, "KIND  FILTER  STATE  ROLLOUT  DECIDED BY\nbypass is on: no filter is in use\n");
+    }
+
+    #[test]
+    fn an_answer_of_another_version_does_not_make_it_panic() {
+        for value in [json!(null), json!([]), json!({}), json!([1]), json!({"filters": 1, "config": []})] {
+            for view in [status, filters, applied, bypass, draining, explanations, cache, flushed, lookup] {
+                let _ = view(&value, true);
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The operator's own switches: overrides with or without an end, and the bypass. They survive a
+//! restart, so that what was switched off at night stays off.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use qudag_filter_api::Percent;
+use serde::{Deserialize, Serialize};
+
+use super::{Layer, Opinion, Question};
+use crate::control::Override;
+use crate::state_dir::write_atomically;
+
+/// An override as it is stored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoredOverride {
+    /// On or off.
+    pub enabled: bool,
+    /// The percentage, where the operator set one.
+    pub rollout: Option<Percent>,
+    /// When it ends, milliseconds since the Unix epoch.
+    pub expires_ms: Option<u64>,
+}
+
+impl StoredOverride {
+    fn expires(&self) -> Option<SystemTime> {
+        self.expires_ms.map(|ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms))
+    }
+
+    fn is_over(&self, now: SystemTime) -> bool {
+        self.expires().is_some_and(|end| end <= now)
+    }
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Stored {
+    bypass: bool,
+    overrides: BTreeMap<String, StoredOverride>,
+}
+
+/// The operator's switches, kept in a file.
+#[derive(Debug)]
+pub struct Operator {
+    file: PathBuf,
+    stored: Mutex<Stored>,
+}
+
+impl Operator {
+    /// Reads the switches in a file; a missing or damaged file means none, and is reported in the log.
+    pub fn open(file: PathBuf) -> Self {
+        let stored = match std::fs::read(&file) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|why| {
+                tracing::error!(file = %file.display(), %why, "stored switches are damaged and ignored");
+                Stored::default()
+            }),
+            Err(why) if why.kind() == io::ErrorKind::NotFound => Stored::default(),
+            Err(why) => {
+                tracing::error!(file = %file.display(), %why, "stored switches cannot be read and are ignored");
+                Stored::default()
+            }
+        };
+        Self { file, stored: Mutex::new(stored) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Stored> {
+        // A panic while the lock was held leaves a map that is whole.
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn save(&self, stored: &Stored) -> io::Result<()> {
+        write_atomically(&self.file, &serde_json::to_vec_pretty(stored)?)
+    }
+
+    /// Whether everything is bypassed.
+    pub fn bypassed(&self) -> bool {
+        self.lock().bypass
+    }
+
+    /// Switches the bypass. The switch holds even when it cannot be stored.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn bypass(&self, on: bool) -> io::Result<()> {
+        let mut stored = self.lock();
+        stored.bypass = on;
+        self.save(&stored)
+    }
+
+    /// Sets the override of one filter, by its full name. It holds even when it cannot be stored.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set(&self, full_name: &str, wish: Override) -> io::Result<()> {
+        let expires = wish.ttl.and_then(|ttl| SystemTime::now().checked_add(ttl));
+        let expires_ms = expires.and_then(|end| end.duration_since(SystemTime::UNIX_EPOCH).ok()).map(|end| {
+            u64::try_from(end.as_millis()).unwrap_or(u64::MAX)
+        });
+        let mut stored = self.lock();
+        let value = StoredOverride { enabled: wish.enabled, rollout: wish.rollout, expires_ms };
+        stored.overrides.insert(full_name.to_owned(), value);
+        self.save(&stored)
+    }
+
+    /// Removes the override of one filter, by its full name. Returns whether there was one.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn clear(&self, full_name: &str) -> io::Result<bool> {
+        let mut stored = self.lock();
+        let was = stored.overrides.remove(full_name).is_some();
+        if was {
+            self.save(&stored)?;
+        }
+        Ok(was)
+    }
+
+    /// When the next override ends.
+    pub fn next_end(&self) -> Option<SystemTime> {
+        self.lock().overrides.values().filter_map(StoredOverride::expires).min()
+    }
+
+    /// Removes overrides that have ended. Returns whether there were any.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn expire(&self, now: SystemTime) -> io::Result<bool> {
+        let mut stored = self.lock();
+        let before = stored.overrides.len();
+        stored.overrides.retain(|_, value| !value.is_over(now));
+        let gone = stored.overrides.len() != before;
+        if gone {
+            self.save(&stored)?;
+        }
+        Ok(gone)
+    }
+}
+
+impl Layer for Arc<Operator> {
+    fn name(&self) -> &'static str {
+        "override"
+    }
+
+    fn opinion(&self, question: &Question<'_>) -> Option<Opinion> {
+        let name = format!("{}.{}", question.kind, question.filter);
+        let value = self.lock().overrides.get(&name).cloned()?;
+        if value.is_over(SystemTime::now()) {
+            return None;
+        }
+        Some(Opinion {
+            enabled: value.enabled,
+            rollout: value.rollout,
+            reason: "set by the operator".to_owned(),
+            expires: value.expires(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn switches_survive_a_restart_and_end_in_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("operator.json");
+        let operator = Operator::open(file.clone());
+        let wish = |ttl| Override { enabled: false, rollout: None, ttl };
+        operator.set("dns.hosts", wish(None)).unwrap();
+        operator.set("dns.dns_cache", wish(Some(Duration::from_secs(5)))).unwrap();
+        operator.bypass(true).unwrap();
+
+        let again = Operator::open(file.clone());
+        assert!(again.bypassed());
+        assert!(again.next_end().is_some());
+        assert!(!again.expire(SystemTime::now()).unwrap());
+        assert!(again.expire(SystemTime::now() + Duration::from_secs(6)).unwrap());
+        assert_eq!(again.next_end(), None);
+        assert!(again.clear("dns.hosts").unwrap());
+        assert!(!again.clear("dns.hosts").unwrap());
+
+        std::fs::write(&file, b"{").unwrap();
+        assert!(!Operator::open(file).bypassed());
+    }
+}

@@ -1,0 +1,171 @@
+//! Every metric that the sidecar exports: its name, its kind, its labels and what it means.
+//!
+//! Labels come from closed sets or from the configuration, never from traffic, so that the number of series is bounded.
+
+/// What a metric does over time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricKind {
+    /// Grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts in buckets.
+    Histogram,
+}
+
+/// A metric.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    /// Its name. The unit is the last part, before `_total`.
+    pub name: &'static str,
+    /// What it does over time.
+    pub kind: MetricKind,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+    /// What it counts or measures.
+    pub help: &'static str,
+}
+
+const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: MetricKind::Counter, labels, help }
+}
+
+const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: MetricKind::Gauge, labels, help }
+}
+
+const fn histogram(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: MetricKind::Histogram, labels, help }
+}
+
+/// All of them.
+pub const CATALOGUE: &[Metric] = &[
+    // Filters.
+    counter(
+        "qudag_sidecar_filter_calls_total",
+        &["kind", "filter", "arm"],
+        "Requests that reached a filter, with the filter (arm=with) and past it by rollout (arm=without).",
+    ),
+    counter(
+        "qudag_sidecar_filter_errors_total",
+        &["kind", "filter", "arm", "error"],
+        "Requests that a filter or what is behind it answered with an error or with a reply that reports one.",
+    ),
+    histogram(
+        "qudag_sidecar_filter_duration_seconds",
+        &["kind", "filter", "arm"],
+        "Time from a filter's call to its answer, with everything behind it.",
+    ),
+    histogram(
+        "qudag_sidecar_filter_self_seconds",
+        &["kind", "filter", "arm"],
+        "Time that a filter took itself, without what is behind it.",
+    ),
+    // Flows.
+    counter("qudag_sidecar_flows_total", &["kind", "outcome"], "Flows that ended, by how they ended."),
+    histogram("qudag_sidecar_flow_duration_seconds", &["kind"], "Length of flows."),
+    gauge("qudag_sidecar_flows_active", &["kind"], "Flows under way."),
+    counter(
+        "qudag_sidecar_bytes_total",
+        &["kind", "target", "direction"],
+        "Payload bytes that were passed on, up to the configured target and down from it.",
+    ),
+    counter(
+        "qudag_sidecar_accept_errors_total",
+        &[],
+        "Connections that the operating system refused to hand over.",
+    ),
+    // Layers that several kinds of traffic share.
+    counter(
+        "qudag_sidecar_rate_limited_total",
+        &["kind", "scope"],
+        "Requests refused by rate_limit, over the rate of one client (scope=client) or of all (scope=total).",
+    ),
+    gauge(
+        "qudag_sidecar_breaker_open",
+        &["kind", "target"],
+        "Whether the circuit breaker of a target is open: 1 or 0.",
+    ),
+    counter("qudag_sidecar_breaker_opened_total", &["kind", "target"], "How often a circuit breaker opened."),
+    counter("qudag_sidecar_retries_total", &["kind", "result"], "Attempts after the first one, by result."),
+    // DNS.
+    counter("qudag_sidecar_dns_cache_hits_total", &[], "Queries answered from the cache."),
+    counter("qudag_sidecar_dns_cache_misses_total", &[], "Queries that had to wait for a server."),
+    counter("qudag_sidecar_dns_cache_inserts_total", &[], "Replies that were stored in the cache."),
+    counter("qudag_sidecar_dns_cache_evictions_total", &[], "Replies that left the cache for lack of room."),
+    counter("qudag_sidecar_dns_cache_expired_total", &[], "Queries that found a reply whose time was over."),
+    counter("qudag_sidecar_dns_cache_flushes_total", &[], "Flushes of the cache."),
+    gauge("qudag_sidecar_dns_cache_entries", &[], "Replies in the cache."),
+    gauge("qudag_sidecar_dns_cache_bytes", &[], "Memory of the cache, roughly."),
+    gauge("qudag_sidecar_dns_hosts_names", &[], "Names in the hosts file."),
+    counter(
+        "qudag_sidecar_dns_hosts_reloads_total",
+        &["outcome"],
+        "Readings of the hosts file after it changed, by outcome.",
+    ),
+    counter(
+        "qudag_sidecar_dns_upstream_queries_total",
+        &["server", "outcome"],
+        "Queries to the configured servers, by outcome.",
+    ),
+    histogram("qudag_sidecar_dns_upstream_seconds", &["server"], "Time that a server took to answer."),
+    counter(
+        "qudag_sidecar_dns_ignored_total",
+        &["reason"],
+        "Messages at the DNS listener that got no reply because they are no queries.",
+    ),
+    counter("qudag_sidecar_dns_receive_errors_total", &[], "Errors of receiving DNS messages over UDP."),
+    counter("qudag_sidecar_dns_send_errors_total", &[], "Replies that could not be sent over UDP."),
+    // RPC, HTTP, databases.
+    counter("qudag_sidecar_rpc_calls_total", &["method", "outcome"], "RPC calls, by method and outcome."),
+    gauge("qudag_sidecar_http_pool_idle", &[], "Idle connections in the HTTP pool."),
+    counter("qudag_sidecar_http_pool_opened_total", &[], "Connections that the HTTP pool opened."),
+    counter(
+        "qudag_sidecar_http_pool_reused_total",
+        &[],
+        "Requests that took a connection from the HTTP pool.",
+    ),
+    gauge("qudag_sidecar_db_sessions_active", &[], "Database sessions under way."),
+    counter(
+        "qudag_sidecar_db_startup_packets_total",
+        &["packet"],
+        "Start-up packets of database clients, by what they ask for.",
+    ),
+    // Configuration and control.
+    gauge("qudag_sidecar_build_info", &["version"], "Always 1; the version is in the label."),
+    gauge("qudag_sidecar_generation", &[], "The number of the configuration generation in force."),
+    counter("qudag_sidecar_reloads_total", &["result"], "Attempts to change the configuration, by result."),
+    gauge(
+        "qudag_sidecar_config_refused",
+        &[],
+        "Whether the latest change of the configuration was refused, so that an older one goes on: 1 or 0.",
+    ),
+    counter(
+        "qudag_sidecar_generation_drain_overruns_total",
+        &[],
+        "Superseded generations that still had work under way when the drain's time was over.",
+    ),
+    gauge("qudag_sidecar_bypass", &[], "Whether every filter is bypassed: 1 or 0."),
+    gauge(
+        "qudag_sidecar_filter_rollout_percent",
+        &["kind", "filter"],
+        "The percentage of flows that passes through a filter; 0 where it is off.",
+    ),
+    counter(
+        "qudag_sidecar_admin_requests_total",
+        &["route", "code", "role"],
+        "Requests to the admin API, refused ones too; role=none where no token or user gave one.",
+    ),
+    // The process.
+    counter(
+        "qudag_sidecar_log_lines_dropped_total",
+        &[],
+        "Log lines dropped because the log could not be written fast enough.",
+    ),
+    gauge("process_resident_memory_bytes", &[], "Resident memory."),
+    counter("process_cpu_seconds_total", &[], "User and system CPU time."),
+    gauge("process_open_fds", &[], "Open file descriptors."),
+    gauge("process_max_fds", &[], "Limit of open file descriptors."),
+    gauge("process_threads", &[], "Threads."),
+    gauge("process_start_time_seconds", &[], "When the process started, in seconds since the Unix epoch."),
+];
