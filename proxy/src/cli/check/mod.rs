@@ -80,15 +80,26 @@ pub(super) fn run(common: &Common, target: &Target, format: Format) -> Result<()
     if failed == 0 { Ok(()) } else { Err(Failure::silent(FAILED)) }
 }
 
+/// The sidecar that runs.
+struct Running {
+    /// Its answer to `status`.
+    status: Value,
+    /// Where its admin API is.
+    admin: String,
+}
+
 async fn look(common: &Common, target: &Target) -> Vec<Check> {
     let resolve = SystemResolver::new();
     let running = match find::client(common, target) {
-        Ok(client) => client.get("/status", &resolve).await.ok(),
+        Ok(client) => {
+            let status = client.get("/status", &resolve).await.ok();
+            status.map(|status| Running { status, admin: client.address().to_string() })
+        }
         Err(_) => None,
     };
     let mut checks = Vec::new();
     checks.push(match &running {
-        Some(status) => sidecar(status),
+        Some(running) => sidecar(&running.status),
         None => Check::advice("sidecar", "running", "no sidecar is running or can be reached")
             .hint("start one with `qudag-sidecar run`"),
     });
@@ -116,8 +127,8 @@ fn sidecar(status: &Value) -> Check {
 }
 
 /// The configuration that was given, else that of the running sidecar, else the built-in one.
-fn configuration(common: &Common, running: Option<&Value>) -> (Option<Config>, Check) {
-    let of_running = running.and_then(|status| status.pointer("/config/source")?.as_str());
+fn configuration(common: &Common, running: Option<&Running>) -> (Option<Config>, Check) {
+    let of_running = running.and_then(|running| running.status.pointer("/config/source")?.as_str());
     let file = common.config.as_deref().or(of_running.filter(|file| *file != "embedded").map(Path::new));
     let loaded = Source::new(file).and_then(|source| config::load(&source, std::env::vars_os()));
     let name = file.map_or_else(|| "built-in defaults".to_owned(), |file| file.display().to_string());

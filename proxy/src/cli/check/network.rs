@@ -8,7 +8,7 @@ use qudag_filter_api::{Address, Host, HostPort, Resolve};
 use qudag_filter_common::{ListenerSpec, connect};
 use serde_json::Value;
 
-use super::Check;
+use super::{Check, Running};
 use crate::config::Config;
 use crate::resolve::SystemResolver;
 
@@ -17,7 +17,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 const DNS_PORT: u16 = 53;
 
 /// Whether each address is held by the running sidecar or free.
-pub(super) fn listeners(config: &Config, running: Option<&Value>) -> Vec<Check> {
+pub(super) fn listeners(config: &Config, running: Option<&Running>) -> Vec<Check> {
     let listeners = &config.listeners;
     let mut wanted: Vec<(&str, String, Address)> = Vec::new();
     let mut add = |kind, binds: Option<Vec<(String, Address)>>| {
@@ -32,10 +32,10 @@ pub(super) fn listeners(config: &Config, running: Option<&Value>) -> Vec<Check> 
     wanted.into_iter().map(|(kind, name, address)| listener(kind, &name, &address, running)).collect()
 }
 
-fn listener(kind: &str, name: &str, address: &Address, running: Option<&Value>) -> Check {
+fn listener(kind: &str, name: &str, address: &Address, running: Option<&Running>) -> Check {
     const GROUP: &str = "listeners";
     let label = if kind == name { kind.to_owned() } else { format!("{kind} {name}") };
-    if let Some(held) = running.and_then(|status| held(status, kind, name, address)) {
+    if let Some(held) = running.and_then(|running| held(running, kind, name)) {
         return Check::ok(GROUP, label, format!("{held} is the running sidecar's"));
     }
     match free(kind, address) {
@@ -57,13 +57,13 @@ fn listener(kind: &str, name: &str, address: &Address, running: Option<&Value>) 
 }
 
 /// The real address, if the running sidecar has this listener. It has an admin API, or it would not have answered.
-fn held(status: &Value, kind: &str, name: &str, address: &Address) -> Option<String> {
+fn held(running: &Running, kind: &str, name: &str) -> Option<String> {
     if kind == "admin" {
-        return Some(address.to_string());
+        return Some(running.admin.clone());
     }
     let is =
         |listener: &&Value, key: &str, value: &str| listener.get(key).and_then(Value::as_str) == Some(value);
-    let listeners = status.get("listeners")?.as_array()?;
+    let listeners = running.status.get("listeners")?.as_array()?;
     let found = listeners.iter().find(|listener| is(listener, "kind", kind) && is(listener, "name", name))?;
     found.get("addr")?.as_str().map(str::to_owned)
 }
@@ -230,9 +230,11 @@ mod tests {
         let address = Address::Tcp(taken.local_addr().unwrap().into());
         let status =
             serde_json::json!({"listeners": [{"kind": "rpc", "name": "rpc", "addr": address.to_string()}]});
-        assert_eq!(listener("rpc", "rpc", &address, Some(&status)).outcome, Outcome::Ok);
+        let running = Running { status, admin: "unix:/x".to_owned() };
+        assert_eq!(listener("rpc", "rpc", &address, Some(&running)).outcome, Outcome::Ok);
+        assert!(listener("admin", "admin", &address, Some(&running)).detail.starts_with("unix:/x "));
         assert_eq!(listener("rpc", "rpc", &address, None).outcome, Outcome::Failed);
-        assert_eq!(listener("http", "http", &address, Some(&status)).outcome, Outcome::Failed);
+        assert_eq!(listener("http", "http", &address, Some(&running)).outcome, Outcome::Failed);
         let unix = Address::Unix("/nonexistent/folder/socket".into());
         assert_eq!(listener("rpc", "rpc", &unix, None).outcome, Outcome::Failed);
     }
