@@ -27,9 +27,12 @@ pub struct RunOptions {
     pub config: Option<PathBuf>,
     /// Where to keep state.
     pub state_dir: Option<PathBuf>,
-    /// Called once when everything listens, with the status and the admin API's address.
-    pub on_ready: Option<Box<dyn FnOnce(&Status, &str)>>,
+    /// Called once when everything listens.
+    pub on_ready: Option<OnReady>,
 }
+
+/// Told the status and the admin API's address.
+pub type OnReady = Box<dyn FnOnce(&Status, &str)>;
 
 /// Why the sidecar did not start.
 #[derive(Debug, thiserror::Error)]
@@ -186,7 +189,8 @@ async fn serve(
         stop: stop.clone(),
     });
 
-    let door = admin::Door::open(&config.admin, &instance_dir).await.map_err(RunError::process("admin API"))?;
+    let door =
+        admin::Door::open(&config.admin, &instance_dir).await.map_err(RunError::process("admin API"))?;
     boot.adopt(&control).await?;
 
     let instance = Instance {
@@ -205,7 +209,7 @@ async fn serve(
         on_ready(&control.status(), &instance.admin);
     }
 
-    follow(&control, &telemetry).await?;
+    Box::pin(follow(&control, &telemetry)).await?;
 
     tell_systemd(&[NotifyState::Stopping, NotifyState::Status("draining")]);
     tracing::info!("draining");
@@ -228,9 +232,8 @@ async fn serve(
 /// Follows signals, files and clocks until the process shall end.
 async fn follow(control: &Control, telemetry: &Telemetry) -> Result<(), RunError> {
     let Signals { mut reload, mut reopen, mut stop } = Signals::listen()?;
-    let background = async {
-        tokio::join!(control.follow_config(), control.follow_kill_file(), control.follow_expiry())
-    };
+    let background =
+        async { tokio::join!(control.follow_config(), control.follow_kill_file(), control.follow_expiry()) };
     tokio::pin!(background);
     loop {
         tokio::select! {

@@ -57,11 +57,11 @@ pub(super) async fn guard(State(auth): State<Arc<Auth>>, mut request: Request, n
         let who = peer.map_or_else(|| "unknown".to_owned(), |peer| peer.to_string());
         let body = asked.0.get().map_or("", String::as_str);
         let why = response.extensions().get::<Why>().map_or("", |why| why.0.as_str());
-        // In quotes: what a client sent must not be able to write a line of its own into the log.
+        // As strings, which are logged in quotes: what a client sent must not be able to write a line of its own.
         if status.is_success() {
-            tracing::info!(target: "audit", who, role, ?action, ?body, code = status.as_u16(), "accepted");
+            tracing::info!(target: "audit", who, role, action, body, code = status.as_u16(), "accepted");
         } else {
-            tracing::warn!(target: "audit", who, role, ?action, ?body, code = status.as_u16(), ?why, "refused");
+            tracing::warn!(target: "audit", who, role, action, body, code = status.as_u16(), why, "refused");
         }
     }
     response

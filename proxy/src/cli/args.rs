@@ -20,7 +20,7 @@ Exit codes:
 
 /// A sidecar that makes an unmodified QuDAG node faster, smaller and safer
 #[derive(Debug, Parser)]
-#[command(name = "qudag-sidecar", version, after_help = EXAMPLES, args_conflicts_with_subcommands = false)]
+#[command(name = "qudag-sidecar", version, after_help = EXAMPLES)]
 pub struct Cli {
     /// The options of every command.
     #[command(flatten)]

@@ -4,7 +4,6 @@ mod operate;
 
 use std::time::{Duration, SystemTime};
 
-
 use qudag_filter_api::{Address, Percent};
 use serde::{Deserialize, Serialize};
 
@@ -157,7 +156,7 @@ pub struct Override {
 pub struct Applied {
     /// The generation in force after it.
     pub generation: u64,
-    /// Whether anything differs from before.
+    /// Whether a new generation came into force: always after a reload, and after a switch that differs from before.
     pub changed: bool,
     /// From the command to the swap, in milliseconds.
     pub took_ms: f64,
@@ -220,7 +219,9 @@ mod optional_period {
         ttl.map(Period).serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
         Ok(Option::<Period>::deserialize(deserializer)?.map(|period| period.0))
     }
 }

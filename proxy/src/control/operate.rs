@@ -177,7 +177,6 @@ impl Control {
             ControlError::Refused { generation: before.number, problems }
         };
         let loaded = config::load(&self.0.source, std::env::vars_os()).map_err(|why| refuse(why.lines()))?;
-        let fingerprint = loaded.fingerprint.clone();
         let origin = match self.0.source {
             Source::File(_) => ConfigOrigin::File,
             Source::Embedded => ConfigOrigin::Embedded,
@@ -187,8 +186,13 @@ impl Control {
         gauge!("qudag_sidecar_config_refused").set(0.0);
         self.0.refused.store(None);
         tracing::info!(generation, "configuration in force");
-        let changed = before.source.as_ref().is_none_or(|a| a.loaded.fingerprint != fingerprint);
-        Ok(Applied { generation, changed, took_ms: millis(start), filters: Vec::new(), notes: Vec::new() })
+        Ok(Applied {
+            generation,
+            changed: true,
+            took_ms: millis(start),
+            filters: Vec::new(),
+            notes: Vec::new(),
+        })
     }
 
     /// Builds the switches anew after a flag layer has changed.
@@ -207,7 +211,13 @@ impl Control {
         if generation != before {
             tracing::info!(generation, "switches in force");
         }
-        Ok(Applied { generation, changed: generation != before, took_ms: millis(start), filters, notes: Vec::new() })
+        Ok(Applied {
+            generation,
+            changed: generation != before,
+            took_ms: millis(start),
+            filters,
+            notes: Vec::new(),
+        })
     }
 
     /// Sets an operator's override for `NAME` (every kind that has it) or `KIND.NAME`.
@@ -218,7 +228,9 @@ impl Control {
         self.not_draining()?;
         let start = Instant::now();
         if wish.ttl.is_some_and(|ttl| ttl.is_zero()) {
-            return Err(ControlError::Invalid("a TTL of nothing has no effect; leave it out or say 10m".to_owned()));
+            return Err(ControlError::Invalid(
+                "a TTL of nothing has no effect; leave it out or say 10m".to_owned(),
+            ));
         }
         let slots = self.slots(name)?;
         let mut notes = Vec::new();
@@ -238,7 +250,10 @@ impl Control {
             }
         };
         for filter in applied.filters.iter().filter(|filter| filter.enabled != wish.enabled) {
-            notes.push(format!("{}.{} stays off: the layer {} outranks an override", filter.kind, filter.name, filter.layer));
+            notes.push(format!(
+                "{}.{} stays off: the layer {} outranks an override",
+                filter.kind, filter.name, filter.layer
+            ));
         }
         applied.notes = notes;
         Ok(applied)
@@ -301,7 +316,10 @@ impl Control {
         let found: Vec<_> = all.iter().filter(|slot| names(name, slot.kind, slot.filter)).copied().collect();
         if found.is_empty() {
             let known: Vec<_> = all.iter().map(full_name).collect();
-            return Err(ControlError::NotFound(format!("no filter {name:?}; there are: {}", known.join(", "))));
+            return Err(ControlError::NotFound(format!(
+                "no filter {name:?}; there are: {}",
+                known.join(", ")
+            )));
         }
         Ok(found)
     }
@@ -310,7 +328,9 @@ impl Control {
         let generation = self.generation();
         let states = generation.kinds.dns.as_ref().map(|line| &line.states);
         let cache = states.and_then(|states| states.dns_cache.as_ref()).map(|held| Arc::clone(&held.state));
-        cache.ok_or_else(|| ControlError::NotFound("there is no DNS cache: dns.dns_cache has not been on".to_owned()))
+        cache.ok_or_else(|| {
+            ControlError::NotFound("there is no DNS cache: dns.dns_cache has not been on".to_owned())
+        })
     }
 
     /// The state of the DNS cache.
@@ -336,8 +356,12 @@ impl Control {
     pub async fn dns_lookup(&self, name: &str, rtype: &str) -> Result<Lookup, ControlError> {
         let generation = self.generation();
         let line = generation.kinds.dns.as_ref();
-        let chain = line.ok_or_else(|| ControlError::NotFound("DNS is not served: no listeners.dns".to_owned()))?.chain();
-        qudag_filter_dns::lookup(chain, name, rtype).await.map_err(|why| ControlError::Invalid(why.to_string()))
+        let chain = line
+            .ok_or_else(|| ControlError::NotFound("DNS is not served: no listeners.dns".to_owned()))?
+            .chain();
+        qudag_filter_dns::lookup(chain, name, rtype)
+            .await
+            .map_err(|why| ControlError::Invalid(why.to_string()))
     }
 
     /// The configuration in force as YAML, secrets by reference only.
@@ -422,7 +446,8 @@ impl Control {
             }
             let next = self.0.operator.next_end().and_then(|end| end.duration_since(now).ok());
             // New overrides may come at any time, and the clock may be set.
-            let wait = next.unwrap_or(Duration::MAX).clamp(Duration::from_millis(5), Duration::from_millis(100));
+            let wait =
+                next.unwrap_or(Duration::MAX).clamp(Duration::from_millis(5), Duration::from_millis(100));
             tokio::time::sleep(wait).await;
         }
     }

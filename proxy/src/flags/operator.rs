@@ -95,9 +95,9 @@ impl Operator {
     /// When the file cannot be written.
     pub fn set(&self, full_name: &str, wish: Override) -> io::Result<()> {
         let expires = wish.ttl.and_then(|ttl| SystemTime::now().checked_add(ttl));
-        let expires_ms = expires.and_then(|end| end.duration_since(SystemTime::UNIX_EPOCH).ok()).map(|end| {
-            u64::try_from(end.as_millis()).unwrap_or(u64::MAX)
-        });
+        let expires_ms = expires
+            .and_then(|end| end.duration_since(SystemTime::UNIX_EPOCH).ok())
+            .map(|end| u64::try_from(end.as_millis()).unwrap_or(u64::MAX));
         let mut stored = self.lock();
         let value = StoredOverride { enabled: wish.enabled, rollout: wish.rollout, expires_ms };
         stored.overrides.insert(full_name.to_owned(), value);

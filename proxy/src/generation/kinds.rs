@@ -30,7 +30,9 @@ pub(super) struct Key(&'static str, String);
 impl Wanted {
     pub(super) fn key(&self) -> Key {
         match &self.address {
-            Address::Tcp(HostPort { port: 0, .. }) => Key(self.kind, format!("{} {}", self.address, self.name)),
+            Address::Tcp(HostPort { port: 0, .. }) => {
+                Key(self.kind, format!("{} {}", self.address, self.name))
+            }
             address => Key(self.kind, address.to_string()),
         }
     }

@@ -1,6 +1,7 @@
 //! The bound listeners. They outlive generations: a listener whose address is unchanged keeps its socket.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::time::Duration;
 
 use qudag_filter_api::Env;
@@ -39,7 +40,18 @@ impl Listeners {
         for (wanted, bind) in Kinds::wanted(config) {
             if !self.running.contains_key(&wanted.key()) {
                 let front = bind_on(data, bind, current, env).await.map_err(|why| {
-                    format!("cannot listen on {} for {} {}: {why}", wanted.address, wanted.kind, wanted.name)
+                    let hint = match why.kind() {
+                        io::ErrorKind::AddrInUse => {
+                            "; another program listens there: choose another port, or 0 for any"
+                        }
+                        io::ErrorKind::AddrNotAvailable => "; this host has no such address",
+                        io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege",
+                        _ => "",
+                    };
+                    format!(
+                        "cannot listen on {} for {} {}: {why}{hint}",
+                        wanted.address, wanted.kind, wanted.name
+                    )
                 })?;
                 bound.push((wanted, front));
             }
@@ -104,7 +116,6 @@ impl Running {
 }
 
 /// Binds on the data plane's runtime, whose reactor then serves the socket.
-async fn bind_on(data: &Handle, bind: Bind, current: &Current, env: &Env) -> Result<Box<dyn Front>, String> {
-    let bound = data.spawn(bind(Current::clone(current), env.clone())).await;
-    bound.map_err(|why| why.to_string())?.map_err(|why| why.to_string())
+async fn bind_on(data: &Handle, bind: Bind, current: &Current, env: &Env) -> io::Result<Box<dyn Front>> {
+    data.spawn(bind(Current::clone(current), env.clone())).await?
 }

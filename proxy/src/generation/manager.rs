@@ -155,7 +155,8 @@ impl Manager {
 
     /// Stops every listener, waits for the work under way, and returns how many units were aborted at the deadline.
     pub async fn finish(&self) -> usize {
-        let deadline = self.current().source.as_ref().map(|adopted| adopted.loaded.config.runtime.drain_timeout.0);
+        let deadline =
+            self.current().source.as_ref().map(|adopted| adopted.loaded.config.runtime.drain_timeout.0);
         let mut listeners = self.listeners.lock().await;
         listeners.finish(deadline.unwrap_or_default(), &self.data).await
     }

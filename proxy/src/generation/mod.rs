@@ -133,7 +133,8 @@ impl Switches {
         for (slot, decision) in &self.order {
             let Toggle { enabled, rollout } = decision.toggle;
             let share = if enabled { rollout.get() } else { 0.0 };
-            gauge!("qudag_sidecar_filter_rollout_percent", "kind" => slot.kind, "filter" => slot.filter).set(share);
+            gauge!("qudag_sidecar_filter_rollout_percent", "kind" => slot.kind, "filter" => slot.filter)
+                .set(share);
         }
     }
 
@@ -145,9 +146,9 @@ impl Switches {
             enabled: decision.toggle.enabled,
             rollout: decision.toggle.rollout,
             layer: decision.layer,
-            expires_in_seconds: decision.expires.map(|end| {
-                end.duration_since(std::time::SystemTime::now()).unwrap_or_default().as_secs()
-            }),
+            expires_in_seconds: decision
+                .expires
+                .map(|end| end.duration_since(std::time::SystemTime::now()).unwrap_or_default().as_secs()),
         })
     }
 }

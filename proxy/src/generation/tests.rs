@@ -73,7 +73,8 @@ async fn read_one(address: String) -> u8 {
 async fn a_reload_keeps_sockets_and_changes_what_is_behind_them() {
     let house = House::new();
     let (one, two) = (upstream(1), upstream(2));
-    let route = |name: &str, to: u16| format!("{{ name: {name}, bind: \"127.0.0.1:0\", to: \"127.0.0.1:{to}\" }}");
+    let route =
+        |name: &str, to: u16| format!("{{ name: {name}, bind: \"127.0.0.1:0\", to: \"127.0.0.1:{to}\" }}");
     assert_eq!(house.adopt(&peer(&route("a", one))).await.unwrap(), 1);
     let before = house.addresses();
     assert_eq!(read_one(before[0].clone()).await, 1);
@@ -102,7 +103,8 @@ async fn a_listener_may_be_renamed() {
     let house = House::new();
     let port = upstream(1);
     let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-    let route = |name: &str| format!("{{ name: {name}, bind: \"127.0.0.1:{free}\", to: \"127.0.0.1:{port}\" }}");
+    let route =
+        |name: &str| format!("{{ name: {name}, bind: \"127.0.0.1:{free}\", to: \"127.0.0.1:{port}\" }}");
     house.adopt(&peer(&route("old"))).await.unwrap();
     house.adopt(&peer(&route("new"))).await.unwrap();
     assert_eq!(house.manager.listeners()[0].name, "new");
@@ -146,7 +148,8 @@ async fn toggles_make_generations_and_keep_states() {
     let off = Override { enabled: false, rollout: None, ttl: None };
     house.operator.set("dns.dns_cache", off).unwrap();
     assert_eq!(house.manager.rebuild().await.unwrap(), 2);
-    let switch = |house: &House| house.now().switches.statuses().find(|filter| filter.name == "dns_cache").unwrap();
+    let switch =
+        |house: &House| house.now().switches.statuses().find(|filter| filter.name == "dns_cache").unwrap();
     assert_eq!((switch(&house).enabled, switch(&house).layer), (false, "override"));
 
     house.operator.clear("dns.dns_cache").unwrap();

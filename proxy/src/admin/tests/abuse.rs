@@ -264,6 +264,16 @@ async fn a_slow_client_is_cut_off_and_stops_nobody() {
 }
 
 #[tokio::test]
+async fn an_idle_connection_is_closed() {
+    let server = Server::start("127.0.0.1:0").await;
+    let mut stream = server.connect().await;
+    let request = format!("GET /healthz HTTP/1.1\r\nhost: localhost:{}\r\n\r\n", server.port());
+    stream.write_all(request.as_bytes()).await.unwrap();
+    // Read to the end, which comes without the client's doing.
+    assert_eq!(Answer::read(stream).await.status, 200);
+}
+
+#[tokio::test]
 async fn a_slow_body_is_cut_off() {
     let server = Server::start("127.0.0.1:0").await;
     let slow =

@@ -3,7 +3,7 @@
 mod host;
 mod network;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -103,11 +103,13 @@ async fn look(common: &Common, target: &Target) -> Vec<Check> {
         None => Check::advice("sidecar", "running", "no sidecar is running or can be reached")
             .hint("start one with `qudag-sidecar run`"),
     });
-    let (config, check) = configuration(common, running.as_ref());
+    let file = configuration_file(common, running.as_ref());
+    let chosen = file.is_some();
+    let (config, check) = configuration(file.as_deref());
     checks.push(check);
     if let Some(config) = &config {
         checks.extend(network::listeners(config, running.as_ref()));
-        checks.extend(network::upstreams(config, &resolve).await);
+        checks.extend(network::upstreams(config, chosen, &resolve).await);
         checks.extend(network::names(config).await);
     }
     checks.extend(host::checks(common.state_dir.as_deref()));
@@ -126,10 +128,13 @@ fn sidecar(status: &Value) -> Check {
     }
 }
 
-/// The configuration that was given, else that of the running sidecar, else the built-in one.
-fn configuration(common: &Common, running: Option<&Running>) -> (Option<Config>, Check) {
+/// The file that was given, else that of the running sidecar; the built-in defaults without one.
+fn configuration_file(common: &Common, running: Option<&Running>) -> Option<PathBuf> {
     let of_running = running.and_then(|running| running.status.pointer("/config/source")?.as_str());
-    let file = common.config.as_deref().or(of_running.filter(|file| *file != "embedded").map(Path::new));
+    common.config.clone().or(of_running.filter(|file| *file != "embedded").map(PathBuf::from))
+}
+
+fn configuration(file: Option<&Path>) -> (Option<Config>, Check) {
     let loaded = Source::new(file).and_then(|source| config::load(&source, std::env::vars_os()));
     let name = file.map_or_else(|| "built-in defaults".to_owned(), |file| file.display().to_string());
     match loaded {
@@ -137,8 +142,10 @@ fn configuration(common: &Common, running: Option<&Running>) -> (Option<Config>,
         Err(failure) => {
             let problems = failure.lines();
             let first = problems.first().cloned().unwrap_or_default();
-            let check =
-                Check::failed("configuration", name.clone(), format!("{} problems: {first}", problems.len()));
+            let check = Check::failed("configuration", name.clone(), {
+                let more = problems.len().saturating_sub(1);
+                if more == 0 { first } else { format!("{first} (and {more} more)") }
+            });
             (None, check.hint(format!("`qudag-sidecar validate {name}` shows every problem with its place")))
         }
     }

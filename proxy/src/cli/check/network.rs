@@ -15,6 +15,7 @@ use crate::resolve::SystemResolver;
 /// How long an upstream may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
 const DNS_PORT: u16 = 53;
+const DATABASE: &str = "postgres";
 
 /// Whether each address is held by the running sidecar or free.
 pub(super) fn listeners(config: &Config, running: Option<&Running>) -> Vec<Check> {
@@ -91,8 +92,9 @@ fn free(kind: &str, address: &Address) -> io::Result<()> {
     }
 }
 
-/// Whether the node, the database and the peers answer; those of kinds that are served.
-pub(super) async fn upstreams(config: &Config, resolve: &SystemResolver) -> Vec<Check> {
+/// Whether the node, the database and the peers answer; those of kinds that are served. `chosen` says that the user wrote the
+/// configuration.
+pub(super) async fn upstreams(config: &Config, chosen: bool, resolve: &SystemResolver) -> Vec<Check> {
     const GROUP: &str = "upstreams";
     let (listeners, node) = (&config.listeners, &config.node);
     let mut needed: Vec<(String, Address, &str)> = Vec::new();
@@ -108,12 +110,14 @@ pub(super) async fn upstreams(config: &Config, resolve: &SystemResolver) -> Vec<
     }
     if let Some(postgres) = &listeners.postgres {
         let hint = "start the database, correct `listeners.postgres.server`, or leave the listener out";
-        needed.push(("postgres".to_owned(), postgres.server.clone(), hint));
+        needed.push((DATABASE.to_owned(), postgres.server.clone(), hint));
     }
     let mut checks = Vec::new();
     for (name, address, hint) in needed {
         checks.push(match connect(&address, resolve, TIMEOUT).await {
             Ok(_) => Check::ok(GROUP, name, format!("{address} accepts connections")),
+            // The built-in defaults serve a database in case there is one.
+            Err(why) if name == DATABASE && !chosen => Check::advice(GROUP, name, why.to_string()).hint(hint),
             Err(why) => Check::failed(GROUP, name, why.to_string()).hint(hint),
         });
     }
