@@ -146,6 +146,11 @@ impl Breaker {
         }
     }
 
+    /// Starts anew: the calls go to another upstream from now on. Outcomes of calls under way say nothing of that one.
+    pub fn forget(&mut self) {
+        self.enter(State::Closed { failures: 0 });
+    }
+
     fn enter(&mut self, state: State) {
         self.state = state;
         self.epoch = self.epoch.wrapping_add(1);
@@ -263,6 +268,25 @@ mod tests {
         }
         breaker.success(probe);
         assert_eq!(breaker.status(), Status::Closed);
+    }
+
+    #[test]
+    fn what_is_forgotten_is_forgotten_with_the_calls_under_way() {
+        let now = Instant::now();
+        let mut breaker = Breaker::default();
+        let old: Vec<_> = (0..5).map(|_| pass(&mut breaker, now)).collect();
+        breaker.forget();
+        for pass in old {
+            assert!(!breaker.failure(pass, &SETTINGS, now, 0));
+        }
+        let mut breaker = opened(now);
+        breaker.forget();
+        assert_eq!(breaker.status(), Status::Closed);
+        for opens in [false, false, true] {
+            let pass = pass(&mut breaker, now);
+            assert_eq!(breaker.failure(pass, &SETTINGS, now, 1 << 63), opens);
+        }
+        assert_eq!(retry_after(&mut breaker, now), SETTINGS.open);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tower::util::BoxCloneSyncService;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::FilterError;
+use crate::{Address, FilterError};
 
 /// A kind of traffic: what its filters receive and what they answer.
 pub trait Kind: Sized + 'static {
@@ -43,6 +43,10 @@ pub trait Flow {
     /// The upstream as the configuration names it; empty where a kind has a single upstream.
     fn target(&self) -> &str {
         ""
+    }
+    /// Where the target leads, for a target whose name does not say it. What a breaker knows of the target is void when this changes.
+    fn target_address(&self) -> Option<&Address> {
+        None
     }
 }
 

@@ -180,7 +180,8 @@ async fn a_share_of_flows_takes_the_filter_and_keeps_taking_it() {
         }
         chosen
     };
-    let (none, ten, again, half) = (through(0.0).await, through(10.0).await, through(10.0).await, through(50.0).await);
+    let (none, ten, again, half) =
+        (through(0.0).await, through(10.0).await, through(10.0).await, through(50.0).await);
     assert!(none.is_empty());
     assert_eq!(ten, again, "the choice is sticky");
     assert!((150..250).contains(&ten.len()), "{} of 2000 at 10 %", ten.len());

@@ -8,14 +8,15 @@ use futures_util::future::{BoxFuture, FutureExt, ready};
 use metrics::{Counter, Gauge, counter, gauge};
 use qudag_core::breaker::{Breaker, Decision, Pass, Settings, Status};
 use qudag_filter_api::{
-    BuildError, ConfigError, ConfigPath, Env, FilterError, FilterSpec, Flow, Kind, Origin, Period, Svc,
+    Address, BuildError, ConfigError, ConfigPath, Env, FilterError, FilterSpec, Flow, Kind, Origin, Period,
+    Svc,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tower::Service;
 use tower::util::BoxCloneSyncService;
 
-use crate::generic::{ForKind, range};
+use crate::generic::{ForKind, not_longer, range};
 use crate::now;
 
 /// How many targets have a breaker of their own; the configuration is far below that.
@@ -24,7 +25,7 @@ const TARGETS: usize = 4096;
 const OTHERS: &str = "(others)";
 
 /// A breaker for each target: errors of the upstream and replies that report a failure ([`Kind::failure`]) open it; errors of
-/// clients do not count. While it is open, calls fail with [`FilterError::BreakerOpen`].
+/// clients do not count. It starts anew when its target leads elsewhere ([`Flow::target_address`]). While it is open, calls fail with [`FilterError::BreakerOpen`].
 pub type CircuitBreaker<K> = ForKind<CircuitBreakerSettings, K>;
 
 /// Settings of `circuit_breaker`.
@@ -63,7 +64,7 @@ impl CircuitBreakerState {
         let breakers = self.breakers.read().unwrap_or_else(PoisonError::into_inner);
         let mut statuses: Vec<_> = breakers
             .iter()
-            .map(|(name, target)| (name.clone(), target.with(|breaker| breaker.status())))
+            .map(|(name, target)| (name.clone(), target.with(|known| known.breaker.status())))
             .collect();
         statuses.sort_by(|(a, _), (b, _)| a.cmp(b));
         statuses
@@ -81,11 +82,19 @@ impl CircuitBreakerState {
     }
 }
 
+/// What is known of a target.
+#[derive(Debug, Default)]
+struct Known {
+    /// Where it leads.
+    address: Option<Address>,
+    breaker: Breaker,
+}
+
 /// One breaker and its figures.
 #[derive(Debug)]
 struct Target {
     name: String,
-    breaker: Mutex<Breaker>,
+    known: Mutex<Known>,
     open: Gauge,
     opened: Counter,
 }
@@ -96,11 +105,30 @@ impl Target {
         open.set(0.0);
         let opened =
             counter!("qudag_sidecar_breaker_opened_total", "kind" => kind, "target" => name.to_owned());
-        Self { name: name.to_owned(), breaker: Mutex::default(), open, opened }
+        Self { name: name.to_owned(), known: Mutex::default(), open, opened }
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut Breaker) -> T) -> T {
-        work(&mut self.breaker.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with<T>(&self, work: impl FnOnce(&mut Known) -> T) -> T {
+        work(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Decides on a call that leads to `address`.
+    fn admit(&self, address: Option<&Address>, settings: &Settings) -> Decision {
+        let (decision, closed) = self.with(|Known { address: before, breaker }| {
+            // Those that share a breaker lead to several addresses.
+            let moved = before.as_ref() != address && self.name != OTHERS;
+            let closed = moved && breaker.status() != Status::Closed;
+            if moved {
+                *before = address.cloned();
+                breaker.forget();
+                self.open.set(0.0);
+            }
+            (breaker.admit(settings, now()), closed)
+        });
+        if closed {
+            tracing::info!(upstream = self.name, "circuit breaker closed: the upstream has another address");
+        }
+        decision
     }
 }
 
@@ -114,7 +142,7 @@ struct Call {
 impl Call {
     fn succeeded(mut self) {
         let Some(pass) = self.pass.take() else { return };
-        let closed = self.target.with(|breaker| {
+        let closed = self.target.with(|Known { breaker, .. }| {
             let before = breaker.status();
             breaker.success(pass);
             let closed = before != Status::Closed && breaker.status() == Status::Closed;
@@ -131,7 +159,7 @@ impl Call {
 
     fn failed(mut self, why: &'static str) {
         let Some(pass) = self.pass.take() else { return };
-        let opened = self.target.with(|breaker| {
+        let opened = self.target.with(|Known { breaker, .. }| {
             let opened = breaker.failure(pass, &self.settings, now(), fastrand::u64(..));
             if opened {
                 self.target.open.set(1.0);
@@ -148,7 +176,7 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         if let Some(pass) = self.pass.take() {
-            self.target.with(|breaker| breaker.cancel(pass, now()));
+            self.target.with(|known| known.breaker.cancel(pass, now()));
         }
     }
 }
@@ -164,10 +192,7 @@ impl<K: Kind> FilterSpec for CircuitBreaker<K> {
         errors.extend(range(at.key("failures"), *failures, 1, 1000));
         errors.extend(range(at.key("open"), *open, Period::millis(1), Period::secs(24 * 3600)));
         errors.extend(range(at.key("max_open"), *max_open, Period::millis(1), Period::secs(24 * 3600)));
-        if open > max_open {
-            let problem = format!("{open} is longer than `max_open`, {max_open}");
-            errors.push(at.key("open").error(problem).hint(format!("at most {max_open}")));
-        }
+        errors.extend(not_longer(at, ("open", *open), ("max_open", *max_open)));
         errors
     }
 
@@ -209,7 +234,7 @@ impl<K: Kind> Service<K::Req> for Broken<K> {
 
     fn call(&mut self, request: K::Req) -> Self::Future {
         let target = self.state.target(request.target());
-        let pass = match target.with(|breaker| breaker.admit(&self.settings, now())) {
+        let pass = match target.admit(request.target_address(), &self.settings) {
             Decision::Admit(pass) => pass,
             Decision::Reject { retry_after } => {
                 return ready(Err(FilterError::BreakerOpen { retry_after })).boxed();
@@ -347,6 +372,39 @@ mod tests {
         let service = new.wrap(state, upstream.service());
         assert!(!is_open(&call(&service, Req::to("a")).await));
         assert!(is_open(&call(&service, Req::to("a")).await));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_target_that_leads_elsewhere_starts_anew_and_calls_under_way_say_nothing_of_it() {
+        let metrics = Metrics::record();
+        let upstream = Upstream::default();
+        let (service, state) = over(&filter(2), &upstream);
+        let leads = |to: &str| Req { address: Some(to.parse().unwrap()), ..Req::to("a") };
+        upstream.will([down(), down()]);
+        for _ in 0..2 {
+            assert!(!is_open(&call(&service, leads("wrong.test:1")).await));
+        }
+        assert!(is_open(&call(&service, leads("wrong.test:1")).await));
+        assert_eq!((metrics.get(OPEN), metrics.get(OPENED)), (Some(1.0), Some(1.0)));
+        assert!(call(&service, leads("right.test:1")).await.is_ok());
+        assert_eq!(metrics.get(OPEN), Some(0.0));
+
+        let late = Act::Slow(Duration::from_secs(1), "failed late");
+        upstream.will([late.clone(), late]);
+        let under_way: Vec<_> = (0..2)
+            .map(|_| {
+                let (service, request) = (service.clone(), leads("right.test:1"));
+                tokio::spawn(async move { call(&service, request).await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        assert_eq!(call(&service, leads("other.test:1")).await.unwrap(), "ok");
+        for call in under_way {
+            assert_eq!(call.await.unwrap().unwrap(), "failed late");
+        }
+        assert!(call(&service, leads("other.test:1")).await.is_ok());
+        assert_eq!(state.statuses(), [("a".to_owned(), Status::Closed)]);
+        assert_eq!((metrics.get(OPEN), metrics.get(OPENED)), (Some(0.0), Some(1.0)));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
-use qudag_filter_api::{ConfigError, ConfigPath};
+use qudag_filter_api::{ConfigError, ConfigPath, Period};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -92,4 +92,14 @@ pub(crate) fn range<T: PartialOrd + fmt::Display>(
         let side = if value < least { "too small" } else { "too large" };
         at.error(format!("{value} is {side}")).hint(format!("{least} to {most}"))
     })
+}
+
+/// An error when a time is longer than the one that limits it; both with their keys.
+pub(crate) fn not_longer(
+    at: &ConfigPath,
+    (key, period): (&str, Period),
+    (limit, most): (&str, Period),
+) -> Option<ConfigError> {
+    let error = || at.key(key).error(format!("{period} is longer than `{limit}`, {most}"));
+    (period > most).then(|| error().hint(format!("at most {most}")))
 }

@@ -10,9 +10,10 @@ pub mod listener;
 pub mod net;
 pub mod rate_limit;
 pub mod retry;
+pub mod seats;
 pub mod splice;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod unix;
 pub mod watch;
 
@@ -24,6 +25,7 @@ pub use listener::{Front, KindOf, ListenerSpec, Terminal};
 pub use net::{Socket, Stream, connect};
 pub use rate_limit::{Limit, RateLimit, RateLimitSettings, RateLimitState};
 pub use retry::{Retry, RetrySettings, RetryState};
+pub use seats::{Seat, Seats};
 pub use splice::{ByteCounters, SpliceEnd, SpliceOptions, Spliced, splice};
 pub use unix::UnixSocket;
 pub use watch::Watch;

@@ -1,5 +1,6 @@
 //! The edge of a kind of traffic: where it is received and what stands at the end of its chain.
 
+use std::future::Future;
 use std::io;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::Drain;
+use crate::{Drain, Socket, Stream};
 
 /// A bound listener.
 pub trait Front: Send {
@@ -18,6 +19,39 @@ pub trait Front: Send {
 
     /// Serves until the drain starts; work under way goes on as tasks of the drain.
     fn serve(self: Box<Self>, drain: Drain) -> BoxFuture<'static, ()>;
+}
+
+impl Socket {
+    /// A front that serves each connection with `connection`, which gets the drain as well: the connection is one of its tasks
+    /// ([`Socket::serve`]).
+    pub fn into_front<F, Fut>(self, connection: F) -> Box<dyn Front>
+    where
+        F: Fn(Stream, Drain) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        Box::new(SocketFront { socket: self, connection })
+    }
+}
+
+struct SocketFront<F> {
+    socket: Socket,
+    connection: F,
+}
+
+impl<F, Fut> Front for SocketFront<F>
+where
+    F: Fn(Stream, Drain) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    fn address(&self) -> Address {
+        self.socket.address()
+    }
+
+    fn serve(self: Box<Self>, drain: Drain) -> BoxFuture<'static, ()> {
+        let Self { socket, connection } = *self;
+        let tasks = drain.clone();
+        Box::pin(socket.serve(drain, move |stream| connection(stream, tasks.clone())))
+    }
 }
 
 /// The settings under `listeners` of one kind of traffic, and everything of that kind that is not a filter.

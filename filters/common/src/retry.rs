@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
 
-use crate::generic::{ForKind, range};
+use crate::generic::{ForKind, not_longer, range};
 use crate::now;
 
 /// Repeats requests that may be repeated ([`Kind::replay`]) after errors of the upstream and after replies that report a failure
@@ -86,10 +86,7 @@ impl<K: Kind> FilterSpec for Retry<K> {
         errors.extend(range(at.key("deadline"), *deadline, Period::millis(1), hour));
         errors.extend(range(at.key("budget_percent"), *budget_percent, 0, 100));
         errors.extend(range(at.key("budget_min_per_second"), *budget_min_per_second, 0, 1000));
-        if backoff > max_backoff {
-            let problem = format!("{backoff} is longer than `max_backoff`, {max_backoff}");
-            errors.push(at.key("backoff").error(problem).hint(format!("at most {max_backoff}")));
-        }
+        errors.extend(not_longer(at, ("backoff", *backoff), ("max_backoff", *max_backoff)));
         errors
     }
 

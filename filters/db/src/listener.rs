@@ -3,15 +3,12 @@
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use metrics::{counter, gauge};
-use qudag_filter_api::{Address, Chains, FilterError, Kind, Resolve};
+use qudag_filter_api::{Address, Chains, Env, FilterError, Kind, Resolve};
 use qudag_filter_common::{
-    ByteCounters, Drain, FlowLine, Front, Socket, SpliceOptions, Stream, connect, splice,
+    ByteCounters, Drain, FlowLine, Front, Seat, Seats, Socket, SpliceOptions, Stream, connect, splice,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -29,83 +26,44 @@ const REFUSAL_TIME: Duration = Duration::from_secs(10);
 /// How long an ErrorResponse may take to be sent and read.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-pub(crate) struct DbFront {
-    socket: Socket,
-    place: Arc<Place>,
-}
-
 /// What the connections share.
 struct Place {
     chains: Chains<Db>,
     resolve: Arc<dyn Resolve>,
-    starting: AtomicUsize,
-    sessions: AtomicUsize,
+    starting: Seats,
+    sessions: Seats,
 }
 
-impl DbFront {
-    pub(crate) async fn bind(
-        address: &Address,
-        chains: Chains<Db>,
-        resolve: Arc<dyn Resolve>,
-    ) -> io::Result<Self> {
-        let socket = Socket::bind(address, &*resolve).await?;
-        let (starting, sessions) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Ok(Self { socket, place: Arc::new(Place { chains, resolve, starting, sessions }) })
-    }
-}
-
-impl Front for DbFront {
-    fn address(&self) -> Address {
-        self.socket.address()
-    }
-
-    fn serve(self: Box<Self>, drain: Drain) -> BoxFuture<'static, ()> {
-        let place = self.place;
-        let tasks = drain.clone();
-        let connection = move |client| connection(Arc::clone(&place), client, tasks.clone());
-        self.socket.serve(drain, connection).boxed()
-    }
-}
-
-/// One place among a limited number.
-struct Seat<'a>(&'a AtomicUsize);
-
-impl<'a> Seat<'a> {
-    fn take(taken: &'a AtomicUsize, most: usize) -> Option<Self> {
-        let free = |now| (now < most).then_some(now + 1);
-        taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).ok().map(|_| Self(taken))
-    }
-}
-
-impl Drop for Seat<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+pub(crate) async fn bind(address: Address, chains: Chains<Db>, env: Env) -> io::Result<Box<dyn Front>> {
+    let socket = Socket::bind(&address, &*env.resolve).await?;
+    let (starting, sessions) = (Seats::default(), Seats::default());
+    let place = Arc::new(Place { chains, resolve: env.resolve, starting, sessions });
+    Ok(socket.into_front(move |client, drain| connection(Arc::clone(&place), client, drain)))
 }
 
 /// A place among `max_sessions`.
-struct SessionSeat<'a>(#[expect(dead_code, reason = "held for its drop")] Seat<'a>);
+struct SessionSeat(#[expect(dead_code, reason = "held for its drop")] Seat);
 
-impl<'a> SessionSeat<'a> {
-    fn take(place: &'a Place, most: usize) -> Option<Self> {
-        let seat = Seat::take(&place.sessions, most)?;
+impl SessionSeat {
+    fn take(sessions: &Seats, most: usize) -> Option<Self> {
+        let seat = sessions.take(most)?;
         gauge!("qudag_sidecar_db_sessions_active").increment(1.0);
         Some(Self(seat))
     }
 }
 
-impl Drop for SessionSeat<'_> {
+impl Drop for SessionSeat {
     fn drop(&mut self) {
         gauge!("qudag_sidecar_db_sessions_active").decrement(1.0);
     }
 }
 
 /// A connection to the server, on which this connection's packets have been sent.
-struct Upstream<'a> {
+struct Upstream {
     stream: Stream,
     settings: Arc<DbSettings>,
     /// `None` for a CancelRequest.
-    seat: Option<SessionSeat<'a>>,
+    seat: Option<SessionSeat>,
 }
 
 /// Why a connection ends before its bytes were left to the splice.
@@ -130,7 +88,7 @@ impl From<StartupError> for End {
 
 async fn connection(place: Arc<Place>, client: Stream, drain: Drain) {
     let line = FlowLine::start(Db::NAME, client.peer_addr());
-    let Some(seat) = Seat::take(&place.starting, MAX_STARTING) else {
+    let Some(seat) = place.starting.take(MAX_STARTING) else {
         client.reset();
         return line.end("overloaded", 0, 0);
     };
@@ -183,12 +141,12 @@ struct Start<'a> {
     down: u64,
 }
 
-impl<'a> Start<'a> {
-    async fn run(&mut self) -> Result<Upstream<'a>, End> {
+impl Start<'_> {
+    async fn run(&mut self) -> Result<Upstream, End> {
         let time = (self.place.chains)().map_or(REFUSAL_TIME, |lease| lease.settings.startup_timeout);
         let deadline = Instant::now() + time;
         // What the chain said, once it has been asked.
-        let mut asked: Option<Result<Upstream<'a>, FilterError>> = None;
+        let mut asked: Option<Result<Upstream, FilterError>> = None;
         let (mut ssl, mut gss) = (false, false);
         loop {
             let (packet, bytes) = self.read(deadline).await?;
@@ -280,10 +238,10 @@ impl<'a> Start<'a> {
     }
 
     /// Asks the current generation's chain for a connection.
-    async fn ask(&mut self, first: StartupPacket) -> Result<Upstream<'a>, FilterError> {
+    async fn ask(&mut self, first: StartupPacket) -> Result<Upstream, FilterError> {
         let lease = (self.place.chains)().ok_or(FilterError::Draining)?;
         let settings = Arc::clone(&lease.settings);
-        let seat = SessionSeat::take(self.place, settings.max_sessions)
+        let seat = SessionSeat::take(&self.place.sessions, settings.max_sessions)
             .ok_or(FilterError::Overloaded("too many sessions".into()))?;
         let server = Arc::clone(&settings.target);
         let session = DbSession { client: self.client.peer_addr(), first, server };
@@ -292,7 +250,7 @@ impl<'a> Start<'a> {
     }
 
     /// A connection for a CancelRequest, which must get through when nothing else does.
-    async fn connect_past_the_chain(&mut self) -> Result<Upstream<'a>, FilterError> {
+    async fn connect_past_the_chain(&mut self) -> Result<Upstream, FilterError> {
         let lease = (self.place.chains)().ok_or(FilterError::Draining)?;
         let settings = Arc::clone(&lease.settings);
         let stream = connect(&settings.server, &*self.place.resolve, settings.connect_timeout).await?;
@@ -300,11 +258,7 @@ impl<'a> Start<'a> {
     }
 
     /// Passes a packet on to the server.
-    async fn forward(
-        &mut self,
-        mut upstream: Upstream<'a>,
-        bytes: &[u8],
-    ) -> Result<Upstream<'a>, FilterError> {
+    async fn forward(&mut self, mut upstream: Upstream, bytes: &[u8]) -> Result<Upstream, FilterError> {
         let limit = upstream.settings.connect_timeout;
         in_time(limit, upstream.stream.write_all(bytes)).await?;
         self.up += bytes.len() as u64;
@@ -312,11 +266,7 @@ impl<'a> Start<'a> {
     }
 
     /// Passes a request for encryption on and reads the one byte of the answer. What follows it belongs to the client.
-    async fn negotiate(
-        &mut self,
-        upstream: Upstream<'a>,
-        bytes: &[u8],
-    ) -> Result<(u8, Upstream<'a>), FilterError> {
+    async fn negotiate(&mut self, upstream: Upstream, bytes: &[u8]) -> Result<(u8, Upstream), FilterError> {
         let mut upstream = self.forward(upstream, bytes).await?;
         let limit = upstream.settings.connect_timeout;
         let reply = in_time(limit, upstream.stream.read_u8()).await?;

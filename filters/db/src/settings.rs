@@ -4,7 +4,6 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use qudag_filter_api::{
     Address, BuildError, Chains, ConfigError, ConfigPath, Env, Host, HostPort, Period, service_fn,
@@ -13,8 +12,7 @@ use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Terminal, connect}
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::listener::DbFront;
-use crate::{Db, DbFilters, DbSettings};
+use crate::{Db, DbFilters, DbSettings, listener};
 
 /// The listener for PostgreSQL clients and the server that it leads to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -119,11 +117,7 @@ impl ListenerSpec for PostgresListener {
         chains: Chains<Db>,
         env: Env,
     ) -> BoxFuture<'static, io::Result<Box<dyn Front>>> {
-        async move {
-            let front = DbFront::bind(&address, chains, env.resolve).await?;
-            Ok(Box::new(front) as Box<dyn Front>)
-        }
-        .boxed()
+        Box::pin(listener::bind(address, chains, env))
     }
 }
 

@@ -8,16 +8,19 @@
     reason = "a test fails by a panic"
 )]
 
-mod support;
+mod postgres;
 
 use std::process::Stdio;
 use std::time::Duration;
 
+use postgres::Postgres;
+use qudag_filter_common::testing::{self, PATIENCE, metric, nowhere, until};
+use qudag_filter_db::PostgresListener;
 use serde_json::json;
-use support::postgres::Postgres;
-use support::{PATIENCE, Sidecar, metric, until};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep, timeout};
+
+type Sidecar = testing::Sidecar<PostgresListener>;
 
 const HOST: &str = "127.0.0.1";
 const TLS: &[(&str, &str)] = &[("PGSSLMODE", "require")];
@@ -26,7 +29,7 @@ const PLAIN: &[(&str, &str)] = &[("PGSSLMODE", "disable")];
 async fn sidecar_of(postgres: &Postgres) -> (Sidecar, u16) {
     let listener = json!({ "bind": "127.0.0.1:0", "server": format!("{HOST}:{}", postgres.port) });
     let filters = json!({ "circuit_breaker": { "enabled": true }, "rate_limit": { "enabled": true } });
-    let sidecar = Sidecar::start(listener, filters).await;
+    let sidecar = Sidecar::start(nowhere(), listener, filters).await;
     let port = sidecar.tcp().port();
     (sidecar, port)
 }
@@ -61,7 +64,8 @@ async fn unix_sockets_on_both_sides() {
     let Some(postgres) = Postgres::start().await else { return };
     let folder = tempfile::tempdir().unwrap();
     let bind = format!("unix:{}/.s.PGSQL.6432", folder.path().display());
-    let _sidecar = Sidecar::start(json!({ "bind": bind, "server": postgres.unix() }), json!({})).await;
+    let _sidecar =
+        Sidecar::start(nowhere(), json!({ "bind": bind, "server": postgres.unix() }), json!({})).await;
     let host = folder.path().to_str().unwrap();
     let seen = postgres.psql(host, 6432, &[], "SELECT inet_client_addr() IS NULL AS unix").await.unwrap();
     assert!(seen.contains(" t"), "{seen}");

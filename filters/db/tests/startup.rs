@@ -8,16 +8,17 @@
     reason = "a test fails by a panic"
 )]
 
-mod support;
-
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use qudag_filter_common::testing::{self, PATIENCE, is_logged, metric, nowhere, until};
+use qudag_filter_db::PostgresListener;
 use serde_json::{Value, json};
-use support::{PATIENCE, Sidecar, is_logged, metric, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
+
+type Sidecar = testing::Sidecar<PostgresListener>;
 
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 const GSSENC_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 48];
@@ -84,7 +85,7 @@ fn closed() -> SocketAddr {
 #[tokio::test]
 async fn a_session_is_passed_through_however_it_is_cut() {
     let server = Server::start().await;
-    let sidecar = Sidecar::start(server.listener(), json!({})).await;
+    let sidecar = Sidecar::start(nowhere(), server.listener(), json!({})).await;
     let mut client = dial(&sidecar).await;
     for byte in STARTUP {
         client.write_all(&[*byte]).await.unwrap();
@@ -113,7 +114,7 @@ async fn a_session_is_passed_through_however_it_is_cut() {
 #[tokio::test]
 async fn encryption_is_negotiated_with_the_server_and_then_opaque() {
     let server = Server::start().await;
-    let sidecar = Sidecar::start(server.listener(), json!({})).await;
+    let sidecar = Sidecar::start(nowhere(), server.listener(), json!({})).await;
     for (request, answer) in [(SSL_REQUEST, b'S'), (GSSENC_REQUEST, b'G'), (SSL_REQUEST, b'E')] {
         let mut client = dial(&sidecar).await;
         client.write_all(&request).await.unwrap();
@@ -148,7 +149,7 @@ async fn encryption_is_negotiated_with_the_server_and_then_opaque() {
 #[tokio::test]
 async fn what_is_no_start_up_packet_is_refused_and_never_forwarded() {
     let server = Server::start().await;
-    let sidecar = Sidecar::start(server.listener(), json!({})).await;
+    let sidecar = Sidecar::start(nowhere(), server.listener(), json!({})).await;
     for garbage in [
         &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..],
         b"\0\0\0\x07",
@@ -181,7 +182,7 @@ async fn slow_clients_are_closed_and_gone_ones_are_noticed() {
     let server = Server::start().await;
     let mut listener = server.listener();
     listener["startup_timeout"] = json!("150ms");
-    let sidecar = Sidecar::start(listener, json!({})).await;
+    let sidecar = Sidecar::start(nowhere(), listener, json!({})).await;
     let mut client = dial(&sidecar).await;
     client.write_all(&STARTUP[..9]).await.unwrap();
     let started = Instant::now();
@@ -199,7 +200,7 @@ async fn slow_clients_are_closed_and_gone_ones_are_noticed() {
 async fn a_server_that_is_down_is_08006_and_then_57p03() {
     let listener = json!({ "bind": "127.0.0.1:0", "server": closed().to_string() });
     let filters = json!({ "circuit_breaker": { "enabled": true, "failures": 2, "open": "60s" } });
-    let sidecar = Sidecar::start(listener, filters).await;
+    let sidecar = Sidecar::start(nowhere(), listener, filters).await;
     for expected in ["08006", "08006", "57P03"] {
         let mut client = dial(&sidecar).await;
         client.write_all(STARTUP).await.unwrap();
@@ -222,7 +223,7 @@ async fn a_server_that_is_down_is_08006_and_then_57p03() {
 #[tokio::test]
 async fn a_server_that_breaks_off_the_negotiation_is_08006() {
     let server = Server::start().await;
-    let sidecar = Sidecar::start(server.listener(), json!({})).await;
+    let sidecar = Sidecar::start(nowhere(), server.listener(), json!({})).await;
     let mut client = dial(&sidecar).await;
     client.write_all(&SSL_REQUEST).await.unwrap();
     drop(server.accept().await);
@@ -245,7 +246,7 @@ async fn cancel_passes(sidecar: &Sidecar, server: &Server) {
 async fn sessions_over_the_rate_are_53400_and_cancels_pass() {
     let server = Server::start().await;
     let filters = json!({ "rate_limit": { "enabled": true, "per_client": { "rate": 1, "burst": 1 } } });
-    let sidecar = Sidecar::start(server.listener(), filters).await;
+    let sidecar = Sidecar::start(nowhere(), server.listener(), filters).await;
     let mut first = dial(&sidecar).await;
     first.write_all(STARTUP).await.unwrap();
     let mut session = server.accept().await;
@@ -270,7 +271,7 @@ async fn sessions_over_the_limit_are_53300_and_cancels_pass() {
     let server = Server::start().await;
     let mut listener = server.listener();
     listener["max_sessions"] = json!(1);
-    let sidecar = Sidecar::start(listener, json!({})).await;
+    let sidecar = Sidecar::start(nowhere(), listener, json!({})).await;
     let mut first = dial(&sidecar).await;
     first.write_all(STARTUP).await.unwrap();
     let session = server.accept().await;
@@ -293,7 +294,7 @@ async fn sessions_over_the_limit_are_53300_and_cancels_pass() {
 #[tokio::test]
 async fn a_reload_leads_the_next_session_elsewhere_and_removal_is_57p01() {
     let (one, two) = (Server::start().await, Server::start().await);
-    let mut sidecar = Sidecar::start(one.listener(), json!({})).await;
+    let mut sidecar = Sidecar::start(nowhere(), one.listener(), json!({})).await;
     let mut client = dial(&sidecar).await;
     client.write_all(STARTUP).await.unwrap();
     let mut open = one.accept().await;
@@ -313,7 +314,7 @@ async fn a_reload_leads_the_next_session_elsewhere_and_removal_is_57p01() {
 #[tokio::test]
 async fn the_drain_resets_sessions_at_its_deadline_also_during_start_up() {
     let server = Server::start().await;
-    let sidecar = Sidecar::start(server.listener(), json!({})).await;
+    let sidecar = Sidecar::start(nowhere(), server.listener(), json!({})).await;
     let mut idle = dial(&sidecar).await;
     idle.write_all(&STARTUP[..5]).await.unwrap();
     let mut client = dial(&sidecar).await;

@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use qudag_filter_api::{Chains, FilterError, Lease};
-use qudag_filter_common::{Drain, FlowLine, Stream};
+use qudag_filter_common::{Drain, FlowLine, Seats, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 
@@ -39,38 +38,22 @@ const FAREWELL: Duration = Duration::from_millis(250);
 /// A listening socket's connections.
 pub(crate) struct Server {
     chains: Chains<Http>,
-    drain: Drain,
-    connections: AtomicUsize,
-}
-
-/// One of the connections that are allowed at once.
-pub(crate) struct Place(Arc<Server>);
-
-impl Place {
-    fn take(server: &Arc<Server>, most: u32) -> Option<Self> {
-        let before = server.connections.fetch_add(1, Ordering::AcqRel);
-        let place = Self(Arc::clone(server));
-        (before < usize::try_from(most).unwrap_or(usize::MAX)).then_some(place)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::AcqRel);
-    }
+    connections: Seats,
 }
 
 impl Server {
-    pub(crate) fn new(chains: Chains<Http>, drain: Drain) -> Self {
-        Self { chains, drain, connections: AtomicUsize::new(0) }
+    pub(crate) fn new(chains: Chains<Http>) -> Self {
+        Self { chains, connections: Seats::default() }
     }
 
     /// Serves one connection to its end.
-    pub(crate) async fn connection(self: Arc<Self>, mut stream: Stream) {
+    pub(crate) async fn connection(self: Arc<Self>, mut stream: Stream, drain: Drain) {
         let settings = (self.chains)().map(|Lease { settings, .. }| settings);
         let listener = settings.as_ref().map(|settings| &settings.listener);
-        let place = listener.and_then(|listener| Place::take(&self, listener.max_connections));
-        let (Some(listener), Some(place)) = (listener, place) else {
+        let seat = listener.and_then(|listener| {
+            self.connections.take(usize::try_from(listener.max_connections).unwrap_or(usize::MAX))
+        });
+        let (Some(listener), Some(seat)) = (listener, seat) else {
             let flow = FlowLine::start("http", stream.peer_addr());
             refuse(stream).await;
             let error = if listener.is_some() {
@@ -84,12 +67,12 @@ impl Server {
         let client = stream.peer_addr();
         let start = tokio::select! {
             start = timeout(listener.header_timeout.0, read_start(&mut stream)) => start.ok().flatten(),
-            () = self.drain.stopping() => None,
+            () = drain.stopping() => None,
         };
         let Some((start, is_http2)) = start else { return };
         let shared = Arc::new(Shared::default());
-        let (chains, drain) = (Arc::clone(&self.chains), self.drain.clone());
-        let requests = Arc::new(Requests::new(chains, client, Arc::clone(&shared), drain, place));
+        let chains = Arc::clone(&self.chains);
+        let requests = Arc::new(Requests::new(chains, client, Arc::clone(&shared), drain.clone(), seat));
         let service = service_fn(move |request| Arc::clone(&requests).answer(request));
         let limits = Limits { header: listener.header_timeout.0, idle: listener.idle_timeout.0 };
         let max_head = listener.max_header_bytes.bytes();
@@ -98,28 +81,28 @@ impl Server {
         if is_http2 {
             // HTTP/2 has a framing of its own, which hyper checks.
             shared.change_protocol();
-            self.run(http2_connection(guard, max_head, service), Some((shared, limits.idle))).await;
+            run(http2_connection(guard, max_head, service), Some((shared, limits.idle)), &drain).await;
         } else {
-            self.run(http1_connection(guard, max_head, service), None).await;
+            run(http1_connection(guard, max_head, service), None, &drain).await;
         }
     }
+}
 
-    /// Runs a connection until it ends by itself or the drain's deadline passes. `idle` is the limit for HTTP/2; for HTTP/1 the guard keeps it.
-    async fn run(&self, mut connection: impl Connection, idle: Option<(Arc<Shared>, Duration)>) {
-        let mut closing = false;
-        loop {
-            let quiet: OptionFuture<_> =
-                idle.as_ref().filter(|_| !closing).map(|(shared, limit)| unused(shared, *limit)).into();
-            tokio::select! {
-                biased;
-                () = &mut connection => return,
-                () = self.drain.aborted() => return,
-                () = self.drain.stopping(), if !closing => {}
-                Some(()) = quiet => {}
-            }
-            closing = true;
-            connection.close();
+/// Runs a connection until it ends by itself or the drain's deadline passes. `idle` is the limit for HTTP/2; for HTTP/1 the guard keeps it.
+async fn run(mut connection: impl Connection, idle: Option<(Arc<Shared>, Duration)>, drain: &Drain) {
+    let mut closing = false;
+    loop {
+        let quiet: OptionFuture<_> =
+            idle.as_ref().filter(|_| !closing).map(|(shared, limit)| unused(shared, *limit)).into();
+        tokio::select! {
+            biased;
+            () = &mut connection => return,
+            () = drain.aborted() => return,
+            () = drain.stopping(), if !closing => {}
+            Some(()) = quiet => {}
         }
+        closing = true;
+        connection.close();
     }
 }
 

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use qudag_filter_api::{
     Address, BuildError, ByteSize, Chains, ConfigError, ConfigPath, Env, HostPort, Period, service_fn,
 };
-use qudag_filter_common::{Drain, Front, ListenerSpec, Socket, Terminal};
+use qudag_filter_common::{Front, ListenerSpec, Socket, Terminal};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -119,26 +119,8 @@ impl ListenerSpec for HttpListener {
     ) -> BoxFuture<'static, io::Result<Box<dyn Front>>> {
         Box::pin(async move {
             let socket = Socket::bind(&address, &*env.resolve).await?;
-            let front: Box<dyn Front> = Box::new(HttpFront { socket, chains });
-            Ok(front)
-        })
-    }
-}
-
-struct HttpFront {
-    socket: Socket,
-    chains: Chains<Http>,
-}
-
-impl Front for HttpFront {
-    fn address(&self) -> Address {
-        self.socket.address()
-    }
-
-    fn serve(self: Box<Self>, drain: Drain) -> BoxFuture<'static, ()> {
-        Box::pin(async move {
-            let server = Arc::new(Server::new(self.chains, drain.clone()));
-            self.socket.serve(drain, move |stream| Arc::clone(&server).connection(stream)).await;
+            let server = Arc::new(Server::new(chains));
+            Ok(socket.into_front(move |stream, drain| Arc::clone(&server).connection(stream, drain)))
         })
     }
 }

@@ -12,10 +12,9 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use qudag_filter_api::{Chains, FilterError, Kind};
-use qudag_filter_common::{Drain, FlowLine};
+use qudag_filter_common::{Drain, FlowLine, Seat};
 use tower::ServiceExt;
 
-use crate::front::Place;
 use crate::guard::{Busy, Shared};
 use crate::headers::{check, forward, remove_hop_by_hop};
 use crate::record::{Intake, Record, RequestBody, ResponseBody};
@@ -29,7 +28,7 @@ pub(crate) struct Requests {
     shared: Arc<Shared>,
     drain: Drain,
     /// Given back with the last of the connection's work.
-    _place: Place,
+    _seat: Seat,
 }
 
 impl Requests {
@@ -38,9 +37,9 @@ impl Requests {
         client: Option<SocketAddr>,
         shared: Arc<Shared>,
         drain: Drain,
-        place: Place,
+        seat: Seat,
     ) -> Self {
-        Self { chains, client, shared, drain, _place: place }
+        Self { chains, client, shared, drain, _seat: seat }
     }
 
     /// Answers a request, with a refusal if need be.

@@ -45,6 +45,10 @@ impl Flow for PeerConnect {
     fn target(&self) -> &str {
         &self.route.name
     }
+
+    fn target_address(&self) -> Option<&Address> {
+        Some(&self.route.to)
+    }
 }
 
 /// One listener and the one place where its connections lead.

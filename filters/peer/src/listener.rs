@@ -2,13 +2,12 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use qudag_filter_api::{Address, Chains, Env, FilterError, HostPort, Kind};
-use qudag_filter_common::{ByteCounters, Drain, FlowLine, Front, Socket, SpliceOptions, Stream, splice};
+use qudag_filter_common::{
+    ByteCounters, Drain, FlowLine, Front, Seat, Seats, Socket, SpliceOptions, Stream, splice,
+};
 use tower::ServiceExt;
 
 use crate::{Peer, PeerConnect, Route};
@@ -17,70 +16,34 @@ use crate::{Peer, PeerConnect, Route};
 /// for its other addresses.
 pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-pub(crate) struct PeerFront {
-    socket: Socket,
-    place: Arc<Place>,
-}
-
 /// What a listener's connections share.
 struct Place {
     name: String,
     bind: HostPort,
     chains: Chains<Peer>,
-    open: AtomicUsize,
+    open: Seats,
 }
 
-impl PeerFront {
-    pub(crate) async fn bind(
-        name: String,
-        address: Address,
-        chains: Chains<Peer>,
-        env: &Env,
-    ) -> io::Result<Self> {
-        let Address::Tcp(bind) = &address else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "peers are reached over TCP only"));
-        };
-        let bind = bind.clone();
-        let socket = Socket::bind(&address, &*env.resolve).await?;
-        Ok(Self { socket, place: Arc::new(Place { name, bind, chains, open: AtomicUsize::new(0) }) })
-    }
-}
-
-impl Front for PeerFront {
-    fn address(&self) -> Address {
-        self.socket.address()
-    }
-
-    fn serve(self: Box<Self>, drain: Drain) -> BoxFuture<'static, ()> {
-        let place = self.place;
-        let tasks = drain.clone();
-        let connection = move |client| connection(Arc::clone(&place), client, tasks.clone());
-        self.socket.serve(drain, connection).boxed()
-    }
-}
-
-/// One place among `max_connections`.
-struct Seat<'a>(&'a AtomicUsize);
-
-impl<'a> Seat<'a> {
-    fn take(open: &'a AtomicUsize, most: usize) -> Option<Self> {
-        let free = |open| (open < most).then_some(open + 1);
-        open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).ok().map(|_| Self(open))
-    }
-}
-
-impl Drop for Seat<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+pub(crate) async fn bind(
+    name: String,
+    address: Address,
+    chains: Chains<Peer>,
+    env: Env,
+) -> io::Result<Box<dyn Front>> {
+    let Address::Tcp(bind) = &address else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "peers are reached over TCP only"));
+    };
+    let socket = Socket::bind(&address, &*env.resolve).await?;
+    let place = Arc::new(Place { name, bind: bind.clone(), chains, open: Seats::default() });
+    Ok(socket.into_front(move |client, drain| connection(Arc::clone(&place), client, drain)))
 }
 
 /// A connection to the upstream, and what the rest of the client's life needs.
-struct Opened<'a> {
+struct Opened {
     upstream: Stream,
     route: Arc<Route>,
     options: SpliceOptions,
-    _seat: Seat<'a>,
+    _seat: Seat,
 }
 
 async fn connection(place: Arc<Place>, client: Stream, drain: Drain) {
@@ -105,10 +68,12 @@ async fn connection(place: Arc<Place>, client: Stream, drain: Drain) {
 }
 
 /// Asks the current generation's chain for a connection. Reads nothing from the client.
-async fn open<'a>(place: &'a Place, client: &Stream, line: &mut FlowLine) -> Result<Opened<'a>, FilterError> {
+async fn open(place: &Place, client: &Stream, line: &mut FlowLine) -> Result<Opened, FilterError> {
     let lease = (place.chains)().ok_or(FilterError::Refused("peer traffic is switched off".into()))?;
     let settings = &lease.settings;
-    let seat = Seat::take(&place.open, settings.max_connections)
+    let seat = place
+        .open
+        .take(settings.max_connections)
         .ok_or(FilterError::Overloaded("max_connections reached".into()))?;
     let route = settings.route(&place.name, &place.bind);
     let route = route.ok_or(FilterError::Refused("the route was removed".into()))?;

@@ -5,7 +5,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use qudag_filter_api::{
     Address, BuildError, Chains, ConfigError, ConfigPath, Env, HostPort, Period, service_fn,
@@ -14,7 +13,7 @@ use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Terminal, connect}
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::listener::{CONNECT_LIMIT, PeerFront};
+use crate::listener::{self, CONNECT_LIMIT};
 use crate::{Peer, PeerConnect, PeerFilters, PeerSettings, Route};
 
 /// The listeners of peer traffic.
@@ -196,11 +195,7 @@ impl ListenerSpec for PeerListener {
         chains: Chains<Peer>,
         env: Env,
     ) -> BoxFuture<'static, io::Result<Box<dyn Front>>> {
-        async move {
-            let front = PeerFront::bind(name, address, chains, &env).await?;
-            Ok(Box::new(front) as Box<dyn Front>)
-        }
-        .boxed()
+        Box::pin(listener::bind(name, address, chains, env))
     }
 }
 

@@ -8,17 +8,19 @@
     reason = "a test fails by a panic"
 )]
 
-mod support;
-
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use qudag_filter_api::Node;
+use qudag_filter_common::testing::{self, PATIENCE, is_logged, metric, nowhere, until};
+use qudag_filter_peer::PeerListener;
 use serde_json::{Value, json};
-use support::{PATIENCE, Sidecar, is_logged, metric, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
+
+type Sidecar = testing::Sidecar<PeerListener>;
 
 /// A server that sends a greeting and then echoes until the client has finished.
 async fn echo(bind: &str, greeting: &'static str) -> SocketAddr {
@@ -68,7 +70,7 @@ fn outbound(routes: &[(&str, String)]) -> Value {
 }
 
 async fn one_route(name: &str, to: String, filters: Value) -> Sidecar {
-    Sidecar::start(Closed::new().address(), outbound(&[(name, to)]), filters).await
+    Sidecar::start(nowhere(), outbound(&[(name, to)]), filters).await
 }
 
 fn is_reset<T>(result: &io::Result<T>) -> bool {
@@ -109,11 +111,11 @@ async fn bytes_and_half_closes_pass_over_v4_v6_names_and_inbound() {
         ("pass-name", format!("peer.test:{}", v4.port())),
     ]);
     listeners["inbound"] = json!(["127.0.0.1:0", "[::1]:0"]);
-    let sidecar = Sidecar::start(v6, listeners, json!({})).await;
+    let sidecar = Sidecar::start(Node { p2p: v6.into(), ..nowhere() }, listeners, json!({})).await;
     // The first address does not answer there; the second one does.
     sidecar.names.set("peer.test", &["127.0.0.77", "127.0.0.1"]);
-    for address in &sidecar.addresses {
-        echoes_with_half_close(*address).await;
+    for address in sidecar.tcps() {
+        echoes_with_half_close(address).await;
     }
     for target in ["pass-v4", "pass-v6", "pass-name", "inbound-0", "inbound-1"] {
         let target = format!("target=\"{target}\"");
@@ -132,9 +134,9 @@ async fn bytes_and_half_closes_pass_over_v4_v6_names_and_inbound() {
 async fn a_peer_that_refuses_or_has_no_address_resets_the_client() {
     let closed = Closed::new();
     let routes = outbound(&[("closed", closed.address().to_string()), ("nameless", "nobody.test:1".into())]);
-    let sidecar = Sidecar::start(closed.address(), routes, json!({})).await;
-    for address in &sidecar.addresses {
-        assert!(is_reset(&greeted(*address).await));
+    let sidecar = Sidecar::start(nowhere(), routes, json!({})).await;
+    for address in sidecar.tcps() {
+        assert!(is_reset(&greeted(address).await));
     }
     for (outcome, route) in
         [("outcome=\"connect\"", "route=closed"), ("outcome=\"resolve\"", "route=nameless")]
@@ -149,7 +151,7 @@ async fn a_peer_that_fails_resets_the_client() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let to = listener.local_addr().unwrap().to_string();
     let sidecar = one_route("failing", to, json!({})).await;
-    let mut client = TcpStream::connect(sidecar.addresses[0]).await.unwrap();
+    let mut client = TcpStream::connect(sidecar.tcp()).await.unwrap();
     let (upstream, _) = listener.accept().await.unwrap();
     socket2::SockRef::from(&upstream).set_linger(Some(Duration::ZERO)).unwrap();
     drop(upstream);
@@ -162,7 +164,7 @@ async fn what_is_sent_before_the_peer_answers_stays_in_the_kernel_and_arrives() 
     let sidecar = one_route("early", format!("peer.test:{}", to.port()), json!({})).await;
     sidecar.names.set("peer.test", &["127.0.0.1"]);
     let hold = sidecar.names.hold().await;
-    let mut client = TcpStream::connect(sidecar.addresses[0]).await.unwrap();
+    let mut client = TcpStream::connect(sidecar.tcp()).await.unwrap();
     client.write_all(&[7; 3000]).await.unwrap();
     until("the route is looked up", || sidecar.names.lookups() == 1).await;
     assert_eq!(metric("qudag_sidecar_bytes_total", &["target=\"early\"", "direction=\"up\""]), 0.0);
@@ -181,7 +183,7 @@ async fn the_breaker_answers_at_once_and_lets_one_probe_through() {
     });
     let sidecar = one_route("broken", format!("peer.test:{}", closed.address().port()), filters).await;
     sidecar.names.set("peer.test", &["127.0.0.1"]);
-    let address = sidecar.addresses[0];
+    let address = sidecar.tcp();
     let round = || async move {
         let mut tries = tokio::task::JoinSet::new();
         for _ in 0..20 {
@@ -220,13 +222,32 @@ async fn the_breaker_answers_at_once_and_lets_one_probe_through() {
 }
 
 #[tokio::test]
+async fn a_corrected_route_does_not_wait_for_the_breaker_of_the_wrong_one() {
+    let (wrong, right) = (Closed::new(), echo("127.0.0.1:0", "x").await);
+    let filters = json!({ "circuit_breaker": { "enabled": true, "failures": 2, "open": "60s" } });
+    let mut sidecar = one_route("corrected", wrong.address().to_string(), filters.clone()).await;
+    let address = sidecar.tcp();
+    for _ in 0..3 {
+        assert!(is_reset(&greeted(address).await));
+    }
+    let refused = ["route=corrected", "outcome=\"breaker_open\""];
+    until("the breaker is open", || is_logged(&refused)).await;
+    let open = || metric("qudag_sidecar_breaker_open", &["kind=\"peer\"", "target=\"corrected\""]);
+    assert_eq!(open(), 1.0);
+
+    sidecar.reload(outbound(&[("corrected", right.to_string())]), filters);
+    assert_eq!(greeted(address).await.unwrap().1, 'x');
+    assert_eq!(open(), 0.0);
+}
+
+#[tokio::test]
 async fn a_retry_finds_the_peer_that_comes_up_in_time() {
     let closed = Closed::new();
     let retry = json!({ "enabled": true, "attempts": 10, "backoff": "500ms", "deadline": "8s", "budget_min_per_second": 10 });
     let filters = json!({ "retry": retry });
     let sidecar = one_route("late", format!("peer.test:{}", closed.address().port()), filters).await;
     sidecar.names.set("peer.test", &["127.0.0.1"]);
-    let client = tokio::spawn(greeted(sidecar.addresses[0]));
+    let client = tokio::spawn(greeted(sidecar.tcp()));
     until("the first attempt", || sidecar.names.lookups() >= 1).await;
     closed.open("x");
     assert_eq!(client.await.unwrap().unwrap().1, 'x');
@@ -237,7 +258,7 @@ async fn a_retry_finds_the_peer_that_comes_up_in_time() {
 async fn a_reload_leads_the_next_connection_elsewhere_and_keeps_the_open_one() {
     let (one, two) = (echo("127.0.0.1:0", "1").await, echo("127.0.0.1:0", "2").await);
     let mut sidecar = one_route("moved", one.to_string(), json!({})).await;
-    let address = sidecar.addresses[0];
+    let address = sidecar.tcp();
     let (mut open, greeting) = greeted(address).await.unwrap();
     assert_eq!(greeting, '1');
     sidecar.reload(outbound(&[("moved", two.to_string())]), json!({ "retry": { "enabled": true } }));
@@ -258,8 +279,8 @@ async fn connections_above_the_limit_are_reset() {
     let to = echo("127.0.0.1:0", "x").await;
     let mut listeners = outbound(&[("full", to.to_string())]);
     listeners["max_connections"] = json!(2);
-    let sidecar = Sidecar::start(to, listeners, json!({})).await;
-    let address = sidecar.addresses[0];
+    let sidecar = Sidecar::start(nowhere(), listeners, json!({})).await;
+    let address = sidecar.tcp();
     let (one, two) = (greeted(address).await.unwrap(), greeted(address).await.unwrap());
     assert!(is_reset(&greeted(address).await));
     until("the line is written", || is_logged(&["listener=full", "outcome=\"overloaded\""])).await;
@@ -274,8 +295,8 @@ async fn connections_above_the_limit_are_reset() {
 async fn the_drain_waits_for_connections_and_resets_them_at_its_deadline() {
     let to = echo("127.0.0.1:0", "x").await;
     let sidecar = one_route("drained", to.to_string(), json!({})).await;
-    let (mut early, _) = greeted(sidecar.addresses[0]).await.unwrap();
-    let (mut late, _) = greeted(sidecar.addresses[0]).await.unwrap();
+    let (mut early, _) = greeted(sidecar.tcp()).await.unwrap();
+    let (mut late, _) = greeted(sidecar.tcp()).await.unwrap();
     sidecar.drain.stop();
     early.write_all(b"!").await.unwrap();
     assert_eq!(timeout(PATIENCE, early.read_u8()).await.unwrap().unwrap(), b'!');

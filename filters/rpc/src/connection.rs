@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -12,7 +11,7 @@ use futures_util::future::OptionFuture;
 use metrics::counter;
 use qudag_core::rpc::Codec;
 use qudag_filter_api::{Chains, FilterError, Lease};
-use qudag_filter_common::{Drain, FlowLine, Stream};
+use qudag_filter_common::{Drain, FlowLine, Seats, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -30,39 +29,23 @@ const READ: usize = 16 * 1024;
 /// A listening socket's connections.
 pub(crate) struct Server {
     chains: Chains<Rpc>,
-    drain: Drain,
-    connections: AtomicUsize,
-}
-
-/// One of the connections that are allowed at once.
-struct Place(Arc<Server>);
-
-impl Place {
-    fn take(server: &Arc<Server>, most: u32) -> Option<Self> {
-        let before = server.connections.fetch_add(1, Ordering::AcqRel);
-        let place = Self(Arc::clone(server));
-        (before < usize::try_from(most).unwrap_or(usize::MAX)).then_some(place)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::AcqRel);
-    }
+    connections: Seats,
 }
 
 impl Server {
-    pub(crate) fn new(chains: Chains<Rpc>, drain: Drain) -> Self {
-        Self { chains, drain, connections: AtomicUsize::new(0) }
+    pub(crate) fn new(chains: Chains<Rpc>) -> Self {
+        Self { chains, connections: Seats::default() }
     }
 
     /// Serves one connection to its end.
-    pub(crate) async fn connection(self: Arc<Self>, stream: Stream) {
+    pub(crate) async fn connection(self: Arc<Self>, stream: Stream, drain: Drain) {
         let listener = (self.chains)().map(|lease| lease.settings.listener.clone());
-        let place = listener.as_ref().map(|listener| Place::take(&self, listener.max_connections));
-        let mut session = Session::new(&self, stream, listener.unwrap_or_default());
-        let error = match &place {
-            Some(Some(_place)) => None,
+        let seat = listener.as_ref().map(|listener| {
+            self.connections.take(usize::try_from(listener.max_connections).unwrap_or(usize::MAX))
+        });
+        let mut session = Session::new(Arc::clone(&self.chains), drain, stream, listener.unwrap_or_default());
+        let error = match &seat {
+            Some(Some(_seat)) => None,
             Some(None) => Some(FilterError::Overloaded("connections".into())),
             None => Some(FilterError::Draining),
         };
@@ -110,12 +93,12 @@ enum Event {
 }
 
 impl Session {
-    fn new(server: &Server, stream: Stream, listener: RpcListener) -> Self {
+    fn new(chains: Chains<Rpc>, drain: Drain, stream: Stream, listener: RpcListener) -> Self {
         let client = stream.peer_addr();
         let (read, write) = split(stream);
         Self {
-            chains: Arc::clone(&server.chains),
-            drain: server.drain.clone(),
+            chains,
+            drain,
             client,
             read,
             write,

@@ -9,7 +9,7 @@ use qudag_core::rpc::LIMIT;
 use qudag_filter_api::{
     Address, BuildError, ByteSize, Chains, ConfigError, ConfigPath, Env, HostPort, Period, service_fn,
 };
-use qudag_filter_common::{Drain, Front, ListenerSpec, Socket, Terminal};
+use qudag_filter_common::{Front, ListenerSpec, Socket, Terminal};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -114,26 +114,8 @@ impl ListenerSpec for RpcListener {
     ) -> BoxFuture<'static, io::Result<Box<dyn Front>>> {
         Box::pin(async move {
             let socket = Socket::bind(&address, &*env.resolve).await?;
-            let front: Box<dyn Front> = Box::new(RpcFront { socket, chains });
-            Ok(front)
-        })
-    }
-}
-
-struct RpcFront {
-    socket: Socket,
-    chains: Chains<Rpc>,
-}
-
-impl Front for RpcFront {
-    fn address(&self) -> Address {
-        self.socket.address()
-    }
-
-    fn serve(self: Box<Self>, drain: Drain) -> BoxFuture<'static, ()> {
-        Box::pin(async move {
-            let server = Arc::new(Server::new(self.chains, drain.clone()));
-            self.socket.serve(drain, move |stream| Arc::clone(&server).connection(stream)).await;
+            let server = Arc::new(Server::new(chains));
+            Ok(socket.into_front(move |stream, drain| Arc::clone(&server).connection(stream, drain)))
         })
     }
 }

@@ -103,7 +103,7 @@ async fn one_connection_too_many_is_told_so() {
     assert!(reply.starts_with("HTTP/1.1 503 "), "{reply}");
     assert_eq!(client.get("/").await.0, 200);
     drop(client);
-    let deadline = Instant::now() + LONG;
+    let deadline = Instant::now() + PATIENCE;
     while !sidecar
         .raw(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         .await

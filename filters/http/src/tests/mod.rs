@@ -6,91 +6,42 @@ mod pool;
 mod stream;
 
 use std::future::Future;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use qudag_filter_api::{Address, ChainSpec, Chains, Env, Lease, Node, Resolve};
-use qudag_filter_common::{Drain, ListenerSpec};
+use qudag_filter_api::{Address, Node};
+use qudag_filter_common::testing::{self, PATIENCE, nowhere, until};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
 
-use crate::{Http, HttpFilters, HttpListener, HttpStates};
-
-/// Nothing takes this long.
-const LONG: Duration = Duration::from_secs(20);
-
-struct NoNames;
-
-impl Resolve for NoNames {
-    fn resolve(&self, _: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
-        Box::pin(async { Err(io::ErrorKind::NotFound.into()) })
-    }
-}
+use crate::HttpListener;
 
 /// A listener with its chain.
-struct Sidecar {
-    address: Address,
-    drain: Drain,
-    states: HttpStates,
-}
+struct Sidecar(testing::Sidecar<HttpListener>);
 
 impl Sidecar {
     /// In front of `node`; the settings as in YAML.
     async fn start(node: SocketAddr, filters: Value, mut listener: Value) -> Self {
-        let fields = listener.as_object_mut().unwrap();
-        fields.entry("bind").or_insert("127.0.0.1:0".into());
-        let listener: HttpListener = serde_json::from_value(listener).unwrap();
-        let filters: HttpFilters = serde_json::from_value(filters).unwrap();
-        let nowhere = || "127.0.0.1:1".parse().unwrap();
-        let node = Node {
-            name: "node".into(),
-            p2p: nowhere(),
-            rpc: "127.0.0.1:1".parse().unwrap(),
-            http: node.into(),
-        };
-        let env = Env { node: Arc::new(node), resolve: Arc::new(NoNames) };
-        let settings = Arc::new(listener.settings(&env));
-        let (terminal, _) = listener.terminal(&filters, &settings, &env, None).unwrap();
-        let (chain, states) = filters.build(&env, &(), &HttpStates::default(), terminal).unwrap();
-        let chains: Chains<Http> = Arc::new(move || {
-            Some(Lease {
-                chain: chain.clone(),
-                settings: Arc::clone(&settings),
-                generation: 1,
-                hold: Arc::new(()),
-            })
-        });
-        let (name, address) = listener.binds().remove(0);
-        let front = HttpListener::bind(name, address, chains, env).await.unwrap();
-        let (address, drain) = (front.address(), Drain::new());
-        tokio::spawn(front.serve(drain.clone()));
-        Self { address, drain, states }
+        listener.as_object_mut().unwrap().entry("bind").or_insert("127.0.0.1:0".into());
+        let node = Node { http: node.into(), ..nowhere() };
+        Self(testing::Sidecar::start(node, listener, filters).await)
     }
 
     async fn plain(node: SocketAddr) -> Self {
         Self::start(node, json!({}), json!({})).await
     }
 
-    fn tcp(&self) -> SocketAddr {
-        match &self.address {
-            Address::Tcp(address) => address.socket_addr().unwrap(),
-            Address::Unix(_) => panic!("not TCP"),
-        }
-    }
-
     async fn connect(&self) -> TcpStream {
-        TcpStream::connect(self.tcp()).await.unwrap()
+        TcpStream::connect(self.0.tcp()).await.unwrap()
     }
 
     async fn http1(&self) -> Client {
@@ -105,7 +56,7 @@ impl Sidecar {
         let (send, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
         tokio::spawn(connection);
-        Client::Http2(send, self.tcp())
+        Client::Http2(send, self.0.tcp())
     }
 
     /// Sends bytes and takes what comes until the end, or until nothing comes for a while.
@@ -116,17 +67,11 @@ impl Sidecar {
     }
 }
 
-impl Drop for Sidecar {
-    fn drop(&mut self) {
-        self.drain.stop();
-    }
-}
-
 /// What comes until the end or a reset.
 async fn read_out(stream: &mut TcpStream) -> String {
     let mut reply = Vec::new();
     // After a reset the bytes before it count.
-    let _ = timeout(LONG, stream.read_to_end(&mut reply)).await.expect("the connection is closed");
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut reply)).await.expect("the connection is closed");
     String::from_utf8_lossy(&reply).into_owned()
 }
 
@@ -153,7 +98,7 @@ impl Client {
                 }
             }
         };
-        timeout(LONG, sent).await.expect("a response in time")
+        timeout(PATIENCE, sent).await.expect("a response in time")
     }
 
     async fn get(&mut self, path: &str) -> (u16, Bytes) {
@@ -169,7 +114,7 @@ impl Client {
 
 async fn whole(response: Response<Incoming>) -> (u16, Bytes) {
     let status = response.status().as_u16();
-    let body = timeout(LONG, response.into_body().collect()).await.expect("a body in time").unwrap();
+    let body = timeout(PATIENCE, response.into_body().collect()).await.expect("a body in time").unwrap();
     (status, body.to_bytes())
 }
 
@@ -265,13 +210,5 @@ async fn read_request(stream: &mut TcpStream) -> String {
             Ok(read) if read > 0 => {}
             _ => return String::from_utf8_lossy(&bytes).into_owned(),
         }
-    }
-}
-
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + LONG;
-    while !condition() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

@@ -97,7 +97,7 @@ async fn errors_are_problem_documents_and_keep_the_connection() {
 #[tokio::test]
 async fn a_node_that_says_nothing_is_a_timeout() {
     let node = Upstream::start(|stream, _| async move {
-        tokio::time::sleep(LONG * 3).await;
+        tokio::time::sleep(PATIENCE * 3).await;
         drop(stream);
     })
     .await;
@@ -169,7 +169,7 @@ async fn a_unix_socket_serves_as_well() {
     let dir = tempfile::tempdir().unwrap();
     let bind = format!("unix:{}", dir.path().join("http.sock").display());
     let sidecar = Sidecar::start(node.address, json!({}), json!({"bind": bind})).await;
-    let Address::Unix(path) = &sidecar.address else { panic!("not a Unix socket") };
+    let Address::Unix(path) = &sidecar.0.addresses[0] else { panic!("not a Unix socket") };
     let mut stream = tokio::net::UnixStream::connect(path).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
     let mut reply = String::new();
@@ -196,10 +196,10 @@ async fn a_drain_finishes_what_is_there_and_closes_what_is_idle() {
     let (mut http1, mut http2) = (sidecar.http1().await, sidecar.http2().await);
     let under_way = tokio::spawn(async move { tokio::join!(http1.get("/"), http2.get("/")) });
     until("both requests are with the node", || node.connections() == 2).await;
-    sidecar.drain.stop();
-    assert_eq!(timeout(LONG, idle.read(&mut [0; 9])).await.unwrap().unwrap(), 0);
+    sidecar.0.drain.stop();
+    assert_eq!(timeout(PATIENCE, idle.read(&mut [0; 9])).await.unwrap().unwrap(), 0);
     release.send(true).unwrap();
     let ok = (200, Bytes::from_static(b"ok"));
     assert_eq!(under_way.await.unwrap(), (ok.clone(), ok));
-    assert_eq!(sidecar.drain.finish(LONG).await, 0);
+    assert_eq!(sidecar.0.drain.finish(PATIENCE).await, 0);
 }

@@ -30,7 +30,7 @@ async fn a_connection_is_used_again_with_the_filter_and_not_without() {
         assert_eq!(status, 200);
     }
     assert_eq!(node.connections(), 1);
-    let pool = sidecar.states.connection_pooling.as_ref().unwrap();
+    let pool = sidecar.0.states.connection_pooling.as_ref().unwrap();
     assert_eq!(pool.state.idle(), 1);
 
     let sidecar = Sidecar::plain(node.address).await;
@@ -97,6 +97,6 @@ async fn a_reply_that_ends_with_its_connection_or_asks_to_close_is_not_kept() {
     let mut client = sidecar.http1().await;
     for path in ["/close", "/", "/close"] {
         assert_eq!(client.get(path).await, (200, Bytes::from_static(b"x")));
-        assert_eq!(sidecar.states.connection_pooling.as_ref().unwrap().state.idle(), 0);
+        assert_eq!(sidecar.0.states.connection_pooling.as_ref().unwrap().state.idle(), 0);
     }
 }

@@ -1,5 +1,7 @@
 //! Bodies and what is no body: large ones, chunked ones, broken ones, events, another protocol.
 
+use std::io;
+
 use futures_util::stream;
 use http_body::Frame;
 use http_body_util::StreamBody;
@@ -95,7 +97,7 @@ async fn a_body_that_stalls_is_given_up() {
     let sidecar = Sidecar::start(node.address, json!({}), json!({"body_timeout": "50ms"})).await;
     let response =
         sidecar.http1().await.send(Request::get("/").body(Full::default()).unwrap()).await.unwrap();
-    assert!(timeout(LONG, response.into_body().collect()).await.unwrap().is_err());
+    assert!(timeout(PATIENCE, response.into_body().collect()).await.unwrap().is_err());
 }
 
 #[tokio::test]
@@ -129,7 +131,7 @@ async fn events_arrive_when_they_are_sent_and_a_client_that_goes_is_noticed() {
         for event in 1..=3 {
             // The next one is sent only when this one has arrived; limits on silence do not apply.
             more.send(event).unwrap();
-            let frame = timeout(LONG, body.frame()).await.unwrap().unwrap().unwrap();
+            let frame = timeout(PATIENCE, body.frame()).await.unwrap().unwrap().unwrap();
             assert_eq!(frame.into_data().unwrap(), format!("data: {event}\n\n"));
             tokio::time::sleep(Duration::from_millis(350)).await;
         }
@@ -169,7 +171,7 @@ async fn another_protocol_passes_with_both_of_its_ends() {
         .unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\x01early") {
-        assert!(timeout(LONG, stream.read_buf(&mut head)).await.unwrap().unwrap() > 0, "{head:?}");
+        assert!(timeout(PATIENCE, stream.read_buf(&mut head)).await.unwrap().unwrap() > 0, "{head:?}");
     }
     let head = String::from_utf8(head).unwrap().to_lowercase();
     assert!(
@@ -183,11 +185,11 @@ async fn another_protocol_passes_with_both_of_its_ends() {
     let sent = noise(70_000);
     stream.write_all(&sent).await.unwrap();
     let mut echoed = vec![0; sent.len()];
-    timeout(LONG, stream.read_exact(&mut echoed)).await.unwrap().unwrap();
+    timeout(PATIENCE, stream.read_exact(&mut echoed)).await.unwrap().unwrap();
     assert_eq!(echoed, sent);
     stream.shutdown().await.unwrap();
     assert_eq!(read_out(&mut stream).await, "goodbye");
-    assert_eq!(sidecar.drain.finish(LONG).await, 0);
+    assert_eq!(sidecar.0.drain.finish(PATIENCE).await, 0);
 }
 
 #[tokio::test]
@@ -216,7 +218,7 @@ async fn a_client_that_expects_100_gets_it() {
         .await
         .unwrap();
     let mut interim = [0; 25];
-    timeout(LONG, stream.read_exact(&mut interim)).await.unwrap().unwrap();
+    timeout(PATIENCE, stream.read_exact(&mut interim)).await.unwrap().unwrap();
     assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
     stream.write_all(b"hello").await.unwrap();
     let reply = read_out(&mut stream).await;

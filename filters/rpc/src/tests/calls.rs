@@ -114,7 +114,7 @@ async fn a_client_that_goes_cancels_what_it_only_wanted_to_know() {
     node.release.send(true).unwrap();
     until("the changing call is done", || node.under_way() == 0).await;
     assert_eq!(node.left.load(Ordering::SeqCst), 1);
-    assert_eq!(sidecar.drain.finish(LONG).await, 0);
+    assert_eq!(sidecar.0.drain.finish(PATIENCE).await, 0);
 }
 
 #[tokio::test]
@@ -125,13 +125,13 @@ async fn a_drain_answers_what_has_come() {
     busy.send(&request(1, "get_status", &Value::Null)).await;
     busy.send(&request(2, "add_peer", &Value::Null)).await;
     until("the first call is with the node", || node.under_way() == 1).await;
-    sidecar.drain.stop();
+    sidecar.0.drain.stop();
     assert_eq!(idle.frame().await, None);
     node.release.send(true).unwrap();
     assert_eq!(busy.reply().await.unwrap()["error"], Value::Null);
     assert_eq!(busy.reply().await.unwrap()["error"], Value::Null);
     assert_eq!(busy.frame().await, None);
-    assert_eq!(sidecar.drain.finish(LONG).await, 0);
+    assert_eq!(sidecar.0.drain.finish(PATIENCE).await, 0);
 }
 
 #[tokio::test]

@@ -3,34 +3,21 @@
 mod calls;
 mod wrong;
 
-use std::io;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::future::BoxFuture;
 use qudag_core::rpc::Codec;
-use qudag_filter_api::{Address, ChainSpec, Chains, Env, Lease, Node, Resolve};
-use qudag_filter_common::{Drain, ListenerSpec, Socket, Stream, connect};
+use qudag_filter_api::{Address, Node};
+use qudag_filter_common::testing::{self, Names, PATIENCE, nowhere, until};
+use qudag_filter_common::{Drain, Socket, Stream, connect};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
-use crate::{Rpc, RpcFilters, RpcListener, RpcStates};
-
-/// Nothing takes this long.
-const LONG: Duration = Duration::from_secs(20);
-
-struct NoNames;
-
-impl Resolve for NoNames {
-    fn resolve(&self, _: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
-        Box::pin(async { Err(io::ErrorKind::NotFound.into()) })
-    }
-}
+use crate::RpcListener;
 
 /// A request as the node's own client writes it.
 fn request(number: u32, method: &str, params: &Value) -> Vec<u8> {
@@ -45,36 +32,14 @@ fn framed(body: &[u8]) -> Vec<u8> {
 }
 
 /// A listener with its chain.
-struct Sidecar {
-    address: Address,
-    drain: Drain,
-}
+struct Sidecar(testing::Sidecar<RpcListener>);
 
 impl Sidecar {
     /// In front of `node`; the settings as in YAML.
     async fn start(node: Address, filters: Value, mut listener: Value) -> Self {
         listener.as_object_mut().unwrap().entry("bind").or_insert("127.0.0.1:0".into());
-        let listener: RpcListener = serde_json::from_value(listener).unwrap();
-        let filters: RpcFilters = serde_json::from_value(filters).unwrap();
-        let nowhere = || "127.0.0.1:1".parse().unwrap();
-        let node = Node { name: "node".into(), p2p: nowhere(), rpc: node, http: nowhere() };
-        let env = Env { node: Arc::new(node), resolve: Arc::new(NoNames) };
-        let settings = Arc::new(listener.settings(&env));
-        let (terminal, _) = listener.terminal(&filters, &settings, &env, None).unwrap();
-        let (chain, _) = filters.build(&env, &(), &RpcStates::default(), terminal).unwrap();
-        let chains: Chains<Rpc> = Arc::new(move || {
-            Some(Lease {
-                chain: chain.clone(),
-                settings: Arc::clone(&settings),
-                generation: 1,
-                hold: Arc::new(()),
-            })
-        });
-        let (name, address) = listener.binds().remove(0);
-        let front = RpcListener::bind(name, address, chains, env).await.unwrap();
-        let (address, drain) = (front.address(), Drain::new());
-        tokio::spawn(front.serve(drain.clone()));
-        Self { address, drain }
+        let node = Node { rpc: node, ..nowhere() };
+        Self(testing::Sidecar::start(node, listener, filters).await)
     }
 
     async fn plain(node: &NodeServer) -> Self {
@@ -82,7 +47,8 @@ impl Sidecar {
     }
 
     async fn client(&self) -> Client {
-        Client { stream: connect(&self.address, &NoNames, LONG).await.unwrap(), received: BytesMut::new() }
+        let stream = connect(&self.0.addresses[0], &Names::default(), PATIENCE).await.unwrap();
+        Client { stream, received: BytesMut::new() }
     }
 
     /// One call on a connection of its own.
@@ -90,12 +56,6 @@ impl Sidecar {
         let mut client = self.client().await;
         client.send(&request(1, method, &Value::Null)).await;
         client.reply().await.expect("a reply")
-    }
-}
-
-impl Drop for Sidecar {
-    fn drop(&mut self) {
-        self.drain.stop();
     }
 }
 
@@ -122,7 +82,7 @@ impl Client {
                 }
             }
         };
-        timeout(LONG, read).await.expect("a frame in time")
+        timeout(PATIENCE, read).await.expect("a frame in time")
     }
 
     async fn reply(&mut self) -> Option<Value> {
@@ -169,7 +129,7 @@ impl NodeServer {
     }
 
     async fn start(address: Address, manner: Manner, released: bool) -> Self {
-        let socket = Socket::bind(&address, &NoNames).await.unwrap();
+        let socket = Socket::bind(&address, &Names::default()).await.unwrap();
         let server = Self {
             address: socket.address(),
             connections: Arc::default(),
@@ -264,12 +224,4 @@ fn answer(body: &[u8]) -> Option<Vec<u8>> {
 
 fn unix(folder: &Path, name: &str) -> Address {
     Address::Unix(folder.join(name))
-}
-
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + LONG;
-    while !condition() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
 }

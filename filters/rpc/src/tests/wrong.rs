@@ -79,14 +79,14 @@ async fn idle_and_slow_clients_are_closed_and_waiting_ones_are_not() {
     let node = NodeServer::slow().await;
     let sidecar = Sidecar::start(node.address.clone(), json!({}), json!({"idle_timeout": "400ms"})).await;
     let mut idle = sidecar.client().await;
-    assert_eq!(timeout(LONG, idle.stream.read(&mut [0; 9])).await.unwrap().unwrap(), 0);
+    assert_eq!(timeout(PATIENCE, idle.stream.read(&mut [0; 9])).await.unwrap().unwrap(), 0);
     let mut slow = sidecar.client().await;
     for byte in framed(b"{}").iter().take(5) {
         // One more byte does not buy more time; a closed connection refuses it in the end.
         let _ = slow.stream.write_all(&[*byte]).await;
         tokio::time::sleep(Duration::from_millis(150)).await;
     }
-    assert_eq!(timeout(LONG, slow.stream.read(&mut [0; 9])).await.unwrap().unwrap_or(0), 0);
+    assert_eq!(timeout(PATIENCE, slow.stream.read(&mut [0; 9])).await.unwrap().unwrap_or(0), 0);
     let mut waiting = sidecar.client().await;
     waiting.send(&request(1, "get_status", &Value::Null)).await;
     until("the call is with the node", || node.under_way() == 1).await;
@@ -104,7 +104,7 @@ async fn one_connection_too_many_is_told_so() {
     assert!(first.reply().await.unwrap()["error"].is_null());
     assert_eq!(sidecar.call("get_status").await["error"]["data"]["reason"], "overloaded");
     drop(first);
-    let deadline = Instant::now() + LONG;
+    let deadline = Instant::now() + PATIENCE;
     while !sidecar.call("get_status").await["error"].is_null() {
         assert!(Instant::now() < deadline, "the place is never free again");
     }

@@ -1,18 +1,18 @@
-//! A kind of traffic, an upstream and a recorder for the tests of the layers.
+//! A kind of traffic, an upstream and a recorder for the tests of this crate's layers.
 
 use std::collections::VecDeque;
-use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use qudag_filter_api::{
-    ConfigPath, Env, FilterError, FilterSpec, Flow, FlowKey, Kind, Node, Resolve, Slot, Svc, service_fn,
+    Address, ConfigPath, FilterError, FilterSpec, Flow, FlowKey, Kind, Slot, Svc, service_fn,
 };
 use tower::ServiceExt;
+
+use super::env;
 
 #[derive(Debug)]
 pub(crate) struct Test;
@@ -36,12 +36,13 @@ impl Kind for Test {
 pub(crate) struct Req {
     pub(crate) client: Option<IpAddr>,
     pub(crate) target: String,
+    pub(crate) address: Option<Address>,
     pub(crate) safe: bool,
 }
 
 impl Req {
     pub(crate) fn to(target: &str) -> Self {
-        Self { client: None, target: target.into(), safe: true }
+        Self { client: None, target: target.into(), address: None, safe: true }
     }
 
     pub(crate) fn from(client: &str) -> Self {
@@ -58,6 +59,9 @@ impl Flow for Req {
     }
     fn target(&self) -> &str {
         &self.target
+    }
+    fn target_address(&self) -> Option<&Address> {
+        self.address.as_ref()
     }
 }
 
@@ -116,25 +120,6 @@ impl Upstream {
 
 pub(crate) async fn call(service: &Svc<Test>, request: Req) -> Result<&'static str, FilterError> {
     service.clone().oneshot(request).await
-}
-
-struct NoNames;
-
-impl Resolve for NoNames {
-    fn resolve(&self, name: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
-        let why = io::Error::other(format!("unexpected look-up of {name}"));
-        Box::pin(async { Err(why) })
-    }
-}
-
-pub(crate) fn env() -> Env {
-    let node = Node {
-        name: "node".into(),
-        p2p: "127.0.0.1:1".parse().unwrap(),
-        rpc: "127.0.0.1:1".parse().unwrap(),
-        http: "127.0.0.1:1".parse().unwrap(),
-    };
-    Env { node: Arc::new(node), resolve: Arc::new(NoNames) }
 }
 
 /// The filter over the upstream, with a state of its own.

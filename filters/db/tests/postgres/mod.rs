@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use qudag_filter_common::testing::PATIENCE;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
-
-use super::PATIENCE;
 
 /// A running server. It ends with this value.
 pub(crate) struct Postgres {
