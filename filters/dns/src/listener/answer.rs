@@ -2,13 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use bytes::Bytes;
 use hickory_proto::rr::RecordType;
 use metrics::counter;
 use qudag_filter_api::{Chains, FilterError, Kind, Lease};
-use qudag_filter_common::FlowLine;
+use qudag_filter_common::{FlowLine, Seat, Seats};
 use tower::ServiceExt;
 
 use crate::wire::{self, MIN_UDP, Refusal, rcode, rtype};
@@ -17,24 +16,8 @@ use crate::{Dns, DnsQuery, DnsReply, DnsSettings, Source, Transport};
 /// What all queries of a listener share.
 pub(super) struct Shared {
     chains: Chains<Dns>,
-    in_flight: Arc<AtomicUsize>,
-    connections: Arc<AtomicUsize>,
-}
-
-/// One of a bounded number, until it is dropped.
-pub(super) struct Place(Arc<AtomicUsize>);
-
-impl Place {
-    fn take(count: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
-        let place = Self(Arc::clone(count));
-        (count.fetch_add(1, Relaxed) < most).then_some(place)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
+    in_flight: Seats,
+    connections: Seats,
 }
 
 /// What becomes of a message.
@@ -52,12 +35,12 @@ pub(super) struct Asking {
     query: DnsQuery,
     lease: Lease<Dns>,
     line: FlowLine,
-    _place: Place,
+    _seat: Seat,
 }
 
 impl Shared {
     pub(super) fn new(chains: Chains<Dns>) -> Arc<Self> {
-        Arc::new(Self { chains, in_flight: Arc::default(), connections: Arc::default() })
+        Arc::new(Self { chains, in_flight: Seats::default(), connections: Seats::default() })
     }
 
     /// The settings of the current generation; `None` when it serves no DNS.
@@ -65,9 +48,9 @@ impl Shared {
         (self.chains)().map(|lease| lease.settings)
     }
 
-    /// A place for one more connection, if there is one.
-    pub(super) fn connect(&self) -> Option<Place> {
-        Place::take(&self.connections, self.settings()?.max_tcp_connections)
+    /// A seat for one more connection, if there is one.
+    pub(super) fn connect(&self) -> Option<Seat> {
+        self.connections.take(self.settings()?.max_tcp_connections)
     }
 
     /// Takes a message in. Whatever can be answered without the chain is.
@@ -100,8 +83,8 @@ impl Shared {
             let reply = DnsReply { wire, source: Source::Sidecar, ede: None };
             return Received::Reply(finish(&query, Ok(reply), limit(&query, &lease.settings), line));
         }
-        match Place::take(&self.in_flight, lease.settings.max_in_flight) {
-            Some(place) => Received::Query(Box::new(Asking { query, lease, line, _place: place })),
+        match self.in_flight.take(lease.settings.max_in_flight) {
+            Some(seat) => Received::Query(Box::new(Asking { query, lease, line, _seat: seat })),
             None => {
                 let full = FilterError::Overloaded("too many queries are under way".into());
                 Received::Reply(finish(&query, Err(full), MIN_UDP.into(), line))
@@ -113,7 +96,7 @@ impl Shared {
 impl Asking {
     /// Asks the chain. The generation is held until it has answered.
     pub(super) async fn answer(self) -> Vec<u8> {
-        let Self { query, lease, line, _place } = self;
+        let Self { query, lease, line, _seat } = self;
         let limit = limit(&query, &lease.settings);
         let result = lease.chain.clone().oneshot(query.clone()).await;
         drop(lease);
