@@ -1,1 +1,15 @@
-//! Side-by-side benchmarks: direct, through the sidecar, and the peers people use today
+//! The parts of the benchmark: clients and servers that cost as little as possible, interleaved measurement, and
+//! what is measured of each kind of traffic.
+
+pub mod chain;
+pub mod clients;
+pub mod contenders;
+pub mod cpu;
+pub mod measure;
+pub mod progress;
+pub mod row;
+pub mod servers;
+pub mod suites;
+
+/// Whatever ends a benchmark.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -1,0 +1,170 @@
+//! The programs that stand side by side, each on a free port and with a process of its own.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+
+use qudag_kit::{HaProxy, Postgres, Program, Start, TestSidecar, postgres};
+use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::Failure;
+
+/// Starts programs. They end with the thread that started them, or when they are dropped.
+pub struct Stage {
+    runtime: Runtime,
+}
+
+/// A sidecar with the addresses of its listeners.
+pub struct Sidecar {
+    sidecar: TestSidecar,
+    addresses: Vec<(String, SocketAddr)>,
+}
+
+impl Sidecar {
+    /// Where its first listener of a kind is.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn at(&self, kind: &str) -> Result<SocketAddr, Failure> {
+        let found = self.addresses.iter().find(|(of, _)| of == kind);
+        found.map(|(_, address)| *address).ok_or_else(|| format!("no {kind} listener").into())
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.sidecar.pid()
+    }
+}
+
+impl Stage {
+    /// Makes sure that the sidecar's program is built with the same profile as this one, and is up to date.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    pub fn set() -> Result<Self, Failure> {
+        if std::env::var_os("QUDAG_SIDECAR_BIN").is_none() {
+            build_sidecar()?;
+        }
+        Ok(Self { runtime: Builder::new_current_thread().enable_all().build()? })
+    }
+
+    /// A sidecar with a configuration. It logs what went wrong only, as the programs beside it do.
+    ///
+    /// # Errors
+    /// When it does not report its listeners.
+    pub fn sidecar(&self, yaml: &str) -> Result<Sidecar, Failure> {
+        self.runtime.block_on(async {
+            let quiet = ["dns", "peer", "rpc", "http", "db"].map(|kind| format!("{kind}: errors"));
+            let yaml = format!("{yaml}telemetry: {{ flows: {{ {} }} }}\n", quiet.join(", "));
+            let sidecar = TestSidecar::start(&yaml).await;
+            let status = sidecar.status().await;
+            let listeners =
+                status.get("listeners").and_then(|l| l.as_array()).ok_or("a status without listeners")?;
+            let text = |value: &serde_json::Value, key: &str| {
+                value.get(key).and_then(|v| v.as_str()).unwrap_or_default().to_owned()
+            };
+            let addresses = listeners
+                .iter()
+                .filter_map(|listener| Some((text(listener, "kind"), text(listener, "addr").parse().ok()?)))
+                .collect();
+            Ok(Sidecar { sidecar, addresses })
+        })
+    }
+
+    /// HAProxy in a mode, in front of a server; `None` where it is not installed.
+    pub fn haproxy(&self, mode: &str, server: SocketAddr) -> Option<HaProxy> {
+        if qudag_kit::program::find("haproxy").is_none() {
+            eprintln!("haproxy is not installed, its rows are left out");
+            return None;
+        }
+        Some(self.runtime.block_on(HaProxy::start(mode, server)))
+    }
+
+    /// PostgreSQL that lets everybody in without a password; `None` where it is not installed.
+    pub fn postgres(&self) -> Option<Postgres> {
+        if let Err(why) = Postgres::available() {
+            eprintln!("{why}, the rows of db are left out");
+            return None;
+        }
+        Some(self.runtime.block_on(async {
+            let server = Postgres::start().await;
+            // The server's folder is where its programs run.
+            let trust = "copy (select 'host all all all trust') to program 'cat > pg_hba.conf'";
+            let load = "select pg_reload_conf()";
+            postgres::psql(server.addr(), &["-q", "-o", "/dev/null", "-c", trust, "-c", load]).await.ok();
+            server
+        }))
+    }
+
+    /// Unbound with its cache, in front of a server; `None` where it is not installed.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn unbound(&self, server: SocketAddr) -> Result<Option<Unbound>, Failure> {
+        if qudag_kit::program::find("unbound").is_none() {
+            eprintln!("unbound is not installed, its rows are left out");
+            return Ok(None);
+        }
+        Unbound::start(server).map(Some)
+    }
+}
+
+/// A forwarding and caching Unbound with one thread.
+pub struct Unbound {
+    address: SocketAddr,
+    program: Program,
+    _folder: TempDir,
+}
+
+impl Unbound {
+    fn start(server: SocketAddr) -> Result<Self, Failure> {
+        let folder = tempfile::tempdir()?;
+        // Free now; nothing else on a machine that measures takes it in the meantime.
+        let address = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
+        let conf = format!(
+            "server:\n  interface: {ip}@{port}\n  port: {port}\n  do-daemonize: no\n  username: \"\"\n  chroot: \"\"\n  \
+             directory: \"{dir}\"\n  pidfile: \"\"\n  use-syslog: no\n  num-threads: 1\n  verbosity: 0\n  \
+             do-not-query-localhost: no\n  module-config: \"iterator\"\n  msg-cache-size: 64m\n  rrset-cache-size: 64m\n\
+             forward-zone:\n  name: \".\"\n  forward-addr: {server_ip}@{server_port}\n\
+             remote-control:\n  control-enable: no\n",
+            ip = address.ip(),
+            port = address.port(),
+            dir = folder.path().display(),
+            server_ip = server.ip(),
+            server_port = server.port(),
+        );
+        let path = folder.path().join("unbound.conf");
+        std::fs::write(&path, conf)?;
+        let program = Start::new("unbound").args(["-d", "-p", "-c"]).arg(&path).spawn(folder.path());
+        Ok(Self { address, program, _folder: folder })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.program.pid()
+    }
+}
+
+/// Builds the sidecar into the folder in which this program is.
+fn build_sidecar() -> Result<(), Failure> {
+    let folder = std::env::current_exe()?.parent().map(PathBuf::from).unwrap_or_default();
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--quiet", "--package", "qudag-sidecar", "--manifest-path"]);
+    build.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"));
+    if folder.ends_with("release") {
+        build.arg("--release");
+    }
+    eprintln!("building qudag-sidecar …");
+    let built = build.status().is_ok_and(|status| status.success());
+    if built || folder.join("qudag-sidecar").is_file() {
+        return Ok(());
+    }
+    Err("qudag-sidecar cannot be built and QUDAG_SIDECAR_BIN is not set".into())
+}

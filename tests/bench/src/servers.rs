@@ -1,0 +1,212 @@
+//! The far ends: servers that cost as little as possible, so that the difference between two ways is the ways'.
+//!
+//! Each runs on threads of its own in this process and ends with it.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+/// A server's handling of one connection.
+type Handler<S> = fn(S) -> io::Result<()>;
+
+fn tcp(handler: Handler<TcpStream>) -> io::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                // A client that has enough closes; that is no failure.
+                let _ = stream.set_nodelay(true).and_then(|()| handler(stream));
+            });
+        }
+    });
+    Ok(address)
+}
+
+/// Sends back what it gets.
+///
+/// # Errors
+/// When nothing can be bound.
+pub fn echo() -> io::Result<SocketAddr> {
+    tcp(|mut stream| {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let length = stream.read(&mut buffer)?;
+            if length == 0 {
+                return Ok(());
+            }
+            stream.write_all(buffer.get(..length).unwrap_or_default())?;
+        }
+    })
+}
+
+/// Takes bytes until the client has sent all, then sends one byte back.
+///
+/// # Errors
+/// When nothing can be bound.
+pub fn sink() -> io::Result<SocketAddr> {
+    tcp(|mut stream| {
+        let mut buffer = vec![0; 256 << 10];
+        while stream.read(&mut buffer)? > 0 {}
+        stream.write_all(b"!")
+    })
+}
+
+/// The body of every HTTP answer.
+pub const BODY: &[u8] = br#"{"status":"healthy","synced":true,"peers":2}"#;
+
+/// An HTTP/1.1 server as it should be: well-formed replies, connections kept.
+///
+/// # Errors
+/// When nothing can be bound.
+pub fn http_clean() -> io::Result<SocketAddr> {
+    tcp(|stream| {
+        let reply = [&head()[..], BODY].concat();
+        let mut reader = BufReader::new(stream.try_clone()?);
+        let mut stream = stream;
+        while skip_head(&mut reader)? {
+            stream.write_all(&reply)?;
+        }
+        Ok(())
+    })
+}
+
+/// An HTTP server with the node's habits: 24 bytes after the body, one request a connection.
+///
+/// # Errors
+/// When nothing can be bound.
+pub fn http_node() -> io::Result<SocketAddr> {
+    tcp(|stream| {
+        let reply = [&head()[..], BODY, b"Connection: keep-alive\r\n"].concat();
+        let mut reader = BufReader::new(stream.try_clone()?);
+        let mut stream = stream;
+        if skip_head(&mut reader)? {
+            stream.write_all(&reply)?;
+            stream.shutdown(std::net::Shutdown::Write)?;
+            while reader.read(&mut [0; 1024])? > 0 {}
+        }
+        Ok(())
+    })
+}
+
+fn head() -> Vec<u8> {
+    format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", BODY.len())
+        .into_bytes()
+}
+
+/// Reads to the end of a request's head; false at the end of the stream.
+fn skip_head(reader: &mut impl BufRead) -> io::Result<bool> {
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if reader.read_until(b'\n', &mut line)? == 0 {
+            return Ok(false);
+        }
+        if line == b"\r\n" {
+            return Ok(true);
+        }
+    }
+}
+
+/// The framed RPC of the node over a Unix socket: one request a connection, then the server closes.
+///
+/// # Errors
+/// When nothing can be bound.
+pub fn rpc(path: &Path) -> io::Result<()> {
+    let listener = UnixListener::bind(path)?;
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || answer_rpc(&mut stream));
+        }
+    });
+    Ok(())
+}
+
+/// The same over TCP.
+///
+/// # Errors
+/// When nothing can be bound.
+pub fn rpc_tcp() -> io::Result<SocketAddr> {
+    tcp(|mut stream| answer_rpc(&mut stream))
+}
+
+fn answer_rpc(stream: &mut (impl Read + Write)) -> io::Result<()> {
+    let request = read_frame(stream)?;
+    // The id is where the clients of this benchmark put it.
+    let id = request.get(7..43).unwrap_or_default();
+    let reply = [br#"{"id":""#, id, br#"","result":{"peers":2},"error":null}"#].concat();
+    write_frame(stream, &reply)
+}
+
+/// Reads a frame: four bytes of length, big-endian, then the bytes.
+///
+/// # Errors
+/// When the stream ends or the length is beyond what this benchmark sends.
+pub fn read_frame(stream: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let length = u32::from_be_bytes(length) as usize;
+    if length > 1 << 20 {
+        return Err(io::Error::other("a frame of more than 1 MiB"));
+    }
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Writes a frame in one piece.
+///
+/// # Errors
+/// When the stream is closed.
+pub fn write_frame(stream: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+    stream.write_all(&[&length.to_be_bytes(), bytes].concat())
+}
+
+/// A DNS server that answers every question for an address with 192.0.2.1 for an hour, without OPT, and every other one with nothing.
+///
+/// # Errors
+/// When nothing can be bound.
+pub fn dns() -> io::Result<SocketAddr> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    let address = socket.local_addr()?;
+    std::thread::spawn(move || {
+        let mut query = [0; 1500];
+        while let Ok((length, client)) = socket.recv_from(&mut query) {
+            if let Some(reply) = query.get(..length).and_then(dns_reply) {
+                let _ = socket.send_to(&reply, client);
+            }
+        }
+    });
+    Ok(address)
+}
+
+/// Where the question section of a message with one question ends.
+pub fn question_end(message: &[u8]) -> Option<usize> {
+    let mut at = 12;
+    loop {
+        let length = usize::from(*message.get(at)?);
+        if length == 0 {
+            return Some(at + 5).filter(|end| *end <= message.len());
+        }
+        at += 1 + length;
+    }
+}
+
+fn dns_reply(query: &[u8]) -> Option<Vec<u8>> {
+    const HOUR: [u8; 4] = [0, 0, 14, 16];
+    let end = question_end(query)?;
+    let question = query.get(12..end)?;
+    let address = question.ends_with(&[0, 1, 0, 1]);
+    let mut reply = query.get(..2)?.to_vec();
+    // QR AA RD RA, NOERROR; one question, one answer or none.
+    reply.extend([0x85, 0x80, 0, 1, 0, u8::from(address), 0, 0, 0, 0]);
+    reply.extend(question);
+    if address {
+        reply.extend([0xc0, 12, 0, 1, 0, 1]);
+        reply.extend(HOUR);
+        reply.extend([0, 4, 192, 0, 2, 1]);
+    }
+    Some(reply)
+}

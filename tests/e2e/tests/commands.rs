@@ -1,0 +1,158 @@
+//! The commands, and what a person who starts the program for the first time sees.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests report by panicking"
+)]
+
+use std::time::Duration;
+
+use qudag_kit::program::Start;
+use qudag_kit::{Namespace, TestSidecar, eventually, needs_namespaces};
+use serde_json::Value;
+
+const YAML: &str = "listeners:\n  dns: { bind: \"127.0.0.1:0\" }\nfilters:\n  dns:\n    dns_cache: { enabled: true, rollout: \
+                    50 }\n";
+
+fn run(args: &[&str]) -> Start {
+    Start::new(TestSidecar::binary()).args(args.iter().copied())
+}
+
+#[tokio::test]
+async fn the_program_starts_with_nothing() {
+    needs_namespaces!();
+    // Its own ports are fixed, so it gets a network of its own.
+    let namespace = Namespace::new();
+    let dir = tempfile::tempdir().unwrap();
+    let start = Start::new(TestSidecar::binary()).in_namespace(Some(&namespace));
+    let start = start.env("QUDAG_SIDECAR_STATE_DIR", dir.path()).env("HOME", dir.path());
+    let mut sidecar = start.spawn(dir.path());
+    let state = dir.path().to_str().unwrap();
+    let status = async || {
+        assert!(sidecar.ended().is_none(), "it ended");
+        let status =
+            run(&["status", "--json", "--state-dir", state]).in_namespace(Some(&namespace)).output().await;
+        (status.code == 0).then_some(status.stdout)
+    };
+    let status = eventually(Duration::from_secs(20), "status answers", status).await;
+    let status: Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["config"]["origin"], "embedded");
+    assert!(status["listeners"].as_array().is_some_and(|listeners| !listeners.is_empty()), "{status:#}");
+    // There is no node here, and it says so.
+    let check = run(&["check", "--state-dir", state]).in_namespace(Some(&namespace)).output().await;
+    assert!(check.stdout.contains('✗') || check.stderr.contains('✗'), "{check:?}");
+    let told = |line: &str| line.to_lowercase().contains("node").then_some(());
+    sidecar.wait_for_log("a word about the node", told).await;
+}
+
+#[tokio::test]
+async fn status_shows_what_is_pinned() {
+    let sidecar = TestSidecar::start(YAML).await;
+    let status = sidecar.cli_json(&["status"]).await;
+    assert_eq!(status["generation"], 1);
+    let dns = &status["listeners"][0];
+    assert_eq!(dns["kind"], "dns");
+    assert!(dns["addr"].as_str().unwrap().parse::<std::net::SocketAddr>().unwrap().port() > 0);
+    let filter = sidecar.filter("dns", "dns_cache").await;
+    assert_eq!((&filter["enabled"], &filter["layer"]), (&true.into(), &"yaml".into()));
+    assert_eq!(filter["rollout"].as_f64(), Some(50.0));
+    let people = sidecar.cli(&["status"]).await.ok();
+    assert!(people.contains("dns_cache") && people.contains("50"), "{people}");
+}
+
+#[tokio::test]
+async fn init_writes_a_configuration_that_is_valid() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("qudag-sidecar.yaml");
+    run(&["init", "--dir"]).arg(dir.path()).output().await.ok();
+    assert!(file.is_file());
+    run(&["validate"]).arg(&file).output().await.ok();
+    let again = run(&["init", "--dir"]).arg(dir.path()).output().await;
+    assert_ne!(again.code, 0, "a file is not overwritten");
+}
+
+#[tokio::test]
+async fn shipped_configurations_are_valid() {
+    let configs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+    let mut count = 0;
+    for entry in std::fs::read_dir(configs).unwrap().flatten() {
+        if entry.path().extension().is_some_and(|extension| extension == "yaml") {
+            run(&["validate"]).arg(entry.path()).output().await.ok();
+            count += 1;
+        }
+    }
+    assert!(count >= 3, "{count} configurations");
+}
+
+#[tokio::test]
+async fn what_is_generated_is_well_formed() {
+    let schema: Value = serde_json::from_str(&run(&["schema"]).output().await.ok()).unwrap();
+    assert!(schema["properties"]["listeners"].is_object());
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(run(&["completions", shell]).output().await.ok().contains("qudag-sidecar"), "{shell}");
+    }
+    assert!(run(&["man"]).output().await.ok().contains(".TH"));
+    let help = run(&["--help"]).output().await.ok();
+    for command in [
+        "run",
+        "init",
+        "validate",
+        "schema",
+        "config",
+        "status",
+        "check",
+        "filters",
+        "flags",
+        "cache",
+        "dns",
+        "bypass",
+        "drain",
+        "reload",
+        "completions",
+        "man",
+    ] {
+        assert!(help.contains(&format!("  {command}")), "no {command} in\n{help}");
+    }
+}
+
+#[tokio::test]
+async fn exit_codes_tell_what_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().to_str().unwrap();
+    assert_eq!(run(&["no-such-command"]).output().await.code, 2);
+    assert_eq!(run(&["status", "--no-such-flag"]).output().await.code, 2);
+    let nobody = run(&["status", "--state-dir", state]).output().await;
+    assert_eq!(nobody.code, 69, "{nobody:?}");
+    assert_eq!(run(&["validate", "/no/such/file"]).output().await.code, 78);
+}
+
+#[tokio::test]
+async fn every_flow_ends_with_one_line() {
+    let node = qudag_kit::HttpNode::start().await;
+    let yaml = format!(
+        "node: {{ http: \"{}\" }}\nlisteners:\n  http: {{ bind: \"127.0.0.1:0\" }}\ntelemetry: {{ log: {{ format: json }} }}\n",
+        node.addr()
+    );
+    let sidecar = TestSidecar::start(&yaml).await;
+    let door = sidecar.listener("http").await;
+    for _ in 0..3 {
+        qudag_kit::http::get(door, "/health").await.unwrap();
+    }
+    let lines = async || {
+        let log = sidecar.log();
+        let flows = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let flows = flows.filter(|line| line["target"] == "flow");
+        let flows: Vec<Value> = flows.collect();
+        (flows.len() >= 3).then_some(flows)
+    };
+    let lines = eventually(Duration::from_secs(10), "three lines", lines).await;
+    assert_eq!(lines.len(), 3, "{lines:#?}");
+    assert!(lines.iter().all(|line| line.to_string().contains("\"http\"")), "{lines:#?}");
+    assert_eq!(
+        sidecar.metric("qudag_sidecar_flows_total", &[("kind", "http"), ("outcome", "ok")]).await,
+        3.0
+    );
+}

@@ -1,0 +1,115 @@
+//! Network namespaces and the cables between them.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::program::{Finished, Start};
+
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// A network namespace of its own, removed with everything in it on drop.
+///
+/// Its name begins with `qk-` and the process id of the test, so that `tests/run` can remove what a killed test
+/// left behind.
+pub struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    /// Whether namespaces can be made here; if not, why.
+    ///
+    /// # Errors
+    /// When they cannot, with what `ip` said.
+    pub fn available() -> Result<(), String> {
+        let name = fresh();
+        run(&["netns", "add", &name]).map_err(|why| format!("no network namespaces here: {why}"))?;
+        run(&["netns", "del", &name])
+    }
+
+    /// A new namespace with its loopback up.
+    ///
+    /// # Panics
+    /// When it cannot be made; ask [`available`](Self::available) first.
+    #[expect(clippy::new_without_default, reason = "it makes something outside the process")]
+    pub fn new() -> Self {
+        let name = fresh();
+        run(&["netns", "add", &name]).unwrap();
+        let namespace = Self { name };
+        namespace.ip(&["link", "set", "lo", "up"]);
+        namespace
+    }
+
+    /// Its name, as `ip netns` knows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Lays a cable to `other`. The ends get the addresses, written as `10.0.0.1/24` or `fd00::1/64`; several
+    /// are separated by commas.
+    pub fn connect(&self, address: &str, other: &Self, other_address: &str) {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let base = format!("q{}x{number}", std::process::id() % 1_000_000);
+        let (near, far) = (format!("{base}a"), format!("{base}b"));
+        let cable = ["link", "add", &near, "netns", &self.name, "type", "veth", "peer", "name", &far];
+        run(&[&cable[..], &["netns", &other.name]].concat()).unwrap();
+        self.plug(&near, address);
+        other.plug(&far, other_address);
+    }
+
+    fn plug(&self, device: &str, addresses: &str) {
+        for address in addresses.split(',') {
+            let mut words = vec!["addr", "add", address, "dev", device];
+            if address.contains(':') {
+                // Duplicate address detection would keep the address unusable for a second.
+                words.push("nodad");
+            }
+            self.ip(&words);
+        }
+        self.ip(&["link", "set", device, "up"]);
+    }
+
+    /// `ip ARGS` inside.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn ip(&self, args: &[&str]) {
+        run(&[&["-n", &self.name], args].concat()).unwrap();
+    }
+
+    /// Runs a program inside, to its end.
+    pub async fn run(&self, program: &str, args: &[&str]) -> Finished {
+        Start::new(program).args(args).in_namespace(Some(self)).output().await
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = run(&["netns", "del", &self.name]);
+    }
+}
+
+fn fresh() -> String {
+    format!("qk-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn run(args: &[&str]) -> Result<(), String> {
+    let output = Command::new("ip").args(args).output().map_err(|error| format!("ip: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("ip {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn two_namespaces_see_each_other_and_nobody_else() {
+        crate::needs_namespaces!();
+        let (one, two) = (Namespace::new(), Namespace::new());
+        one.connect("10.91.0.1/24", &two, "10.91.0.2/24");
+        assert!(one.run("ip", &["route", "get", "10.91.0.2"]).await.ok().contains("10.91.0.2 dev"));
+        assert_ne!(one.run("ip", &["route", "get", "10.92.0.2"]).await.code, 0);
+    }
+}
