@@ -347,6 +347,7 @@ async fn at_run_time_the_old_generation_goes_on() {
             (now > refused).then_some(())
         };
         eventually(Duration::from_secs(5), "the refusal is counted", counted).await;
+        assert_eq!(sidecar.metric("qudag_sidecar_config_refused", &[]).await, 1.0, "{word}");
         let logged = async || sidecar.log().lines().any(|line| line.contains(word)).then_some(());
         eventually(Duration::from_secs(5), "the refusal is logged", logged).await;
         let answer = sidecar.admin("POST", "/reload", Value::Null).await;
@@ -357,6 +358,7 @@ async fn at_run_time_the_old_generation_goes_on() {
     }
     sidecar.reload_with(FINE).await.ok();
     assert_eq!(sidecar.status().await["config"]["refused"], Value::Null);
+    assert_eq!(sidecar.metric("qudag_sidecar_config_refused", &[]).await, 0.0);
 }
 
 #[tokio::test]
