@@ -93,6 +93,16 @@ impl FilterError {
         Self::Connect { to: to.into(), source: Arc::new(source) }
     }
 
+    /// What a client is told: nothing of the addresses and names behind the sidecar, nor of its inside. The log has the whole error.
+    pub fn public(&self) -> String {
+        match self {
+            Self::Connect { source, .. } => format!("cannot connect to the upstream: {}", source.kind()),
+            Self::Resolve { .. } => "cannot resolve the upstream's name".to_owned(),
+            Self::Internal(_) => "internal error".to_owned(),
+            error => error.to_string(),
+        }
+    }
+
     /// The metric label: one per variant, never from data.
     pub fn label(&self) -> &'static str {
         match self {
@@ -154,5 +164,24 @@ impl BuildError {
     /// A build error of the part at a configuration path.
     pub fn new(what: impl Into<String>, why: impl ToString) -> Self {
         Self { what: what.into(), why: why.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_learn_nothing_of_what_lies_behind() {
+        let connect =
+            FilterError::connect("10.1.2.3:5432", io::Error::from(io::ErrorKind::ConnectionRefused));
+        let resolve =
+            FilterError::Resolve { name: "db.internal".into(), why: "no answer from 10.1.2.3".into() };
+        let internal = FilterError::Internal("/etc/secret".into());
+        for (error, inside) in [(connect, "10.1.2.3"), (resolve, "db.internal"), (internal, "secret")] {
+            assert!(error.to_string().contains(inside));
+            assert!(!error.public().contains(inside), "{}", error.public());
+        }
+        assert_eq!(FilterError::Draining.public(), "draining");
     }
 }

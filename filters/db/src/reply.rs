@@ -50,7 +50,7 @@ pub(crate) fn error_response(error: &FilterError) -> Vec<u8> {
     field(b'S', "FATAL");
     field(b'V', "FATAL");
     field(b'C', sqlstate(error));
-    field(b'M', &format!("qudag-sidecar: {error}"));
+    field(b'M', &format!("qudag-sidecar: {}", error.public()));
     if let Some(after) = error.retry_after() {
         field(b'H', &format!("retry-after: {}", seconds(after)));
     }

@@ -28,7 +28,7 @@ pub(crate) fn status(error: &FilterError) -> StatusCode {
 
 /// The reply to a request that failed with `error`.
 pub(crate) fn reply(error: &FilterError) -> Response<Body> {
-    let mut reply = problem(status(error), &error.to_string());
+    let mut reply = problem(status(error), &error.public());
     if let Some(after) = error.retry_after() {
         // RFC 9110 section 10.2.3: whole seconds. Rounded up, so that nobody comes too early.
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
@@ -81,7 +81,7 @@ mod tests {
             assert_eq!(body.len().to_string(), length);
             let document: serde_json::Value = serde_json::from_slice(&body).unwrap();
             assert_eq!(document["status"], status);
-            assert_eq!(document["detail"], error.to_string());
+            assert_eq!(document["detail"], error.public());
         }
     }
 }

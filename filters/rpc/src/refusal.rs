@@ -43,7 +43,7 @@ pub(crate) fn reply(id: &str, error: &FilterError) -> Bytes {
     if let (Some(after), Some(data)) = (after, data.as_object_mut()) {
         data.insert("retry_after_ms".to_owned(), after.into());
     }
-    frame(id, code(error), &error.to_string(), data)
+    frame(id, code(error), &error.public(), data)
 }
 
 /// The reply to a request that cannot be read.

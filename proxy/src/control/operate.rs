@@ -40,6 +40,8 @@ struct Inner {
     since: Mutex<SystemTime>,
     refused: ArcSwapOption<Refusal>,
     on_adopted: OnAdopted,
+    /// Held from reading the configuration until it is in force, so that what was read last is what stays.
+    reloading: tokio::sync::Mutex<()>,
     stop: CancellationToken,
 }
 
@@ -81,6 +83,7 @@ impl Control {
             since: Mutex::new(SystemTime::now()),
             refused: ArcSwapOption::empty(),
             on_adopted,
+            reloading: tokio::sync::Mutex::default(),
             stop,
         }))
     }
@@ -171,6 +174,7 @@ impl Control {
     pub async fn reload(&self) -> Result<Applied, ControlError> {
         self.not_draining()?;
         let start = Instant::now();
+        let _reloading = self.0.reloading.lock().await;
         let before = self.generation();
         let refuse = |problems: Vec<String>| {
             self.record_refusal(problems.clone());

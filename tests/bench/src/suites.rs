@@ -95,10 +95,11 @@ fn names(plan: Plan) -> u64 {
 fn dns(stage: &Stage, plan: Plan) -> Result<Vec<Row>, Failure> {
     let upstream = servers::dns()?;
     let names = names(plan);
+    // A machine that is busy with something else is not to be taken for a server that is down.
     let yaml = |cache: bool| {
         format!(
             "listeners: {{ dns: {{ bind: \"127.0.0.1:0\" }} }}\nfilters:\n  dns:\n    dns_cache: {{ enabled: {cache} }}\n    \
-             dns_upstream: {{ servers: [\"{upstream}\"] }}\n"
+             dns_upstream: {{ servers: [\"{upstream}\"], timeout: 8s, attempt_timeout: 2s }}\n"
         )
     };
     let ask = |to: SocketAddr| move || clients::Dns::connect(to, names);
