@@ -1,6 +1,6 @@
 //! The configuration: one typed root, read from YAML and the environment, with every error at once and in its place.
 //!
-//! Text becomes a [tree](tree) that knows where everything was written; variables are merged into it; it becomes the typed
+//! Text becomes a [tree] that knows where everything was written; variables are merged into it; it becomes the typed
 //! [`Config`]; and the parts check themselves and each other. What is wrong at any step is collected.
 
 mod check;

@@ -67,7 +67,7 @@ async fn what_is_logged_follows_a_reload() {
     http::get(door, "/health").await.unwrap();
     sidecar.reload_with(&yaml("all")).await.ok();
     http::get(door, "/mcp/tools").await.unwrap();
-    let lines = || sidecar.log().lines().filter(|line| line.contains("kind=\"http\"")).count();
+    let lines = || sidecar.log().lines().filter(|line| line.contains(" flow: ")).count();
     eventually(PATIENCE, "the second one is logged", async || (lines() >= 1).then_some(())).await;
     assert_eq!(lines(), 1, "{}", sidecar.log());
 }
