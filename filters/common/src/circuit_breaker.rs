@@ -325,6 +325,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn other_windows_than_the_usual_ones_can_be_chosen() {
+        // A quarter of an hour at a call a second.
+        let probes = async |open, max_open| {
+            let upstream = Upstream::default();
+            let filter: CircuitBreaker<Test> = CircuitBreakerSettings { failures: 1, open, max_open }.into();
+            let (service, _) = over(&filter, &upstream);
+            upstream.will(std::iter::repeat_n(down(), 10_000));
+            for _ in 0..900 {
+                let _ = call(&service, Req::to("a")).await;
+                tokio::time::advance(Duration::from_secs(1)).await;
+            }
+            upstream.calls()
+        };
+        let secs = Period::secs;
+        let (usual, long, short) = (
+            probes(secs(1), secs(60)).await,
+            probes(secs(600), secs(600)).await,
+            probes(secs(1), secs(5)).await,
+        );
+        assert!(long <= 4, "{long} with `open` of 10 minutes");
+        assert!(short >= 110, "{short} with `max_open` of 5 s");
+        assert!((12..80).contains(&usual), "{usual}");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn clients_do_not_open_it() {
         let upstream = Upstream::default();
         let (service, _) = over(&filter(1), &upstream);

@@ -6,6 +6,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// How long a request that was on its way when a drain began may take to arrive.
+const LAST_REQUEST: Duration = Duration::from_millis(500);
+
 /// Two signals and a count: *stopping* (accept nothing new, finish what is there), *aborted* (the deadline has passed), and the
 /// tasks under way.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +40,16 @@ impl Drain {
     /// Whether nothing new may be accepted.
     pub fn is_stopping(&self) -> bool {
         self.stopping.is_cancelled()
+    }
+
+    /// Resolves when a connection shall read no more requests: when the drain starts; where a request is on its way (none has come
+    /// on a new connection, or a part of one) a moment later. To be polled after the read itself, so that what has arrived is
+    /// read in any case.
+    pub async fn read_enough(&self, on_its_way: bool) {
+        self.stopping().await;
+        if on_its_way {
+            tokio::time::sleep(LAST_REQUEST).await;
+        }
     }
 
     /// Resolves when work under way must end now.

@@ -279,6 +279,43 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn other_waits_than_the_usual_ones_can_be_chosen() {
+        let failing = async |backoff, max_backoff, deadline| {
+            let upstream = Upstream::default();
+            let (service, _) = over(
+                &filter(|settings| {
+                    settings.attempts = 10;
+                    settings.budget_percent = 100;
+                    settings.budget_min_per_second = 1000;
+                    settings.backoff = backoff;
+                    settings.max_backoff = max_backoff;
+                    settings.deadline = deadline;
+                }),
+                &upstream,
+            );
+            let start = Instant::now();
+            for _ in 0..20 {
+                upstream.will(std::iter::repeat_n(down(), 10));
+                assert!(call(&service, Req::to("a")).await.is_err());
+                upstream.forget();
+            }
+            (upstream.calls(), start.elapsed())
+        };
+        let (secs, hour) = (Period::secs, Period::secs(3600));
+        // Nine waits each, and none is longer than `max_backoff`.
+        let (calls, took) = failing(secs(1), secs(1), hour).await;
+        assert_eq!(calls, 200);
+        assert!(took <= Duration::from_secs(20 * 9) && took > Duration::from_secs(10), "{took:?}");
+        // The longest wait of the usual ones is 10 s.
+        let (calls, took) = failing(secs(300), secs(300), hour).await;
+        assert_eq!(calls, 200);
+        assert!(took > Duration::from_secs(20 * 9 * 10), "{took:?}");
+        // No time for any retry, but for the shortest of waits.
+        let (calls, _) = failing(secs(10), secs(10), Period::millis(1)).await;
+        assert!(calls < 30, "{calls}");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_attempt_under_way_is_not_cut_short() {
         let upstream = Upstream::default();
         let (service, _) = over(&filter(|_| {}), &upstream);

@@ -69,6 +69,8 @@ struct Session {
     listener: RpcListener,
     /// More may come from the client.
     reading: bool,
+    /// A request has come.
+    asked: bool,
     /// What comes from the client is not looked at any more.
     refused: bool,
     /// A changing call that waits for the calls before it.
@@ -85,7 +87,8 @@ struct Session {
 
 enum Event {
     Aborted,
-    Stopping,
+    /// The drain has begun, and all is read that had been sent.
+    Enough,
     Idle,
     Reply(Option<Bytes>),
     Read(io::Result<usize>),
@@ -105,6 +108,7 @@ impl Session {
             received: BytesMut::new(),
             listener,
             reading: true,
+            asked: false,
             refused: false,
             held: None,
             alone: false,
@@ -125,7 +129,7 @@ impl Session {
                 Event::Aborted | Event::Idle | Event::Reply(None) | Event::Read(Err(_)) => return,
                 Event::Written(Err(_) | Ok(0)) => return,
                 // A client that finishes sending still gets its replies.
-                Event::Stopping | Event::Read(Ok(0)) => self.reading = false,
+                Event::Enough | Event::Read(Ok(0)) => self.reading = false,
                 Event::Read(Ok(_)) => {}
                 Event::Written(Ok(_)) => self.active = Instant::now(),
                 Event::Reply(Some(reply)) => {
@@ -156,13 +160,14 @@ impl Session {
         let idle = (self.is_idle() || !self.out.is_empty())
             .then(|| self.active.checked_add(self.listener.idle_timeout.0))
             .flatten();
+        let on_its_way = !self.asked || !self.received.is_empty();
         tokio::select! {
             biased;
             () = self.drain.aborted() => Event::Aborted,
-            () = self.drain.stopping(), if self.reading => Event::Stopping,
             reply = first(&mut self.replies), if self.out.is_empty() => Event::Reply(reply),
             written = self.write.write_buf(&mut self.out), if !self.out.is_empty() => Event::Written(written),
             read = self.read.read_buf(&mut self.received), if wants_more => Event::Read(read),
+            () = self.drain.read_enough(on_its_way), if wants_more => Event::Enough,
             Some(()) = OptionFuture::from(idle.map(sleep_until)) => Event::Idle,
         }
     }
@@ -206,6 +211,7 @@ impl Session {
 
     fn request(&mut self, body: Bytes) {
         self.active = Instant::now();
+        self.asked = true;
         match parse(&body) {
             Ok(Request { id, method }) => {
                 let waits = !Method::of(&method).is_read_only() && !self.replies.is_empty();

@@ -36,12 +36,13 @@ pub(super) async fn connection(mut stream: Stream, shared: Arc<Shared>, drain: D
     };
     let mut buffer = BytesMut::with_capacity(BUFFER);
     let mut queries: JoinSet<Vec<u8>> = JoinSet::new();
-    let mut reading = true;
+    let (mut reading, mut asked) = (true, false);
     let mut active = Instant::now();
     loop {
         while reading && queries.len() < PIPELINE {
             let Some(message) = frame(&mut buffer) else { break };
             active = Instant::now();
+            asked = true;
             match shared.receive(message, client, Transport::Tcp) {
                 // Whoever sends what is not a query is not understood any further.
                 Received::Nothing => return stream.reset(),
@@ -54,17 +55,19 @@ pub(super) async fn connection(mut stream: Stream, shared: Arc<Shared>, drain: D
             }
         }
         if !reading && queries.is_empty() {
-            // What the client sent after the drain started is not read; closing on it would be a reset.
+            // What the client sends after that is not read; closing on it would be a reset.
             let _ = stream.shutdown().await;
             return;
         }
         // Read each time: a reload applies to connections that are there.
         let limit = idle_limit(&shared);
         let may_read = reading && queries.len() < PIPELINE;
+        let on_its_way = !asked || !buffer.is_empty();
         let step = tokio::select! {
+            biased;
             Some(answered) = queries.join_next() => answered.map_or(Step::Lost, Step::Answered),
-            () = drain.stopping(), if reading => Step::NoMore,
             read = stream.read_buf(&mut buffer), if may_read => read.map_or(Step::Idle, Step::Read),
+            () = drain.read_enough(on_its_way), if may_read => Step::NoMore,
             () = tokio::time::sleep_until(active + limit), if queries.is_empty() => Step::Idle,
         };
         match step {

@@ -42,6 +42,47 @@ async fn a_connection_is_used_again_with_the_filter_and_not_without() {
 }
 
 #[tokio::test]
+async fn no_more_are_kept_than_allowed_nor_for_longer() {
+    let together = Arc::new(tokio::sync::Barrier::new(4));
+    let closed = Arc::new(AtomicUsize::new(0));
+    let ends = Arc::clone(&closed);
+    let node = Upstream::start(move |stream, _| {
+        let (together, ends) = (Arc::clone(&together), Arc::clone(&ends));
+        async move {
+            let service = service_fn(|_: Request<Incoming>| {
+                let together = Arc::clone(&together);
+                async move {
+                    together.wait().await;
+                    hyper::Result::Ok(Response::new(Full::new(Bytes::from("x"))))
+                }
+            });
+            let server = hyper::server::conn::http1::Builder::new();
+            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+            ends.fetch_add(1, Ordering::SeqCst);
+        }
+    })
+    .await;
+    let four_at_once = async |sidecar: &Sidecar| {
+        let one = async || assert_eq!(sidecar.http1().await.get("/").await.0, 200);
+        tokio::join!(one(), one(), one(), one());
+    };
+    let pooling = json!({"enabled": true, "max_idle": 1});
+    let sidecar = Sidecar::start(node.address, json!({"connection_pooling": pooling}), json!({})).await;
+    four_at_once(&sidecar).await;
+    until("three are closed", || closed.load(Ordering::SeqCst) >= 3).await;
+    four_at_once(&sidecar).await;
+    assert!(node.connections() >= 7, "{}", node.connections());
+
+    let before = node.connections();
+    let pooling = json!({"enabled": true, "idle_timeout": "100ms"});
+    let sidecar = Sidecar::start(node.address, json!({"connection_pooling": pooling}), json!({})).await;
+    four_at_once(&sidecar).await;
+    let start = Instant::now();
+    until("all but one of before are closed", || closed.load(Ordering::SeqCst) + 1 >= before + 4).await;
+    assert!(start.elapsed() < Duration::from_secs(20), "in the usual time");
+}
+
+#[tokio::test]
 async fn a_connection_that_the_node_closed_costs_no_request() {
     // Two requests on each connection; then it is closed without notice, when the third has been read.
     let node = Upstream::start(|mut stream, _| async move {
