@@ -24,6 +24,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How often accepting that fails is said in the log.
 const WARN_EVERY: Duration = Duration::from_secs(5);
+/// When nothing more comes for so long, nothing waits to be accepted.
+const BACKLOG_PAUSE: Duration = Duration::from_millis(2);
 /// How long a connection may take to end by itself after the abort. Shorter than what [`Drain::finish`] waits.
 const ABORT_GRACE: Duration = Duration::from_millis(500);
 
@@ -192,8 +194,8 @@ impl Socket {
         }
     }
 
-    /// Accepts until the drain starts. Each connection becomes a task of the drain; one that outlives the drain's abort by half a
-    /// second is dropped. Lack of file descriptors or memory pauses accepting and ends nothing.
+    /// Accepts until the drain starts, and then what waits to be accepted. Each connection becomes a task of the drain; one that
+    /// outlives the drain's abort by half a second is dropped. Lack of file descriptors or memory pauses accepting and ends nothing.
     pub async fn serve<F, Fut>(self, drain: Drain, connection: F)
     where
         F: Fn(Stream) -> Fut + Send + Sync + 'static,
@@ -203,7 +205,7 @@ impl Socket {
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = drain.stopping() => return,
+                () = drain.stopping() => return self.serve_backlog(&drain, connection).await,
                 accepted = self.accept() => accepted,
             };
             match accepted {
@@ -220,6 +222,23 @@ impl Socket {
                         () = tokio::time::sleep(ACCEPT_PAUSE) => {}
                     }
                 }
+            }
+        }
+    }
+}
+
+impl Socket {
+    /// Serves what the operating system has accepted already; closing the socket would reset it.
+    async fn serve_backlog<F, Fut>(self, drain: &Drain, connection: F)
+    where
+        F: Fn(Stream) -> Fut,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        for _ in 0..BACKLOG {
+            match tokio::time::timeout(BACKLOG_PAUSE, self.accept()).await {
+                Ok(Ok(stream)) => drain.spawn(until_aborted(drain.clone(), connection(stream))),
+                Ok(Err(why)) if is_of_connection(&why) => {}
+                Ok(Err(_)) | Err(_) => return,
             }
         }
     }

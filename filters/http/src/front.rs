@@ -66,8 +66,9 @@ impl Server {
         };
         let client = stream.peer_addr();
         let start = tokio::select! {
+            biased;
             start = timeout(listener.header_timeout.0, read_start(&mut stream)) => start.ok().flatten(),
-            () = drain.stopping() => None,
+            () = drain.read_enough(true) => None,
         };
         let Some((start, is_http2)) = start else { return };
         let shared = Arc::new(Shared::default());

@@ -61,12 +61,14 @@ impl Listeners {
 
     /// Lets the new listeners serve, and stops those that the configuration no longer asks for.
     pub(super) fn adopt(&mut self, config: &Config, bound: Bound, drain_timeout: Duration, data: &Handle) {
+        let _data = data.enter();
         for (wanted, front) in bound.0 {
             let key = wanted.key();
             let status = ListenerStatus { kind: wanted.kind, name: wanted.name, addr: front.address() };
             tracing::info!(kind = status.kind, name = status.name, addr = %status.addr, "listening");
             let drain = Drain::new();
-            drop(data.spawn(front.serve(drain.clone())));
+            // A unit of work like its connections: the drain waits until it has taken what was waiting to be accepted.
+            drain.spawn(front.serve(drain.clone()));
             self.running.insert(key, Running { status, drain });
         }
         let mut names: BTreeMap<Key, String> =
