@@ -69,7 +69,7 @@ pub fn run(options: RunOptions) -> Result<(), RunError> {
     let instance_dir =
         state.of_instance(&source.to_string()).map_err(RunError::process("state directory"))?;
     let boot = Boot::read(&source, &instance_dir)?;
-    let config = &boot.first().config;
+    let config = &boot.best.0.config;
 
     let telemetry = Telemetry::start(&config.telemetry).map_err(RunError::process("telemetry"))?;
     let telemetry = Arc::new(telemetry);
@@ -89,64 +89,57 @@ fn runtime(name: &'static str, workers: Option<NonZeroUsize>) -> Result<Runtime,
     builder.enable_all().thread_name(name).build().map_err(RunError::process("runtime"))
 }
 
-/// The configurations to try at start, best first.
+/// The configurations to try at start.
 struct Boot {
-    candidates: Vec<(Loaded, ConfigOrigin)>,
+    best: (Loaded, ConfigOrigin),
+    /// The last configuration that worked, where it is not the best one.
+    kept: Option<Loaded>,
     refusals: Vec<String>,
 }
 
 impl Boot {
-    /// The configuration asked for; else the last one that worked; and each of them once more with every filter off, should
-    /// its filters fail to build.
+    /// The configuration asked for, else the last one that worked.
     fn read(source: &Source, instance_dir: &Path) -> Result<Self, RunError> {
-        let asked = config::load(source, std::env::vars_os());
-        if let (Ok(loaded), Source::Embedded) = (&asked, source) {
-            let candidates =
-                vec![(loaded.clone(), ConfigOrigin::Embedded), (loaded.clone(), ConfigOrigin::PassThrough)];
-            return Ok(Self { candidates, refusals: Vec::new() });
-        }
-        let mut candidates = Vec::new();
         let mut refusals = Vec::new();
-        let failure = match asked {
-            Ok(loaded) => {
-                candidates.push((loaded, ConfigOrigin::File));
-                None
-            }
-            Err(failure) => {
-                refusals = failure.lines();
-                Some(failure)
+        let (origin, kept) = match source {
+            Source::Embedded => (ConfigOrigin::Embedded, Ok(None)),
+            Source::File(_) => {
+                (ConfigOrigin::File, last_good::load(instance_dir, source, std::env::vars_os()))
             }
         };
-        match last_good::load(instance_dir, source, std::env::vars_os()) {
-            Ok(Some(loaded)) => candidates.push((loaded, ConfigOrigin::LastKnownGood)),
-            Ok(None) => {}
-            Err(why) => refusals.push(format!("last-known-good: {why}")),
+        let kept = kept.unwrap_or_else(|why| {
+            refusals.push(format!("last-known-good: {why}"));
+            None
+        });
+        match (config::load(source, std::env::vars_os()), kept) {
+            (Ok(asked), kept) => Ok(Self { best: (asked, origin), kept, refusals }),
+            (Err(failure), Some(kept)) => {
+                refusals.splice(..0, failure.lines());
+                Ok(Self { best: (kept, ConfigOrigin::LastKnownGood), kept: None, refusals })
+            }
+            (Err(failure), None) => Err(RunError::Config(Box::new(failure))),
         }
+    }
+
+    /// Puts the best configuration that can be built into force; each once more with every filter off, should filters fail to
+    /// build.
+    async fn adopt(self, control: &Control) -> Result<(), RunError> {
+        let mut candidates = vec![self.best];
+        candidates.extend(self.kept.map(|kept| (kept, ConfigOrigin::LastKnownGood)));
         let pass_through: Vec<_> =
             candidates.iter().map(|(loaded, _)| (loaded.clone(), ConfigOrigin::PassThrough)).collect();
         candidates.extend(pass_through);
-        match failure {
-            Some(failure) if candidates.is_empty() => Err(RunError::Config(Box::new(failure))),
-            _ => Ok(Self { candidates, refusals }),
-        }
-    }
 
-    fn first(&self) -> &Loaded {
-        let [(loaded, _), ..] = self.candidates.as_slice() else {
-            unreachable!("`read` gives at least one candidate or an error")
-        };
-        loaded
-    }
-
-    /// Puts the best configuration that can be built into force.
-    async fn adopt(self, control: &Control) -> Result<(), RunError> {
         let mut refusals = self.refusals;
-        for (loaded, origin) in self.candidates {
+        for (fallback, (loaded, origin)) in candidates.into_iter().enumerate() {
             match control.boot(loaded, origin).await {
                 Ok(generation) => {
-                    if !refusals.is_empty() {
-                        control.record_refusal(refusals);
+                    if fallback > 0 || origin == ConfigOrigin::LastKnownGood {
                         tracing::warn!(generation, ?origin, "started with a fallback configuration");
+                        control.record_refusal(refusals);
+                    } else {
+                        // What is wrong concerns a copy that is not needed and is about to be replaced.
+                        refusals.iter().for_each(|why| tracing::warn!(%why, "ignored"));
                     }
                     return Ok(());
                 }
@@ -167,7 +160,7 @@ async fn serve(
     telemetry: Arc<Telemetry>,
     data: &Runtime,
 ) -> Result<(), RunError> {
-    let config = boot.first().config.clone();
+    let config = boot.best.0.config.clone();
     let kill_file = Arc::new(KillFile::new(config.flags.kill_file.clone()));
     let operator = Arc::new(Operator::open(instance_dir.join("operator.json")));
     let disabled = disabled_by(std::env::var(DISABLE_ALL).ok().as_deref());
@@ -191,7 +184,7 @@ async fn serve(
 
     let door =
         admin::Door::open(&config.admin, &instance_dir).await.map_err(RunError::process("admin API"))?;
-    boot.adopt(&control).await?;
+    Box::pin(boot.adopt(&control)).await?;
 
     let instance = Instance {
         pid: std::process::id(),
