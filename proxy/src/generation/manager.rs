@@ -1,6 +1,6 @@
 //! Builds generations one at a time and swaps them in.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -60,9 +60,14 @@ impl Manager {
 
     /// How many superseded generations still have work under way.
     pub fn draining(&self) -> usize {
+        self.retired().len()
+    }
+
+    /// The superseded generations that still have work under way.
+    fn retired(&self) -> MutexGuard<'_, Vec<Weak<Generation>>> {
         let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
         retired.retain(|generation| generation.strong_count() > 0);
-        retired.len()
+        retired
     }
 
     /// Makes a configuration the one in force. Returns the new generation's number.
@@ -142,7 +147,7 @@ impl Manager {
     /// Forgets a superseded generation when its work is done, and says so when it is not done in time.
     fn retire(&self, generation: &Arc<Generation>, deadline: Duration) {
         let left = Arc::downgrade(generation);
-        self.retired.lock().unwrap_or_else(PoisonError::into_inner).push(Weak::clone(&left));
+        self.retired().push(Weak::clone(&left));
         let number = generation.number;
         drop(self.data.spawn(async move {
             tokio::time::sleep(deadline).await;
