@@ -132,7 +132,7 @@ impl Boot {
 
         let mut refusals = self.refusals;
         for (fallback, (loaded, origin)) in candidates.into_iter().enumerate() {
-            match control.boot(loaded, origin).await {
+            match control.adopt(loaded, origin).await {
                 Ok(generation) => {
                     if fallback > 0 || origin == ConfigOrigin::LastKnownGood {
                         tracing::warn!(generation, ?origin, "started with a fallback configuration");

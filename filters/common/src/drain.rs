@@ -37,11 +37,6 @@ impl Drain {
         self.stopping.cancelled().await;
     }
 
-    /// Whether nothing new may be accepted.
-    pub fn is_stopping(&self) -> bool {
-        self.stopping.is_cancelled()
-    }
-
     /// Resolves when a connection shall read no more requests: when the drain starts; where a request is on its way (none has come
     /// on a new connection, or a part of one) a moment later. To be polled after the read itself, so that what has arrived is
     /// read in any case.

@@ -42,11 +42,6 @@ impl Watch {
         Self { seen: fingerprint(&path), path, poll, settle, events, _watcher: watcher }
     }
 
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Resolves when the file has changed, appeared or gone since the last call.
     pub async fn changed(&mut self) {
         loop {

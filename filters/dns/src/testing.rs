@@ -1,11 +1,6 @@
 //! Messages for unit tests.
 
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-
-use futures_util::future::BoxFuture;
-use qudag_filter_api::{Address, Env, HostPort, Node, Resolve};
+pub(crate) use qudag_filter_common::testing::env;
 
 use crate::wire::{CLASS_IN, HEADER, Name};
 use crate::{DnsQuery, Transport};
@@ -71,28 +66,4 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
 pub(crate) fn query(name: &str, qtype: u16) -> DnsQuery {
     let client = ([127, 0, 0, 1], 1).into();
     DnsQuery::parse(query_wire(name, qtype, None).into(), client, Transport::Udp).unwrap()
-}
-
-/// An environment whose resolver knows `localhost` only.
-pub(crate) fn env() -> Env {
-    struct Localhost;
-    impl Resolve for Localhost {
-        fn resolve(&self, name: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
-            let known = name == "localhost";
-            Box::pin(async move {
-                match known {
-                    true => Ok(vec![Ipv4Addr::LOCALHOST.into()]),
-                    false => Err(io::ErrorKind::NotFound.into()),
-                }
-            })
-        }
-    }
-    let address = HostPort::from(SocketAddr::from(([127, 0, 0, 1], 1)));
-    let node = Node {
-        name: "node".to_owned(),
-        p2p: address.clone(),
-        rpc: Address::Tcp(address.clone()),
-        http: address,
-    };
-    Env { node: Arc::new(node), resolve: Arc::new(Localhost) }
 }

@@ -135,15 +135,11 @@ impl Control {
         Readiness { ready: reasons.is_empty(), reasons }
     }
 
-    /// Takes a configuration into force, at the start of the process.
+    /// Takes a configuration into force, and keeps it as the last one that worked if it came from a file.
     ///
     /// # Errors
-    /// When it cannot be built.
-    pub async fn boot(&self, loaded: Loaded, origin: ConfigOrigin) -> Result<u64, Refused> {
-        self.adopt(loaded, origin).await
-    }
-
-    async fn adopt(&self, loaded: Loaded, origin: ConfigOrigin) -> Result<u64, Refused> {
+    /// When it cannot be built; nothing has changed then.
+    pub async fn adopt(&self, loaded: Loaded, origin: ConfigOrigin) -> Result<u64, Refused> {
         let text = loaded.text.clone();
         let adopted = Adopted { loaded: Arc::new(loaded), origin };
         let number = self.0.manager.adopt(adopted.clone()).await?;

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use qudag_filter_api::{Percent, Toggle};
 
 pub use kill_file::KillFile;
-pub use operator::{Operator, StoredOverride};
+pub use operator::Operator;
 
 use crate::control::LayerOpinion;
 
@@ -29,14 +29,7 @@ pub struct Question<'a> {
     pub place: Option<&'a str>,
 }
 
-impl Question<'_> {
-    /// Whether a name as people write it, `NAME` or `KIND.NAME`, means this filter.
-    pub fn is_named(&self, name: &str) -> bool {
-        names(name, self.kind, self.filter)
-    }
-}
-
-/// Whether `name` (`NAME` or `KIND.NAME`) means the filter of this kind.
+/// Whether `name` as people write it (`NAME` or `KIND.NAME`) means the filter of this kind.
 pub fn names(name: &str, kind: &str, filter: &str) -> bool {
     match name.split_once('.') {
         Some((named_kind, named_filter)) => named_kind == kind && named_filter == filter,

@@ -16,13 +16,12 @@ use crate::state_dir::write_atomically;
 
 /// An override as it is stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StoredOverride {
-    /// On or off.
-    pub enabled: bool,
+struct StoredOverride {
+    enabled: bool,
     /// The percentage, where the operator set one.
-    pub rollout: Option<Percent>,
+    rollout: Option<Percent>,
     /// When it ends, milliseconds since the Unix epoch.
-    pub expires_ms: Option<u64>,
+    expires_ms: Option<u64>,
 }
 
 impl StoredOverride {

@@ -21,6 +21,28 @@ async fn warm(doors: &Doors) {
     dns::ask(doors.dns, "kept.test.", RecordType::A).await.unwrap();
 }
 
+/// A sidecar with every filter on and a warm cache, under load of every kind.
+struct UnderLoad {
+    world: World,
+    sidecar: TestSidecar,
+    doors: Doors,
+    start: Instant,
+    loads: Loads,
+}
+
+impl UnderLoad {
+    async fn start() -> Self {
+        let world = World::start().await;
+        let sidecar = world.sidecar(&Filters::all()).await;
+        let doors = Doors::of(&sidecar).await;
+        let start = Instant::now();
+        warm(&doors).await;
+        let loads = Loads::start(&doors);
+        loads.under_way().await;
+        Self { world, sidecar, doors, start, loads }
+    }
+}
+
 /// The name with a TTL of 300 s may be asked for upstream once in that time, and no more often.
 fn assert_cache_kept(world: &World, start: Instant) {
     let allowed = 1 + start.elapsed().as_secs() as usize / 300;
@@ -32,13 +54,7 @@ fn assert_cache_kept(world: &World, start: Instant) {
 async fn reloads_under_load_drop_nothing() {
     needs_node!();
     needs_program!("unbound");
-    let world = World::start().await;
-    let sidecar = world.sidecar(&Filters::all()).await;
-    let doors = Doors::of(&sidecar).await;
-    let start = Instant::now();
-    warm(&doors).await;
-    let loads = Loads::start(&doors);
-    loads.under_way().await;
+    let UnderLoad { world, sidecar, start, loads, .. } = UnderLoad::start().await;
     let first = sidecar.generation().await;
     let mut slowest = Duration::ZERO;
     for round in 0..rounds() {
@@ -58,13 +74,7 @@ async fn reloads_under_load_drop_nothing() {
 async fn toggles_under_load_drop_nothing() {
     needs_node!();
     needs_program!("unbound");
-    let world = World::start().await;
-    let sidecar = world.sidecar(&Filters::all()).await;
-    let doors = Doors::of(&sidecar).await;
-    let start = Instant::now();
-    warm(&doors).await;
-    let loads = Loads::start(&doors);
-    loads.under_way().await;
+    let UnderLoad { world, sidecar, doors, start, loads } = UnderLoad::start().await;
     // The load asks for names all the time, so the cache is left on; the others take turns.
     let others = [
         "dns.rate_limit",

@@ -2,16 +2,16 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::rdata::{A, AAAA, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use qudag_filter_api::{Address, ChainSpec, Chains, Env, HostPort, Lease, Node, Resolve, Svc};
+use qudag_filter_api::{Address, ChainSpec, Chains, Env, Lease, Svc};
+use qudag_filter_common::testing::{self, Names};
 use qudag_filter_common::{Drain, ListenerSpec};
 use qudag_filter_dns::{Dns, DnsFilters, DnsListener, DnsSettings, DnsStates, UpstreamState};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -186,30 +186,11 @@ fn reply(query: &Message, does: Does, tcp: bool) -> Option<Vec<u8>> {
     Some(reply.to_vec().unwrap())
 }
 
-/// Knows `localhost` only.
-struct Localhost;
-
-impl Resolve for Localhost {
-    fn resolve(&self, name: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
-        let known = name == "localhost";
-        Box::pin(async move {
-            match known {
-                true => Ok(vec![Ipv4Addr::LOCALHOST.into()]),
-                false => Err(io::Error::new(io::ErrorKind::NotFound, "no such name")),
-            }
-        })
-    }
-}
-
+/// A resolver that knows `localhost` only.
 pub(crate) fn env() -> Env {
-    let nowhere = HostPort::from(SocketAddr::from(([127, 0, 0, 1], 1)));
-    let node = Node {
-        name: "node".to_owned(),
-        p2p: nowhere.clone(),
-        rpc: Address::Tcp(nowhere.clone()),
-        http: nowhere,
-    };
-    Env { node: Arc::new(node), resolve: Arc::new(Localhost) }
+    let names = Names::default();
+    names.set("localhost", &["127.0.0.1"]);
+    Env { resolve: Arc::new(names), ..testing::env() }
 }
 
 struct Generation {
