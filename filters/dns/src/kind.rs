@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use qudag_filter_api::{FilterError, Flow, FlowKey, Kind};
+use serde::Serialize;
 
 use crate::wire::{self, Ede, Parsed, Refusal, flag3, rcode};
 
@@ -40,6 +41,31 @@ pub struct DnsQuery {
     parsed: Parsed,
     client: SocketAddr,
     transport: Transport,
+    trace: Option<Trace>,
+}
+
+/// What the filters and servers on a query's way had to say about it, for a look-up that asks why.
+#[derive(Clone, Debug, Default)]
+pub struct Trace(Arc<Mutex<Vec<TraceStep>>>);
+
+/// One remark on a query's way.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TraceStep {
+    /// The filter's name, or `dns_upstream`.
+    pub filter: &'static str,
+    /// What it did, and why.
+    pub what: String,
+}
+
+impl Trace {
+    fn lock(&self) -> MutexGuard<'_, Vec<TraceStep>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The remarks so far, in order.
+    pub fn steps(&self) -> Vec<TraceStep> {
+        self.lock().clone()
+    }
 }
 
 impl DnsQuery {
@@ -49,7 +75,19 @@ impl DnsQuery {
     /// When it is not a query; see [`wire::parse_query`].
     pub fn parse(wire: Bytes, client: SocketAddr, transport: Transport) -> Result<Self, Refusal> {
         let parsed = wire::parse_query(&wire)?;
-        Ok(Self { wire, parsed, client, transport })
+        Ok(Self { wire, parsed, client, transport, trace: None })
+    }
+
+    /// The same query, with a record of its way.
+    pub fn traced(self, trace: Trace) -> Self {
+        Self { trace: Some(trace), ..self }
+    }
+
+    /// Remarks what a filter did with the query, if anybody wants to know.
+    pub fn note(&self, filter: &'static str, what: impl FnOnce() -> String) {
+        if let Some(trace) = &self.trace {
+            trace.lock().push(TraceStep { filter, what: what() });
+        }
     }
 
     /// The client's message.

@@ -31,8 +31,8 @@ async fn stock_nodes_meet(cables: &Cables) {
 async fn wait_counted(side: &TestSidecar) -> (f64, f64) {
     let counted = async || {
         let (up, down) = peer_bytes(side).await;
-        // A handshake alone is longer than this, in each direction.
-        (up > 300.0 && down > 300.0).then_some((up, down))
+        // A handshake alone is longer than this in each direction: 284 and 464 bytes.
+        (up > 250.0 && down > 250.0).then_some((up, down))
     };
     eventually(Duration::from_secs(10), "bytes are counted", counted).await
 }

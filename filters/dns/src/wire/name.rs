@@ -1,16 +1,20 @@
 //! Names in wire format.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
-
-use bytes::Bytes;
 
 /// The longest name, with its length bytes and the root's (RFC 1035 section 2.3.4).
 const MAX: usize = 255;
 
-/// A name in wire format, uncompressed and lower-cased: names compare without regard to case (RFC 4343).
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Name(Bytes);
+/// A name in wire format, uncompressed and lower-cased: names compare without regard to case (RFC 4343). It needs no allocation, which
+/// counts where each query has one; tables of many names are better keyed by [`Name::wire`].
+#[derive(Clone)]
+pub struct Name {
+    bytes: [u8; MAX],
+    length: u8,
+}
 
 /// Why a text is not a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -18,6 +22,16 @@ pub struct Name(Bytes);
 pub struct NameError(pub String, pub &'static str);
 
 impl Name {
+    /// At most 255 bytes of wire format.
+    fn of(wire: &[u8]) -> Self {
+        let mut bytes = [0; MAX];
+        for (to, from) in bytes.iter_mut().zip(wire) {
+            // Length bytes are below b'A', so lower-casing leaves them alone.
+            *to = from.to_ascii_lowercase();
+        }
+        Self { bytes, length: wire.len().min(MAX) as u8 }
+    }
+
     /// Reads the uncompressed name at an offset. Returns it and the offset behind it; `None` when it is
     /// compressed, longer than 255 bytes or cut off.
     pub fn parse(wire: &[u8], start: usize) -> Option<(Self, usize)> {
@@ -32,8 +46,7 @@ impl Name {
                 return None;
             }
             if length == 0 {
-                // Length bytes are below b'A', so lower-casing leaves them alone.
-                return Some((Self(wire.get(start..at)?.to_ascii_lowercase().into()), at));
+                return Some((Self::of(wire.get(start..at)?), at));
             }
         }
     }
@@ -45,7 +58,7 @@ impl Name {
     pub fn from_text(text: &str) -> Result<Self, NameError> {
         let fail = |why| NameError(text.to_owned(), why);
         if text == "." {
-            return Ok(Self(Bytes::from_static(&[0])));
+            return Ok(Self::of(&[0]));
         }
         let mut wire = Vec::with_capacity(text.len() + 2);
         let mut label = Vec::new();
@@ -72,8 +85,7 @@ impl Name {
         if wire.len() > MAX {
             return Err(fail("it is longer than 255 bytes"));
         }
-        wire.make_ascii_lowercase();
-        Ok(Self(wire.into()))
+        Ok(Self::of(&wire))
     }
 
     /// The name under which the names of an address are found (RFC 1035 section 3.5, RFC 3596 section 2.5).
@@ -92,17 +104,17 @@ impl Name {
             wire.extend_from_slice(label.as_bytes());
         }
         wire.push(0);
-        Self(wire.into())
+        Self::of(&wire)
     }
 
     /// The bytes, from the first label's length to the root's zero.
     pub fn wire(&self) -> &[u8] {
-        &self.0
+        self.bytes.get(..usize::from(self.length)).unwrap_or(&self.bytes)
     }
 
     /// The labels, without the root's.
     pub fn labels(&self) -> impl Iterator<Item = &[u8]> {
-        let mut rest: &[u8] = &self.0;
+        let mut rest = self.wire();
         std::iter::from_fn(move || {
             let (length, tail) = rest.split_first()?;
             let (label, tail) = tail.split_at_checked(usize::from(*length))?;
@@ -113,7 +125,7 @@ impl Name {
 
     /// Whether this name is `suffix` or lies below it.
     pub fn is_within(&self, suffix: &Self) -> bool {
-        let mut rest: &[u8] = &self.0;
+        let mut rest = self.wire();
         loop {
             if rest == suffix.wire() {
                 return true;
@@ -122,6 +134,32 @@ impl Name {
             let Some(tail) = tail.get(usize::from(*length)..) else { return false };
             rest = tail;
         }
+    }
+}
+
+impl PartialEq for Name {
+    fn eq(&self, other: &Self) -> bool {
+        self.wire() == other.wire()
+    }
+}
+
+impl Eq for Name {}
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.wire().hash(hasher);
+    }
+}
+
+impl PartialOrd for Name {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Name {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.wire().cmp(other.wire())
     }
 }
 
