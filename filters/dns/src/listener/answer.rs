@@ -8,7 +8,6 @@ use hickory_proto::rr::RecordType;
 use metrics::counter;
 use qudag_filter_api::{Chains, FilterError, Kind, Lease};
 use qudag_filter_common::{FlowLine, Seat, Seats};
-use tower::ServiceExt;
 
 use crate::wire::{self, MIN_UDP, Refusal, rcode, rtype};
 use crate::{Dns, DnsQuery, DnsReply, DnsSettings, Source, Transport};
@@ -98,7 +97,7 @@ impl Asking {
     pub(super) async fn answer(self) -> Vec<u8> {
         let Self { query, lease, line, _seat } = self;
         let limit = limit(&query, &lease.settings);
-        let result = lease.chain.clone().oneshot(query.clone()).await;
+        let result = lease.chain.call(query.clone()).await;
         drop(lease);
         finish(&query, result, limit, line)
     }
