@@ -109,6 +109,17 @@ pub struct Lease<K: Kind> {
     pub hold: Arc<dyn Any + Send + Sync>,
 }
 
+impl<K: Kind> Clone for Lease<K> {
+    fn clone(&self) -> Self {
+        Self {
+            chain: self.chain.clone(),
+            settings: Arc::clone(&self.settings),
+            generation: self.generation,
+            hold: Arc::clone(&self.hold),
+        }
+    }
+}
+
 /// Where a listener gets the current generation's chain for its kind, at each request.
 ///
 /// `None` when the current generation does not serve this kind any more.

@@ -63,20 +63,17 @@ impl<K: Kind> Step<K> {
     }
 }
 
-/// The chain of a kind: as one service, and filter by filter.
-pub struct Chain<K: Kind> {
-    service: Svc<K>,
-    steps: Arc<[Step<K>]>,
+/// The chain of a kind: as one service, and filter by filter. Clones share it.
+pub struct Chain<K: Kind>(Arc<Parts<K>>);
+
+struct Parts<K: Kind> {
+    steps: Vec<Step<K>>,
     terminal: Svc<K>,
 }
 
 impl<K: Kind> Clone for Chain<K> {
     fn clone(&self) -> Self {
-        Self {
-            service: self.service.clone(),
-            steps: Arc::clone(&self.steps),
-            terminal: self.terminal.clone(),
-        }
+        Self(Arc::clone(&self.0))
     }
 }
 
@@ -93,8 +90,7 @@ pub enum Looked<K: Kind> {
 impl<K: Kind> Chain<K> {
     /// The chain of filters, from the first to the last, each with its service from there on.
     pub(crate) fn new(steps: Vec<Step<K>>, terminal: Svc<K>) -> Self {
-        let service = steps.first().map_or(&terminal, |step| &step.service).clone();
-        Self { service, steps: steps.into(), terminal }
+        Self(Arc::new(Parts { steps, terminal }))
     }
 
     /// A chain without filters.
@@ -104,7 +100,7 @@ impl<K: Kind> Chain<K> {
 
     /// The whole chain as a service.
     pub fn service(&self) -> Svc<K> {
-        self.service.clone()
+        self.0.steps.first().map_or(&self.0.terminal, |step| &step.service).clone()
     }
 
     /// Asks the whole chain.
@@ -117,9 +113,9 @@ impl<K: Kind> Chain<K> {
 
     /// Shows a request to the filters. What is answered is counted in `tally`, which is to be [settled](Chain::settle) with this chain.
     pub fn look(&self, glance: &mut K::Glance<'_>, tally: &mut Tally) -> Looked<K> {
-        tally.counts.resize_with(self.steps.len(), Counts::default);
+        tally.counts.resize_with(self.0.steps.len(), Counts::default);
         let mut clock = (tally.untimed + 1 >= TIMED).then(Clock::start);
-        for (i, step) in self.steps.iter().enumerate() {
+        for (i, step) in self.0.steps.iter().enumerate() {
             let arm = step.arm(glance);
             let look = match (&step.quick, arm) {
                 (_, Arm::Without) => Look::Pass,
@@ -141,7 +137,7 @@ impl<K: Kind> Chain<K> {
             self.count(i, glance, label, clock, tally);
             return error.map_or_else(Looked::Refused, |_| Looked::Answered);
         }
-        Looked::Wait(self.rest(self.steps.len(), self.terminal.clone(), glance))
+        Looked::Wait(self.rest(self.0.steps.len(), self.0.terminal.clone(), glance))
     }
 
     /// Counts an answer of step `last` for it and those before it.
@@ -155,7 +151,7 @@ impl<K: Kind> Chain<K> {
     ) {
         let end = clock.map(|clock| (clock.start, clock.laps, Instant::now()));
         tally.untimed = if end.is_some() { 0 } else { tally.untimed + 1 };
-        for (i, (step, counts)) in self.steps.iter().zip(&mut tally.counts).enumerate().take(last + 1) {
+        for (i, (step, counts)) in self.0.steps.iter().zip(&mut tally.counts).enumerate().take(last + 1) {
             let arm = step.arm(glance);
             match arm {
                 Arm::With => counts.with += 1,
@@ -175,7 +171,7 @@ impl<K: Kind> Chain<K> {
 
     /// What is left of the chain for a request that steps before `next` have passed on.
     fn rest(&self, next: usize, service: Svc<K>, glance: &K::Glance<'_>) -> Rest<K> {
-        let passed = self.steps.iter().take(next);
+        let passed = self.0.steps.iter().take(next);
         let passed = passed.map(|step| Arc::clone(step.meters(step.arm(glance)))).collect();
         Rest { service, passed, start: Instant::now() }
     }
@@ -183,7 +179,7 @@ impl<K: Kind> Chain<K> {
     /// Adds up what was counted since the last time. To be called before the tally is used with another chain, and often enough for
     /// somebody who watches the metrics.
     pub fn settle(&self, tally: &mut Tally) {
-        for (step, counts) in self.steps.iter().zip(&mut tally.counts) {
+        for (step, counts) in self.0.steps.iter().zip(&mut tally.counts) {
             let Counts { with, without } = std::mem::take(counts);
             if with > 0 {
                 step.with.calls(with);

@@ -76,7 +76,12 @@ impl DnsQuery {
     /// When it is not a query; see [`wire::parse_query`].
     pub fn parse(wire: Bytes, client: SocketAddr, transport: Transport) -> Result<Self, Refusal> {
         let parsed = wire::parse_query(&wire)?;
-        Ok(Self { wire, parsed, client, transport, trace: None })
+        Ok(Self::new(wire, parsed, client, transport))
+    }
+
+    /// The query that was read from a message.
+    pub(crate) fn new(wire: Bytes, parsed: Parsed, client: SocketAddr, transport: Transport) -> Self {
+        Self { wire, parsed, client, transport, trace: None }
     }
 
     /// The same query, with a record of its way.
