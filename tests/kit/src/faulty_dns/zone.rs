@@ -27,6 +27,11 @@ pub fn address_of(name: &str, epoch: u8) -> Ipv4Addr {
     address(&wire_name(name), epoch, 0)
 }
 
+/// The same of a name in wire form, which is in lower case.
+pub fn address_of_wire(name: &[u8], epoch: u8) -> Ipv4Addr {
+    address(name, epoch, 0)
+}
+
 /// The IPv6 address of a name.
 pub fn address_v6_of(name: &str, epoch: u8) -> Ipv6Addr {
     v6(address(&wire_name(name), epoch, 0))
