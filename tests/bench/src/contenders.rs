@@ -34,6 +34,19 @@ impl Sidecar {
     pub fn pid(&self) -> u32 {
         self.sidecar.pid()
     }
+
+    /// A POST to its admin API, without a body.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn post(&self, path: &str) -> Result<(), Failure> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let answer = runtime.block_on(self.sidecar.admin("POST", path, serde_json::Value::Null));
+        if answer.status.is_success() {
+            return Ok(());
+        }
+        Err(format!("{path}: {} {}", answer.status, answer.body).into())
+    }
 }
 
 impl Stage {

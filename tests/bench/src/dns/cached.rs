@@ -5,8 +5,7 @@ use std::time::Duration;
 use super::load::{self, Load, Order, Outcome, Pace};
 use super::question::Questions;
 use super::resolvers::{Resolver, Setting, Who};
-use super::{Table, beside, shown, upstream, warm};
-use crate::measure::median;
+use super::{Table, beside, median_of, shown, upstream, warm};
 use crate::progress::Progress;
 use crate::row::Row;
 use crate::{Failure, cpu};
@@ -52,9 +51,7 @@ pub(super) fn rows(table: &Table<'_>) -> Result<Vec<Row>, Failure> {
         }
     }
     drop(progress);
-    let of = |figure: fn(&Rounds) -> &Vec<f64>| -> Vec<(Who, f64)> {
-        running.iter().map(|(resolver, rounds)| (resolver.who, median(figure(rounds).clone()))).collect()
-    };
+    let of = |figure: fn(&Rounds) -> &Vec<f64>| median_of(&running, figure);
     let mut rows: Vec<Row> = beside("dns cached: answers per CPU-second", "/s", &of(|r| &r.per_cpu))
         .into_iter()
         .map(|row| match target(row.peer) {

@@ -6,10 +6,15 @@
 
 mod batch;
 mod cached;
+mod cold;
+mod faults;
 pub mod floor;
+mod freshness;
 pub mod load;
+mod memory;
 pub mod question;
 pub mod resolvers;
+mod scaling;
 
 use std::time::Duration;
 
@@ -18,7 +23,7 @@ use qudag_kit::FaultyDns;
 
 use crate::Failure;
 use crate::contenders::Stage;
-use crate::measure::Plan;
+use crate::measure::{Plan, median};
 use crate::row::Row;
 use load::{Load, Order, Outcome, Pace};
 use question::Questions;
@@ -29,6 +34,24 @@ use resolvers::{Resolver, Setting, Who};
 pub enum Part {
     /// 10,000 names from the cache: answers per CPU-second, latency at a fixed rate, and the floor.
     Cached,
+    /// 10,000 names that are in no cache, with a server near by and one 40 ms away.
+    Cold,
+    /// The cache switched off, beside the server itself.
+    Off,
+    /// One bad server of two.
+    Faults,
+    /// One thread and two.
+    Scaling,
+    /// What 100,000 entries take.
+    Memory,
+    /// Names with a short TTL, asked for steadily.
+    HitRate,
+    /// 10,000 queries for one new name.
+    Flight,
+    /// Old answers after a flush.
+    Flush,
+    /// The cache switched off and on under load.
+    Toggles,
 }
 
 /// What is measured, beside whom.
@@ -65,6 +88,15 @@ pub fn run(
     for part in parts {
         show(match part {
             Part::Cached => cached::rows(&table)?,
+            Part::Cold => cold::rows(&table)?,
+            Part::Off => cold::rows_past(&table)?,
+            Part::Faults => faults::rows(&table)?,
+            Part::Scaling => scaling::rows(&table)?,
+            Part::Memory => memory::rows(&table)?,
+            Part::HitRate => freshness::rows_hit_rate(&table)?,
+            Part::Flight => freshness::rows_flight(&table)?,
+            Part::Flush => freshness::rows_flush(&table)?,
+            Part::Toggles => freshness::rows_toggles(&table)?,
         })?;
     }
     Ok(())
@@ -97,6 +129,11 @@ fn beside(row: &str, unit: &'static str, figures: &[(Who, f64)]) -> Vec<Row> {
             others.iter().map(|(who, theirs)| Row::beside(row, *ours, unit, who.name(), *theirs)).collect()
         }
     }
+}
+
+/// The median over the rounds of one figure of each.
+fn median_of<R>(running: &[(Resolver, R)], figure: fn(&R) -> &Vec<f64>) -> Vec<(Who, f64)> {
+    running.iter().map(|(resolver, rounds)| (resolver.who, median(figure(rounds).clone()))).collect()
 }
 
 /// Asks for every name until a whole pass comes back right.

@@ -5,7 +5,10 @@ use std::ops::Range;
 use qudag_kit::faulty_dns::zone::address_of_wire;
 
 /// Bytes of a query: header, the name `h00000000.bench.node.`, type A, class IN. All queries are equally long.
-pub const SIZE: usize = 12 + 22 + 4;
+pub const SIZE: usize = 12 + NAME + 4;
+
+/// Bytes of the name.
+const NAME: usize = 22;
 
 const HEADER: [u8; 12] = [0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
 
@@ -55,7 +58,7 @@ impl Questions {
             for (to, from) in query.iter_mut().zip(bytes) {
                 *to = from;
             }
-            let wire = query.get(12..SIZE - 4).unwrap_or_default();
+            let wire = query.get(12..12 + NAME).unwrap_or_default();
             questions.addresses.push(address_of_wire(wire, 0).octets());
             questions.queries.push(query);
         }
@@ -96,16 +99,23 @@ impl Questions {
             // Some refusals come without the question.
             return if reply.len() == 12 { Verdict::Code(code & 15) } else { Verdict::Foreign };
         }
-        match (code & 15, [*answers_high, *answers_low], reply.get(SIZE..SIZE + 16)) {
-            (0, [0, 0], _) => Verdict::Wrong,
-            // A pointer to the question, A, IN, TTL, four bytes.
-            (0, _, Some(&[0xc0, 12, 0, 1, 0, 1, t0, t1, t2, t3, 0, 4, net, epoch, high, low]))
+        if code & 15 != 0 {
+            return Verdict::Code(code & 15);
+        }
+        if [*answers_high, *answers_low] == [0, 0] {
+            return Verdict::Wrong;
+        }
+        let answer = reply.get(SIZE..).unwrap_or_default();
+        // The owner is a pointer to the question, or, from hickory-dns, the name once more.
+        let name = question.get(..NAME).unwrap_or_default();
+        let record = answer.strip_prefix(&[0xc0, 12]).or_else(|| answer.strip_prefix(name));
+        match record {
+            Some(&[0, 1, 0, 1, t0, t1, t2, t3, 0, 4, net, epoch, high, low, ..])
                 if [net, high, low] == [address[0], address[2], address[3]] =>
             {
                 Verdict::Right { epoch, ttl: u32::from_be_bytes([t0, t1, t2, t3]) }
             }
-            (0, _, _) => Verdict::Wrong,
-            (code, _, _) => Verdict::Code(code),
+            _ => Verdict::Wrong,
         }
     }
 }
@@ -115,7 +125,7 @@ pub fn instant_reply(query: &[u8], room: &mut [u8]) -> Option<usize> {
     const RECORD: [u8; 12] = [0xc0, 12, 0, 1, 0, 1, 0, 0, 1, 44, 0, 4];
     let end = SIZE + 16;
     let query = query.get(..SIZE)?;
-    let address = address_of_wire(query.get(12..SIZE - 4)?, 0);
+    let address = address_of_wire(query.get(12..12 + NAME)?, 0);
     let reply = room.get_mut(..end)?;
     let (question, record) = reply.split_at_mut(SIZE);
     question.copy_from_slice(query);

@@ -42,12 +42,14 @@ pub struct Setting {
     pub threads: usize,
     /// Replies that its cache must hold.
     pub entries: usize,
+    /// Whether the sidecar's cache is on.
+    pub cache: bool,
 }
 
 impl Setting {
     /// One thread, and a cache that is large enough for the benchmark's names.
     pub fn new(upstreams: impl IntoIterator<Item = SocketAddr>) -> Self {
-        Self { upstreams: upstreams.into_iter().collect(), threads: 1, entries: 20_000 }
+        Self { upstreams: upstreams.into_iter().collect(), threads: 1, entries: 20_000, cache: true }
     }
 }
 
@@ -233,8 +235,9 @@ fn sidecar_yaml(setting: &Setting) -> String {
     let size = (setting.entries / 1024 + 32).next_power_of_two();
     format!(
         "runtime: {{ workers: {} }}\nlisteners: {{ dns: {{ bind: \"127.0.0.1:0\" }} }}\nfilters:\n  dns:\n    \
-         dns_cache: {{ enabled: true, max_size: {size}MiB }}\n    dns_upstream: {{ servers: [{}] }}\n",
+         dns_cache: {{ enabled: {}, max_size: {size}MiB }}\n    dns_upstream: {{ servers: [{}] }}\n",
         setting.threads,
+        setting.cache,
         servers.join(", "),
     )
 }
