@@ -1,14 +1,14 @@
 //! The near ends: clients on blocking sockets that check every answer.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::measure::Client;
-use crate::servers::{BODY, question_end, read_frame, write_frame};
+use crate::servers::{BODY, read_frame, write_frame};
 
 /// Nothing here takes this long unless it is broken.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -226,61 +226,6 @@ fn exchange(stream: &mut (impl Read + Write), request: &[u8]) -> io::Result<Vec<
     read_frame(stream)
 }
 
-/// DNS over UDP: one of so many names after the other.
-pub struct Dns {
-    socket: UdpSocket,
-    names: u64,
-    next: u64,
-}
-
-impl Dns {
-    /// A client that asks for `names` names in turn, starting anywhere.
-    ///
-    /// # Errors
-    /// When no socket can be had.
-    pub fn connect(to: SocketAddr, names: u64) -> io::Result<Box<dyn Client>> {
-        let socket = UdpSocket::bind("127.0.0.1:0")?;
-        socket.connect(to)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        // A multiplier that is coprime to any number of names in use spreads the clients.
-        Ok(Box::new(Self { socket, names, next: NEXT.fetch_add(1, Ordering::Relaxed).wrapping_mul(7919) }))
-    }
-}
-
-impl Client for Dns {
-    fn call(&mut self) -> io::Result<()> {
-        self.next = self.next.wrapping_add(1);
-        // The low bits; the id only has to differ from the last one's.
-        let id = (self.next as u16).to_be_bytes();
-        let query = dns_query(id, self.next % self.names);
-        self.socket.send(&query)?;
-        let mut reply = [0; 1500];
-        loop {
-            let length = self.socket.recv(&mut reply)?;
-            let reply = reply.get(..length).unwrap_or_default();
-            if !reply.starts_with(&id) {
-                continue;
-            }
-            let end = question_end(&query).unwrap_or_default();
-            let right = reply.get(12..end) == query.get(12..end)
-                && reply.get(3).is_some_and(|flags| flags & 15 == 0)
-                && reply.windows(4).any(|part| part == [192, 0, 2, 1]);
-            return if right { Ok(()) } else { Err(wrong("not the name's address")) };
-        }
-    }
-}
-
-/// A query for the address of the name with a number, recursion desired.
-pub fn dns_query(id: [u8; 2], number: u64) -> Vec<u8> {
-    let label = format!("n{number}");
-    let mut query = [&id[..], &[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]].concat();
-    // Shorter than 64 bytes.
-    query.push(label.len() as u8);
-    query.extend(label.as_bytes());
-    query.extend(b"\x05bench\x07example\0\0\x01\0\x01");
-    query
-}
-
 /// A PostgreSQL session, one simple query after the other.
 pub struct Postgres {
     stream: TcpStream,
@@ -386,7 +331,6 @@ mod tests {
         works(Connect::connect(echo).unwrap());
         works(HttpKept::connect(servers::http_clean().unwrap()).unwrap());
         works(HttpOnce::connect(servers::http_node().unwrap()).unwrap());
-        works(Dns::connect(servers::dns().unwrap(), 10).unwrap());
         send_bulk(servers::sink().unwrap(), 1_000_001).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rpc.sock");

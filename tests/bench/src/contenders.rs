@@ -4,8 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 
-use qudag_kit::{HaProxy, Postgres, Program, Start, TestSidecar, postgres};
-use tempfile::TempDir;
+use qudag_kit::{HaProxy, Postgres, TestSidecar, postgres};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::Failure;
@@ -34,6 +33,19 @@ impl Sidecar {
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.sidecar.pid()
+    }
+
+    /// A POST to its admin API, without a body.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn post(&self, path: &str) -> Result<(), Failure> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let answer = runtime.block_on(self.sidecar.admin("POST", path, serde_json::Value::Null));
+        if answer.status.is_success() {
+            return Ok(());
+        }
+        Err(format!("{path}: {} {}", answer.status, answer.body).into())
     }
 }
 
@@ -95,59 +107,6 @@ impl Stage {
             postgres::psql(server.addr(), &["-q", "-o", "/dev/null", "-c", trust, "-c", load]).await.ok();
             server
         }))
-    }
-
-    /// Unbound with its cache, in front of a server; `None` where it is not installed.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn unbound(&self, server: SocketAddr) -> Result<Option<Unbound>, Failure> {
-        if qudag_kit::program::find("unbound").is_none() {
-            eprintln!("unbound is not installed, its rows are left out");
-            return Ok(None);
-        }
-        Unbound::start(server).map(Some)
-    }
-}
-
-/// A forwarding and caching Unbound with one thread.
-pub struct Unbound {
-    address: SocketAddr,
-    program: Program,
-    _folder: TempDir,
-}
-
-impl Unbound {
-    fn start(server: SocketAddr) -> Result<Self, Failure> {
-        let folder = tempfile::tempdir()?;
-        // Free now; nothing else on a machine that measures takes it in the meantime.
-        let address = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
-        let conf = format!(
-            "server:\n  interface: {ip}@{port}\n  port: {port}\n  do-daemonize: no\n  username: \"\"\n  chroot: \"\"\n  \
-             directory: \"{dir}\"\n  pidfile: \"\"\n  use-syslog: no\n  num-threads: 1\n  verbosity: 0\n  \
-             do-not-query-localhost: no\n  module-config: \"iterator\"\n  msg-cache-size: 64m\n  rrset-cache-size: 64m\n\
-             forward-zone:\n  name: \".\"\n  forward-addr: {server_ip}@{server_port}\n\
-             remote-control:\n  control-enable: no\n",
-            ip = address.ip(),
-            port = address.port(),
-            dir = folder.path().display(),
-            server_ip = server.ip(),
-            server_port = server.port(),
-        );
-        let path = folder.path().join("unbound.conf");
-        std::fs::write(&path, conf)?;
-        let program = Start::new("unbound").args(["-d", "-p", "-c"]).arg(&path).spawn(folder.path());
-        Ok(Self { address, program, _folder: folder })
-    }
-
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Its process.
-    pub fn pid(&self) -> u32 {
-        self.program.pid()
     }
 }
 

@@ -2,9 +2,11 @@
 //! what is measured of each kind of traffic.
 
 pub mod chain;
+pub mod chart;
 pub mod clients;
 pub mod contenders;
 pub mod cpu;
+pub mod dns;
 pub mod measure;
 pub mod progress;
 pub mod row;

@@ -1,16 +1,18 @@
 //! Side-by-side benchmarks: the same traffic direct, through the sidecar, and through the programs that people use today,
 //! interleaved in one run.
 //!
-//! `cargo run --release -p qudag-bench -- chain|dns|peer|front|db|all [--quick] [--json]`
+//! `cargo run --release -p qudag-bench -- chain|dns|peer|front|db|all [--quick] [--json] [--chart FILE]`
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use qudag_bench::measure::Plan;
 use qudag_bench::row::{Row, table};
 use qudag_bench::suites::Suite;
-use qudag_bench::{Failure, chain};
+use qudag_bench::{Failure, chain, chart, dns};
 
 /// Measures what the sidecar adds to the traffic that it carries.
 ///
@@ -26,14 +28,17 @@ struct Args {
     /// One JSON object a row.
     #[arg(long, global = true)]
     json: bool,
+    /// Draw the rows as SVG into this file.
+    #[arg(long, global = true, value_name = "FILE")]
+    chart: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, Subcommand)]
+#[derive(Clone, Subcommand)]
 enum What {
     /// The chain itself, in this process: time and instructions of a call.
     Chain,
-    /// Names from the cache and past it, beside Unbound.
-    Dns,
+    /// Names from the cache and past it, with good servers and bad ones, beside other resolvers.
+    Dns(dns::Options),
     /// Peer connections, beside HAProxy in TCP mode.
     Peer,
     /// HTTP and RPC in front of the node, beside HAProxy.
@@ -52,6 +57,13 @@ enum What {
         #[arg(long)]
         calls: u64,
     },
+    /// Answers DNS queries of this benchmark without looking anything up; run by `dns`.
+    #[command(hide = true)]
+    UdpFloor {
+        /// Where it listens.
+        #[arg(long)]
+        at: SocketAddr,
+    },
 }
 
 fn main() -> ExitCode {
@@ -67,20 +79,34 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<(), Failure> {
     let plan = if args.quick { Plan::QUICK } else { Plan::FULL };
-    let suites: &[Suite] = match args.what {
+    let mut all = Vec::new();
+    // Rows are shown as they come: a whole run takes long.
+    let mut show = |rows: Vec<Row>| -> Result<(), Failure> {
+        print(&rows, args.json)?;
+        all.extend(rows);
+        Ok(())
+    };
+    match &args.what {
         What::ChainLoop { with, calls } => {
             chain::install_recorder()?;
-            return chain::run_loop(with, calls);
+            return chain::run_loop(*with, *calls);
         }
-        What::Chain => &[Suite::Chain],
-        What::Dns => &[Suite::Dns],
-        What::Peer => &[Suite::Peer],
-        What::Front => &[Suite::Front],
-        What::Db => &[Suite::Db],
-        What::All => &[Suite::Chain, Suite::Dns, Suite::Peer, Suite::Front, Suite::Db],
-    };
-    for suite in suites {
-        print(&suite.rows(plan)?, args.json)?;
+        What::UdpFloor { at } => return dns::floor::serve(*at),
+        What::Chain => show(Suite::Chain.rows(plan)?)?,
+        What::Dns(options) => dns::run(options, plan, &mut show)?,
+        What::Peer => show(Suite::Peer.rows(plan)?)?,
+        What::Front => show(Suite::Front.rows(plan)?)?,
+        What::Db => show(Suite::Db.rows(plan)?)?,
+        What::All => {
+            show(Suite::Chain.rows(plan)?)?;
+            dns::run(&dns::Options::default(), plan, &mut show)?;
+            for suite in [Suite::Peer, Suite::Front, Suite::Db] {
+                show(suite.rows(plan)?)?;
+            }
+        }
+    }
+    if let Some(file) = &args.chart {
+        std::fs::write(file, chart::svg(&all)).map_err(|why| format!("{}: {why}", file.display()))?;
     }
     Ok(())
 }

@@ -47,6 +47,13 @@ impl Plan {
     pub const QUICK: Self = Self { rounds: 3, slice: Duration::from_millis(150), clients: 4 };
 }
 
+impl Plan {
+    /// Whether this is the quick one.
+    pub fn is_quick(self) -> bool {
+        self.rounds == Self::QUICK.rounds
+    }
+}
+
 /// The medians of one contender.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Figures {

@@ -58,6 +58,18 @@ impl Row {
         Self { target: Some(target), met: Some(self.ours <= target), ..self }
     }
 
+    /// Demands that the ratio to the peer is at least `target`.
+    #[must_use]
+    pub fn ratio_at_least(self, target: f64) -> Self {
+        Self { target: Some(target), met: Some(self.ratio.is_some_and(|ratio| ratio >= target)), ..self }
+    }
+
+    /// Demands that our figure is at least `target`.
+    #[must_use]
+    pub fn at_least(self, target: f64) -> Self {
+        Self { target: Some(target), met: Some(self.ours >= target), ..self }
+    }
+
     /// The row as one JSON object.
     pub fn json(&self) -> String {
         // Numbers and strings only: serialization cannot fail.

@@ -3,7 +3,7 @@
 //! Each runs on threads of its own in this process and ends with it.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -162,51 +162,4 @@ pub fn read_frame(stream: &mut impl Read) -> io::Result<Vec<u8>> {
 pub fn write_frame(stream: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
     let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
     stream.write_all(&[&length.to_be_bytes(), bytes].concat())
-}
-
-/// A DNS server that answers every question for an address with 192.0.2.1 for an hour, without OPT, and every other one with nothing.
-///
-/// # Errors
-/// When nothing can be bound.
-pub fn dns() -> io::Result<SocketAddr> {
-    let socket = UdpSocket::bind("127.0.0.1:0")?;
-    let address = socket.local_addr()?;
-    std::thread::spawn(move || {
-        let mut query = [0; 1500];
-        while let Ok((length, client)) = socket.recv_from(&mut query) {
-            if let Some(reply) = query.get(..length).and_then(dns_reply) {
-                let _ = socket.send_to(&reply, client);
-            }
-        }
-    });
-    Ok(address)
-}
-
-/// Where the question section of a message with one question ends.
-pub fn question_end(message: &[u8]) -> Option<usize> {
-    let mut at = 12;
-    loop {
-        let length = usize::from(*message.get(at)?);
-        if length == 0 {
-            return Some(at + 5).filter(|end| *end <= message.len());
-        }
-        at += 1 + length;
-    }
-}
-
-fn dns_reply(query: &[u8]) -> Option<Vec<u8>> {
-    const HOUR: [u8; 4] = [0, 0, 14, 16];
-    let end = question_end(query)?;
-    let question = query.get(12..end)?;
-    let address = question.ends_with(&[0, 1, 0, 1]);
-    let mut reply = query.get(..2)?.to_vec();
-    // QR AA RD RA, NOERROR; one question, one answer or none.
-    reply.extend([0x85, 0x80, 0, 1, 0, u8::from(address), 0, 0, 0, 0]);
-    reply.extend(question);
-    if address {
-        reply.extend([0xc0, 12, 0, 1, 0, 1]);
-        reply.extend(HOUR);
-        reply.extend([0, 4, 192, 0, 2, 1]);
-    }
-    Some(reply)
 }

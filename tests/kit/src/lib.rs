@@ -16,6 +16,7 @@
 )]
 
 pub mod dns;
+pub mod faulty_dns;
 pub mod haproxy;
 pub mod http;
 pub mod http_node;
@@ -32,6 +33,7 @@ pub mod skip;
 pub mod unbound;
 pub mod wait;
 
+pub use faulty_dns::{Behaviour, FaultyDns};
 pub use haproxy::HaProxy;
 pub use http_node::HttpNode;
 pub use load::{Load, Outcome};

@@ -252,11 +252,7 @@ impl Program {
 
     /// Resident memory in KiB and open file descriptors.
     pub fn footprint(&self) -> (u64, usize) {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
-        let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let rss = rss.and_then(|rest| rest.split_whitespace().next()).and_then(|kib| kib.parse().ok());
-        let fds = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count);
-        (rss.unwrap_or(0), fds)
+        footprint(self.pid())
     }
 }
 
@@ -270,6 +266,15 @@ impl Drop for Program {
             println!("--- log of {} (last {} lines)\n{}\n---", self.name, tail.len(), tail.join("\n"));
         }
     }
+}
+
+/// Resident memory in KiB and open file descriptors of a process; zeros when it is gone.
+pub fn footprint(pid: u32) -> (u64, usize) {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let rss = rss.and_then(|rest| rest.split_whitespace().next()).and_then(|kib| kib.parse().ok());
+    let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+    (rss.unwrap_or(0), fds)
 }
 
 /// Where a program is: as it is if it has a directory, otherwise in `PATH` or where Debian keeps servers.

@@ -1,0 +1,32 @@
+//! The least that a server over UDP can do: receive many, answer each without looking anything up, send many.
+
+use std::net::{SocketAddr, UdpSocket};
+
+use nix::sys::socket::SockaddrIn;
+
+use super::batch::Batch;
+use super::question::instant_reply;
+use crate::Failure;
+
+/// Answers until it is killed.
+///
+/// # Errors
+/// When the address cannot be bound or the socket breaks.
+pub fn serve(at: SocketAddr) -> Result<(), Failure> {
+    let socket = UdpSocket::bind(at)?;
+    let mut batch = Batch::default();
+    let mut replies: Vec<Vec<u8>> = Vec::new();
+    let mut clients: Vec<Option<SockaddrIn>> = Vec::new();
+    loop {
+        replies.clear();
+        clients.clear();
+        batch.receive(&socket, true, |query, client| {
+            let mut room = [0; 64];
+            if let Some(reply) = instant_reply(query, &mut room).and_then(|length| room.get(..length)) {
+                replies.push(reply.to_vec());
+                clients.push(client);
+            }
+        })?;
+        batch.send(&socket, &replies, &clients)?;
+    }
+}
