@@ -79,7 +79,7 @@ impl Shared {
         };
         if parsed.qtype == rtype::ANY {
             let wire = wire::hinfo(parsed).into();
-            let reply = DnsReply { wire, source: Source::Sidecar, ede: None };
+            let reply = DnsReply::new(wire, Source::Sidecar);
             return Received::Reply(finish(&query, Ok(reply), limit(&query, &lease.settings), line));
         }
         match self.in_flight.take(lease.settings.max_in_flight) {
