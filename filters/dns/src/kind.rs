@@ -176,7 +176,7 @@ impl DnsGlance<'_> {
     /// Answers with a reply that is not fitted to the client yet.
     pub fn reply(&mut self, wire: &[u8], ede: Option<&Ede>) -> Look {
         let code = wire.get(3).copied().unwrap_or(rcode::SERVFAIL) & flag3::RCODE;
-        self.out.extend_from_slice(&wire::finish(self.message, self.parsed, wire, ede, self.limit));
+        wire::finish_into(self.out, self.message, self.parsed, wire, [ede, None], self.limit);
         Look::Answered(failure_of(code))
     }
 }

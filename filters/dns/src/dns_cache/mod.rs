@@ -14,13 +14,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qudag_filter_api::{
-    BuildError, ByteSize, ConfigError, ConfigPath, Env, FilterSpec, Period, Svc, service_fn,
+    BuildError, ByteSize, ConfigError, ConfigPath, Env, FilterSpec, Period, Quick, Svc, service_fn,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tower::ServiceExt;
 
-pub use quick::QuickCache;
+use quick::QuickCache;
 use refresh::{Flights, Policy};
 pub use refresh::{RebuildError, Rebuilt};
 pub use rules::HARD_LIMIT;
@@ -218,6 +218,10 @@ impl FilterSpec for DnsCache {
             }
         })
     }
+
+    fn quick(&self, state: &Arc<CacheState>) -> Option<Box<dyn Quick<Dns>>> {
+        Some(Box::new(QuickCache::new(Arc::clone(state), self.limits())))
+    }
 }
 
 /// The fresh reply that is held for a key.
@@ -228,5 +232,7 @@ fn hit(state: &CacheState, key: &Key, limits: &Limits) -> Option<DnsReply> {
     })
 }
 
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;

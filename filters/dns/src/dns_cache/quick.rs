@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
+use qudag_filter_api::{Look, Quick};
 
 use super::rules::Limits;
 use super::store::{CacheState, Key};
-use crate::wire::{self, HEADER, Parsed};
+use crate::kind::DnsGlance;
+use crate::{Dns, Source, wire};
 
-/// The part of the cache that needs no task: fresh entries.
-pub struct QuickCache {
+/// The part of the cache that needs no task: fresh entries, straight into the client's reply. Everything else waits for the service,
+/// which counts it.
+pub(super) struct QuickCache {
     cache: Arc<CacheState>,
     limits: Limits,
 }
@@ -18,26 +20,30 @@ impl QuickCache {
     pub(super) fn new(cache: Arc<CacheState>, limits: Limits) -> Self {
         Self { cache, limits }
     }
+}
 
-    /// Appends the finished reply to `out`, in at most `limit` bytes, if there is a fresh entry. Otherwise changes and counts nothing.
-    /// `message` is the client's and `query` what it says.
-    pub fn answer(
-        &self,
-        message: &[u8],
-        query: &Parsed,
-        now: Instant,
-        limit: usize,
-        out: &mut Vec<u8>,
-    ) -> bool {
-        let Some(key) = Key::of(query) else { return false };
-        let start = out.len();
-        let hit = self.cache.hit(&key, &self.limits, now, |entry, age| {
-            let whole = wire::finish_into(out, message, query, entry.message(), [None, None], limit);
-            if whole && let Some(reply) = out.get_mut(start..) {
+impl Quick<Dns> for QuickCache {
+    fn look(&self, glance: &mut DnsGlance<'_>) -> Look {
+        let Some(key) = Key::of(glance.parsed) else { return Look::Wait };
+        let hit = self.cache.hit(&key, &self.limits, glance.now, |entry, age| {
+            let start = glance.out.len();
+            let (message, known, limit) = (glance.message, glance.parsed, glance.limit);
+            let whole = wire::finish_into(glance.out, message, known, entry.message(), [None, None], limit);
+            if whole && let Some(reply) = glance.out.get_mut(start..) {
                 entry.show(reply, self.limits.shown(entry.life(), age));
             }
         });
-        debug_assert!(hit.is_none() || out.len() >= start + HEADER, "a hit is a message");
-        hit.is_some()
+        match hit {
+            Some(()) => {
+                glance.source = Source::Cache;
+                // Only answers are held, no failures.
+                Look::Answered(None)
+            }
+            None => Look::Wait,
+        }
     }
 }
+
+#[cfg(test)]
+#[path = "quick_tests.rs"]
+mod tests;

@@ -224,7 +224,11 @@ mod tests {
         let any_secs = || (0_u64..100_000).prop_map(SECS);
         (any_secs(), any_secs(), any_secs(), any_secs(), any::<bool>()).prop_map(
             |(max_ttl, min_ttl, negative_ttl, soft_ttl, serve_stale)| Limits {
-                max_ttl, min_ttl, negative_ttl, soft_ttl, serve_stale,
+                max_ttl,
+                min_ttl,
+                negative_ttl,
+                soft_ttl,
+                serve_stale,
             },
         )
     }

@@ -87,7 +87,12 @@ impl SnapshotFile {
         }
     }
 
-    fn try_write(&self, cache: &CacheState, now: Instant, still: impl FnOnce() -> bool) -> Result<(), Refused> {
+    fn try_write(
+        &self,
+        cache: &CacheState,
+        now: Instant,
+        still: impl FnOnce() -> bool,
+    ) -> Result<(), Refused> {
         let bytes = encode(&cache.entries(), &self.mac_key()?, now, SystemTime::now());
         let mut name = self.file.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{}.new", std::process::id()));
@@ -119,7 +124,8 @@ impl SnapshotFile {
         let (now, counts) = (Instant::now(), cache.counts());
         match self.try_read(now, cache.epoch()) {
             Ok(entries) => {
-                let restored = entries.into_iter().filter_map(|entry| cache.insert(entry).then_some(())).count();
+                let restored =
+                    entries.into_iter().filter_map(|entry| cache.insert(entry).then_some(())).count();
                 counts.snapshot_restored.add_many(restored as u64);
                 tracing::info!(file = %self.file.display(), restored, "the DNS cache starts with a snapshot");
             }
@@ -154,7 +160,8 @@ fn millis(time: SystemTime) -> u64 {
 }
 
 fn encode(entries: &[Arc<Entry>], key: &[u8; 32], now: Instant, wall: SystemTime) -> Vec<u8> {
-    let mut out = Vec::with_capacity(64 + entries.iter().map(|entry| entry.message().len() + 64).sum::<usize>());
+    let mut out =
+        Vec::with_capacity(64 + entries.iter().map(|entry| entry.message().len() + 64).sum::<usize>());
     out.extend_from_slice(MAGIC);
     out.extend(SCHEMA.to_be_bytes());
     let written = millis(wall);
@@ -167,7 +174,8 @@ fn encode(entries: &[Arc<Entry>], key: &[u8; 32], now: Instant, wall: SystemTime
         else {
             continue;
         };
-        let age = u64::try_from(entry.age(now).as_millis()).unwrap_or(u64::MAX);
+        // Rounded up: nothing becomes younger on disk.
+        let age = u64::try_from(entry.age(now).as_millis()).unwrap_or(u64::MAX).saturating_add(1);
         out.extend(key.to_be_bytes());
         out.extend(message.to_be_bytes());
         out.extend(written.saturating_sub(age).to_be_bytes());

@@ -94,11 +94,9 @@ pub fn finish_into(
     limit: usize,
 ) -> bool {
     let question = known.question_len();
-    let (Some(&[_, _, flags2, flags3, ..]), Some(asked), Some(records)) = (
-        reply.first_chunk::<HEADER>(),
-        query.get(HEADER..HEADER + question),
-        reply.get(HEADER + question..),
-    ) else {
+    let (Some(&[_, _, flags2, flags3, ..]), Some(asked), Some(records)) =
+        (reply.first_chunk::<HEADER>(), query.get(HEADER..HEADER + question), reply.get(HEADER + question..))
+    else {
         out.extend(error_reply(query, Some(question), rcode::SERVFAIL.into(), Some(known)));
         return false;
     };

@@ -53,6 +53,14 @@ enum Wish {
     Newer,
 }
 
+/// What became of the wish to ask.
+enum Started {
+    /// A query is under way.
+    Waiting(Waiting),
+    /// The answer was stored a moment ago.
+    Stored(DnsReply),
+}
+
 /// The queries under way through one generation's chain. Each is a task of its own, so that it goes on, and its reply is stored,
 /// when whoever asked first goes away.
 pub(crate) struct Flights {
@@ -83,7 +91,9 @@ impl Flights {
             let why = reason(&outcome);
             if let Some(reply) = stale.and_then(|entry| self.stale(&entry, why)) {
                 cache.counts().stale_failed.add();
-                query.note(NAME, || format!("stale, {:?} old: the servers failed ({why}) {ago:?} ago", reply.age));
+                query.note(NAME, || {
+                    format!("stale, {:?} old: the servers failed ({why}) {ago:?} ago", reply.age)
+                });
                 return Ok(reply);
             }
             cache.counts().failures_served.add();
@@ -140,8 +150,8 @@ impl Flights {
     /// The outcome of the query under way for the same key, or of a new one.
     async fn ask(&self, key: &Key, query: DnsQuery) -> Outcome {
         match self.start(key, query, Wish::Answer) {
-            Ok(waiting) => wait(waiting).await,
-            Err(reply) => Ok(reply),
+            Started::Waiting(waiting) => wait(waiting).await,
+            Started::Stored(reply) => Ok(reply),
         }
     }
 
@@ -150,17 +160,20 @@ impl Flights {
         let key = Key::from_bytes(key)?;
         let client = ([127, 0, 0, 1], 0).into();
         let query = DnsQuery::parse(question(&key), client, Transport::Tcp).ok()?.refreshing();
-        self.start(&key, query, Wish::Newer).ok()
+        match self.start(&key, query, Wish::Newer) {
+            Started::Waiting(waiting) => Some(waiting),
+            Started::Stored(_) => None,
+        }
     }
 
     /// Joins or starts a query; the reply itself when it was stored a moment ago.
-    fn start(&self, key: &Key, query: DnsQuery, wish: Wish) -> Result<Waiting, DnsReply> {
+    fn start(&self, key: &Key, query: DnsQuery, wish: Wish) -> Started {
         let mut table = lock(&self.table);
         let epoch = self.cache.epoch();
         let under_way = table.flights.get(key.bytes());
         if let Some(flight) = under_way.filter(|flight| flight.epoch == epoch) {
             query.note(NAME, || "waits for the same query of somebody else".to_owned());
-            return Ok(flight.outcome.clone());
+            return Started::Waiting(flight.outcome.clone());
         }
         // A query stores its reply before it leaves the table, so between the look-up and here it may have done both.
         if wish == Wish::Answer
@@ -168,7 +181,7 @@ impl Flights {
             && let now = Instant::now()
             && let Some(wire) = entry.render(&self.policy.limits, now)
         {
-            return Err(DnsReply { age: entry.age(now), ..DnsReply::new(wire, Source::Cache) });
+            return Started::Stored(DnsReply { age: entry.age(now), ..DnsReply::new(wire, Source::Cache) });
         }
         let (sender, outcome) = watch::channel(None);
         table.started += 1;
@@ -188,7 +201,7 @@ impl Flights {
         if let Some(runtime) = self.cache.runtime() {
             drop(runtime.spawn(flight));
         }
-        Ok(outcome)
+        Started::Waiting(outcome)
     }
 }
 
@@ -286,7 +299,9 @@ mod tests {
 
     #[test]
     fn a_refresh_asks_what_the_key_says() {
-        for (edns, bits) in [(None, [0, 0]), (Some(1232), [0x80, 0]), (None, [0, 0x10]), (Some(512), [0x80, 0x10])] {
+        for (edns, bits) in
+            [(None, [0, 0]), (Some(1232), [0x80, 0]), (None, [0, 0x10]), (Some(512), [0x80, 0x10])]
+        {
             let mut wire = query_wire("www.example", rtype::AAAA, edns);
             if edns.is_some() {
                 let at = wire.len() - 4;

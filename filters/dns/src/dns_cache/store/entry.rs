@@ -65,11 +65,13 @@ impl Entry {
         let parsed = parse_reply(reply)?;
         let [flags2, _] = parsed.flags;
         let asked = Parts::of(key.bytes());
-        let same = (parsed.name.wire(), parsed.qtype, parsed.qclass) == (asked.name, asked.qtype, asked.qclass);
+        let same =
+            (parsed.name.wire(), parsed.qtype, parsed.qclass) == (asked.name, asked.qtype, asked.qclass);
         if flags2 & flag2::TC != 0 || !same {
             return None;
         }
-        let answers = |record: &wire::Record| record.section == Section::Answer && record.rtype == asked.qtype;
+        let answers =
+            |record: &wire::Record| record.section == Section::Answer && record.rtype == asked.qtype;
         let positive = parsed.records.iter().any(answers);
         let negative = match parsed.rcode() {
             rcode::NOERROR => !positive,
@@ -96,7 +98,11 @@ impl Entry {
         if older > 0 {
             let offsets = parsed.records.iter().filter_map(|record| u16::try_from(record.ttl_at).ok());
             let message = data.get_mut(key.len()..message_end)?;
-            patch_ttls(message, offsets, |ttl| if ttl > i32::MAX as u32 { 0 } else { ttl.saturating_add(older) });
+            patch_ttls(
+                message,
+                offsets,
+                |ttl| if ttl > i32::MAX as u32 { 0 } else { ttl.saturating_add(older) },
+            );
         }
         let mut entry = Self {
             data: data.into(),

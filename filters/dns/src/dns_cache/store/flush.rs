@@ -127,7 +127,8 @@ impl Flushes {
             new = Graves { floor: *epoch, graves: Vec::new() };
         } else {
             // What was there is gone by age as well.
-            let recent = |at: Instant| now.saturating_duration_since(at) <= HARD_LIMIT + Duration::from_secs(1);
+            let recent =
+                |at: Instant| now.saturating_duration_since(at) <= HARD_LIMIT + Duration::from_secs(1);
             new.graves.retain(|grave| recent(grave.at));
             if new.graves.len() >= MOST {
                 new.floor = new.floor.max(new.graves.remove(0).epoch);

@@ -22,8 +22,8 @@ pub use counts::CacheStats;
 pub(crate) use counts::Counts;
 pub(crate) use entry::{Entry, SCHEMA};
 pub use flush::FlushSelector;
-pub(crate) use flush::parse_type;
 use flush::Flushes;
+pub(crate) use flush::parse_type;
 pub use key::Key;
 pub(crate) use key::Parts;
 use key::Seeded;
@@ -44,7 +44,7 @@ fn store(max_bytes: u64, counts: &Arc<Counts>) -> Store {
     let counts = Arc::clone(counts);
     Cache::builder()
         .max_capacity(max_bytes)
-        .weigher(|_: &Box<[u8]>, entry: &Arc<Entry>| entry.weight())
+        .weigher(|_, entry: &Arc<Entry>| entry.weight())
         // Only frees the memory of what is not asked for any more; whether an entry is served is decided when it is read.
         .time_to_live(HARD_LIMIT)
         .eviction_listener(move |_, entry: Arc<Entry>, cause| {
@@ -296,9 +296,9 @@ impl CacheState {
             }
             None => {
                 let store = self.store.load();
-                let gone = store.iter().filter(|(key, entry)| {
-                    selector.matches(key) && self.lasting.flushes.took(entry)
-                });
+                let gone = store
+                    .iter()
+                    .filter(|(key, entry)| selector.matches(key) && self.lasting.flushes.took(entry));
                 let keys: Vec<_> = gone.map(|(key, _)| key).collect();
                 keys.iter().for_each(|key| store.invalidate(key.as_ref()));
                 store.run_pending_tasks();
@@ -340,7 +340,9 @@ impl CacheState {
 
     /// Remembers the runtime that queries come on.
     pub(crate) fn served_here(&self) {
-        if self.data.get().is_none() && let Ok(runtime) = Handle::try_current() {
+        if self.data.get().is_none()
+            && let Ok(runtime) = Handle::try_current()
+        {
             // Somebody else was faster.
             let _ = self.data.set(runtime);
         }
@@ -435,4 +437,4 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -175,7 +175,12 @@ thread_local! {
 }
 
 /// Gives this thread's table for a cache to `with`; a thread has one for the cache that it used last. `None` at the end of a thread.
-pub(super) fn with<R>(cache: u64, max_bytes: u64, counts: &Counts, with: impl FnOnce(&mut Table) -> R) -> Option<R> {
+pub(super) fn with<R>(
+    cache: u64,
+    max_bytes: u64,
+    counts: &Counts,
+    with: impl FnOnce(&mut Table) -> R,
+) -> Option<R> {
     TABLE
         .try_with(|table| {
             let mut table = table.try_borrow_mut().ok()?;
