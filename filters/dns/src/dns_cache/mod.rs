@@ -198,7 +198,6 @@ impl FilterSpec for DnsCache {
         let limits = self.limits();
         let flights = Flights::new(Arc::clone(&state), Arc::new(self.policy()), inner.clone());
         service_fn::<Dns, _, _>(move |query: DnsQuery| {
-            state.served_here();
             state.keep();
             let key = Key::of(query.parsed());
             let hit = key.as_ref().and_then(|key| hit(&state, key, &limits));

@@ -45,5 +45,4 @@ impl Quick<Dns> for QuickCache {
 }
 
 #[cfg(test)]
-#[path = "quick_tests.rs"]
 mod tests;

@@ -246,5 +246,4 @@ impl<'a> Reader<'a> {
 }
 
 #[cfg(test)]
-#[path = "snapshot_tests.rs"]
 mod tests;

@@ -31,13 +31,14 @@ pub(super) struct Upstream {
     refreshes: Arc<AtomicUsize>,
     pub(super) gate: Arc<Semaphore>,
     does: Arc<Mutex<Does>>,
+    broken: Arc<Mutex<Option<Name>>>,
 }
 
 impl Upstream {
     pub(super) fn new(code: u8, ttl: u32) -> Self {
         let gate = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
         let does = Arc::new(Mutex::new(Does::Answer(code, ttl)));
-        Self { asked: Arc::default(), refreshes: Arc::default(), gate, does }
+        Self { asked: Arc::default(), refreshes: Arc::default(), gate, does, broken: Arc::default() }
     }
 
     pub(super) fn closed(self) -> Self {
@@ -46,6 +47,11 @@ impl Upstream {
 
     pub(super) fn now(&self, does: Does) {
         *lock(&self.does) = does;
+    }
+
+    /// One name fails from now on.
+    pub(super) fn break_name(&self, name: &str) {
+        *lock(&self.broken) = Name::from_text(name).ok();
     }
 
     pub(super) fn down(&self) {
@@ -70,6 +76,9 @@ impl Upstream {
                 this.refreshes.fetch_add(usize::from(query.is_refreshing()), Ordering::SeqCst);
                 let _permit = this.gate.acquire().await;
                 let does = lock(&this.does).clone();
+                if lock(&this.broken).as_ref() == Some(&query.parsed().name) {
+                    return Err(FilterError::Timeout { after: Duration::ZERO });
+                }
                 let source = Source::Upstream("test".into());
                 let address = |ttl: u32| {
                     let data = [192, 0, 2, number];

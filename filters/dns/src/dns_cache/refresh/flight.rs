@@ -84,6 +84,7 @@ impl Flights {
     /// The answer to a query for which there is nothing fresh.
     pub(crate) async fn answer(&self, key: Key, query: DnsQuery) -> Outcome {
         let (cache, policy, now) = (&self.cache, &self.policy, Instant::now());
+        cache.served_here();
         let held = cache.find(key.bytes());
         let stale = held.clone().filter(|entry| policy.judge(entry, now) == Freshness::Stale);
         let failures = &cache.lasting().failures;

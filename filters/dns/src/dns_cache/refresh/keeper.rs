@@ -22,11 +22,15 @@ const CROWDED: Duration = Duration::from_millis(10);
 /// When there is nothing to wait for.
 const LONG: Duration = Duration::from_secs(3600);
 
+/// How many names that failed are told apart.
+const FAILED: usize = 16;
+
 /// How the cache's own refreshes fare.
 #[derive(Default)]
 struct Health {
-    /// How many failed in a row.
-    failed: u32,
+    /// The entries for which the servers had no answer, since they last had one for any. A few names that always fail
+    /// must not keep the others from being refreshed.
+    failed: Vec<u64>,
     /// Until when there are none.
     until: Option<Instant>,
 }
@@ -55,14 +59,18 @@ impl Keeper {
         lock(&self.health).until.filter(|until| now < *until)
     }
 
-    fn ended(&self, well: bool, now: Instant) {
+    fn ended(&self, entry: u64, well: bool, now: Instant) {
         let mut health = lock(&self.health);
         if well {
             *health = Health::default();
-        } else if health.until.is_none_or(|until| now >= until) {
+        } else if health.until.is_none_or(|until| now >= until) && !health.failed.contains(&entry) {
             // Those that began before a pause and fail within it say nothing new.
-            health.failed = health.failed.saturating_add(1);
-            let pause = pause(health.failed);
+            if health.failed.len() == FAILED {
+                health.failed.remove(0);
+            }
+            health.failed.push(entry);
+            // At most 16.
+            let pause = pause(health.failed.len() as u32);
             health.until = (!pause.is_zero()).then(|| now + pause);
         }
     }
@@ -146,7 +154,7 @@ fn refresh_due(cache: &Arc<CacheState>, now: Instant) -> Instant {
 /// A refresh has ended.
 fn refreshed(cache: &Arc<CacheState>, old: &Entry, limits: &Limits, well: bool) {
     let now = Instant::now();
-    cache.lasting().keeper.ended(well, now);
+    cache.lasting().keeper.ended(old.dice(), well, now);
     if !well {
         cache.counts().prefetch_failures.add();
         if let Some(held) = cache.find(old.key()).filter(|held| std::ptr::eq(&**held, old)) {

@@ -100,6 +100,23 @@ async fn servers_that_are_down_meet_no_storm() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_name_that_always_fails_keeps_no_other_from_being_refreshed() {
+    let server = Upstream::new(rcode::NOERROR, 60);
+    let (chain, state) = chain(&DnsCache::default(), &server);
+    for _ in 0..2 {
+        ask(&chain, "broken.example").await;
+    }
+    server.break_name("broken.example");
+    ask(&chain, "www.example").await;
+    for _ in 0..30 {
+        pass(secs(7)).await;
+        assert_eq!(ask(&chain, "www.example").await.2, Source::Cache);
+    }
+    let stats = state.stats();
+    assert!(stats.prefetch_failures > 10 && stats.misses == 2, "{stats:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stale_answer_is_better_than_none_and_ends_at_300_seconds() {
     let server = Upstream::new(rcode::NOERROR, 60);
     let (chain, state) = chain(&calm(), &server);
@@ -141,6 +158,24 @@ async fn who_has_a_stale_answer_waits_for_50_milliseconds() {
     let chain = patient.wrap(Arc::clone(&state), server.service());
     pass(secs(61)).await;
     assert_eq!(ask(&chain, "www.example").await, (3, 60, upstream()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_soft_limit_is_when_an_answer_is_asked_for_again() {
+    let server = Upstream::new(rcode::NOERROR, 200);
+    let (chain, state) = chain(&DnsCache { soft_ttl: Period::secs(10), ..calm() }, &server);
+    ask(&chain, "www.example").await;
+    pass(secs(9)).await;
+    assert_eq!(ask(&chain, "www.example").await, (0, 191, Source::Cache));
+    pass(secs(1)).await;
+    assert_eq!(ask(&chain, "www.example").await, (1, 200, upstream()));
+    pass(secs(20)).await;
+    let chain = calm().wrap(Arc::clone(&state), server.service());
+    assert_eq!(
+        ask(&chain, "www.example").await,
+        (1, 180, Source::Cache),
+        "another limit, what is there already"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -164,10 +164,6 @@ pub(crate) struct Counts {
 impl Counts {
     pub(super) fn new() -> Self {
         let of = |metric| Count::new(metric);
-        let stale = "qudag_sidecar_dns_cache_stale_total";
-        let prefetches = "qudag_sidecar_dns_cache_prefetches_total";
-        let snapshots = "qudag_sidecar_dns_cache_snapshots_total";
-        let ratio = "qudag_sidecar_dns_cache_hit_ratio";
         Self {
             hits: Mutex::default(),
             hits_metric: counter!("qudag_sidecar_dns_cache_hits_total"),
@@ -176,21 +172,21 @@ impl Counts {
             evictions: of(counter!("qudag_sidecar_dns_cache_evictions_total")),
             expired: of(counter!("qudag_sidecar_dns_cache_expired_total")),
             flushes: of(counter!("qudag_sidecar_dns_cache_flushes_total")),
-            stale_failed: of(counter!(stale, "reason" => "failed")),
-            stale_slow: of(counter!(stale, "reason" => "slow")),
-            prefetches: of(counter!(prefetches, "result" => "ok")),
-            prefetch_failures: of(counter!(prefetches, "result" => "failed")),
+            stale_failed: of(counter!("qudag_sidecar_dns_cache_stale_total", "reason" => "failed")),
+            stale_slow: of(counter!("qudag_sidecar_dns_cache_stale_total", "reason" => "slow")),
+            prefetches: of(counter!("qudag_sidecar_dns_cache_prefetches_total", "result" => "ok")),
+            prefetch_failures: of(counter!("qudag_sidecar_dns_cache_prefetches_total", "result" => "failed")),
             failures_served: of(counter!("qudag_sidecar_dns_cache_failures_served_total")),
             checksum_failures: of(counter!("qudag_sidecar_dns_cache_checksum_failures_total")),
-            snapshots_written: of(counter!(snapshots, "result" => "written")),
-            snapshots_failed: of(counter!(snapshots, "result" => "failed")),
-            snapshots_refused: of(counter!(snapshots, "result" => "refused")),
+            snapshots_written: of(counter!("qudag_sidecar_dns_cache_snapshots_total", "result" => "written")),
+            snapshots_failed: of(counter!("qudag_sidecar_dns_cache_snapshots_total", "result" => "failed")),
+            snapshots_refused: of(counter!("qudag_sidecar_dns_cache_snapshots_total", "result" => "refused")),
             snapshot_restored: of(counter!("qudag_sidecar_dns_cache_snapshot_restored_total")),
             rebuild: Progress::default(),
             entries: gauge!("qudag_sidecar_dns_cache_entries"),
             bytes: gauge!("qudag_sidecar_dns_cache_bytes"),
-            hit_ratio_short: gauge!(ratio, "window" => "short"),
-            hit_ratio_long: gauge!(ratio, "window" => "long"),
+            hit_ratio_short: gauge!("qudag_sidecar_dns_cache_hit_ratio", "window" => "short"),
+            hit_ratio_long: gauge!("qudag_sidecar_dns_cache_hit_ratio", "window" => "long"),
             anomaly: gauge!("qudag_sidecar_dns_cache_hit_ratio_anomaly"),
             snapshot_age: gauge!("qudag_sidecar_dns_cache_snapshot_age_seconds"),
             rebuild_pending: gauge!("qudag_sidecar_dns_cache_rebuild_pending"),

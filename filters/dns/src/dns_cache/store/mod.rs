@@ -9,7 +9,7 @@ mod key;
 mod table;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -87,8 +87,8 @@ pub struct CacheState {
     lasting: Arc<Lasting>,
     /// What asks upstream, of each generation that is alive, the newest last.
     generations: Mutex<Vec<Weak<Flights>>>,
-    /// The runtime that queries come on; what the cache asks by itself goes out on the same one.
-    data: OnceLock<Handle>,
+    /// The runtime that the latest query came on; what the cache asks by itself goes out on the same one.
+    data: Mutex<Option<Handle>>,
     kept: AtomicBool,
 }
 
@@ -122,7 +122,7 @@ impl CacheState {
             max_bytes,
             lasting,
             generations: Mutex::default(),
-            data: OnceLock::new(),
+            data: Mutex::default(),
             kept: AtomicBool::new(false),
         }
     }
@@ -340,17 +340,14 @@ impl CacheState {
 
     /// Remembers the runtime that queries come on.
     pub(crate) fn served_here(&self) {
-        if self.data.get().is_none()
-            && let Ok(runtime) = Handle::try_current()
-        {
-            // Somebody else was faster.
-            let _ = self.data.set(runtime);
+        if let Ok(runtime) = Handle::try_current() {
+            *lock(&self.data) = Some(runtime);
         }
     }
 
     /// The runtime that queries come on, or the current one.
     pub(crate) fn runtime(&self) -> Option<Handle> {
-        self.data.get().cloned().or_else(|| Handle::try_current().ok())
+        lock(&self.data).clone().or_else(|| Handle::try_current().ok())
     }
 
     /// Brings the metrics up to date.
