@@ -42,6 +42,7 @@ pub struct DnsQuery {
     parsed: Parsed,
     client: SocketAddr,
     transport: Transport,
+    refreshing: bool,
     trace: Option<Trace>,
 }
 
@@ -81,12 +82,22 @@ impl DnsQuery {
 
     /// The query that was read from a message.
     pub(crate) fn new(wire: Bytes, parsed: Parsed, client: SocketAddr, transport: Transport) -> Self {
-        Self { wire, parsed, client, transport, trace: None }
+        Self { wire, parsed, client, transport, refreshing: false, trace: None }
     }
 
     /// The same query, with a record of its way.
     pub fn traced(self, trace: Trace) -> Self {
         Self { trace: Some(trace), ..self }
+    }
+
+    /// The same query, to be answered with newer data than any cache has.
+    pub fn refreshing(self) -> Self {
+        Self { refreshing: true, ..self }
+    }
+
+    /// Whether the query is there to refresh what a cache holds, so that no cache behind may answer it.
+    pub fn is_refreshing(&self) -> bool {
+        self.refreshing
     }
 
     /// Remarks what a filter did with the query, if anybody wants to know.
@@ -170,7 +181,7 @@ impl DnsGlance<'_> {
     /// Answers with a reply that is not fitted to the client yet.
     pub fn reply(&mut self, wire: &[u8], ede: Option<&Ede>) -> Look {
         let code = wire.get(3).copied().unwrap_or(rcode::SERVFAIL) & flag3::RCODE;
-        self.out.extend_from_slice(&wire::finish(self.message, self.parsed, wire, ede, self.limit));
+        wire::finish_into(self.out, self.message, self.parsed, wire, [ede, None], self.limit);
         Look::Answered(failure_of(code))
     }
 }
@@ -228,14 +239,24 @@ pub struct DnsReply {
     pub source: Source,
     /// Why, for a client that reads extended errors.
     pub ede: Option<Ede>,
+    /// What else there is to say of it.
+    pub also: Option<Ede>,
+    /// How old its data are already: zero from the server that has them, more from a cache. The times to live in the message are
+    /// what is left of them.
+    pub age: Duration,
 }
 
 impl DnsReply {
+    /// A reply with fresh data and nothing to say about it.
+    pub fn new(wire: Bytes, source: Source) -> Self {
+        Self { wire, source, ede: None, also: None, age: Duration::ZERO }
+    }
+
     /// A reply without records and with a code.
     pub fn code(query: &DnsQuery, code: u8, ede: Option<Ede>) -> Self {
         let length = Some(query.parsed.question_len());
         let wire = wire::error_reply(&query.wire, length, code.into(), None).into();
-        Self { wire, source: Source::Sidecar, ede }
+        Self { ede, ..Self::new(wire, Source::Sidecar) }
     }
 
     /// What a client is told of an error in the chain.
@@ -267,7 +288,8 @@ impl DnsReply {
 
     /// The message for the client that asked, in at most `limit` bytes.
     pub fn finish(&self, query: &DnsQuery, limit: usize) -> Vec<u8> {
-        wire::finish(&query.wire, &query.parsed, &self.wire, self.ede.as_ref(), limit)
+        let reasons = [self.ede.as_ref(), self.also.as_ref()];
+        wire::finish(&query.wire, &query.parsed, &self.wire, reasons, limit)
     }
 }
 

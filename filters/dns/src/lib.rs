@@ -13,7 +13,7 @@ pub mod wire;
 use qudag_filter_api::chain;
 use qudag_filter_common::RateLimit;
 
-pub use dns_cache::{CacheState, CacheStats, DnsCache, FlushSelector};
+pub use dns_cache::{CacheState, CacheStats, DnsCache, FlushSelector, RebuildError, Rebuilt};
 pub use hosts::{Hosts, HostsState};
 pub use kind::{Dns, DnsGlance, DnsQuery, DnsReply, DnsSettings, Source, Trace, TraceStep, Transport};
 pub use listener::DnsListener;

@@ -199,7 +199,9 @@ pub(super) fn explanations(answer: &Value, colour: bool) -> String {
 pub(super) fn cache(stats: &Value, colour: bool) -> String {
     let rows = stats.as_object().into_iter().flatten().map(|(name, value)| {
         let figure = match (name.as_str(), value.as_f64()) {
-            ("hit_ratio", Some(ratio)) => format!("{:.2} %", ratio * 100.0),
+            ("hit_ratio" | "hit_ratio_short" | "hit_ratio_long", Some(ratio)) => {
+                format!("{:.2} %", ratio * 100.0)
+            }
             _ => shown(Some(value)),
         };
         vec![cell(name.replace('_', " "), Tone::Head), plain(figure)]

@@ -97,6 +97,56 @@ pub const CATALOGUE: &[Metric] = &[
     counter("qudag_sidecar_dns_cache_flushes_total", &[], "Flushes of the cache."),
     gauge("qudag_sidecar_dns_cache_entries", &[], "Replies in the cache."),
     gauge("qudag_sidecar_dns_cache_bytes", &[], "Memory of the cache, roughly."),
+    counter(
+        "qudag_sidecar_dns_cache_stale_total",
+        &["reason"],
+        "Queries answered with a reply whose time was over, because a refresh failed (reason=failed) or took too long (reason=slow).",
+    ),
+    counter(
+        "qudag_sidecar_dns_cache_prefetches_total",
+        &["result"],
+        "Refreshes of names in use before their time was over, by result (ok, failed).",
+    ),
+    counter(
+        "qudag_sidecar_dns_cache_failures_served_total",
+        &[],
+        "Queries answered with a failure of the last seconds.",
+    ),
+    counter(
+        "qudag_sidecar_dns_cache_checksum_failures_total",
+        &[],
+        "Replies in the cache that were not as they had been stored; they were thrown away.",
+    ),
+    gauge(
+        "qudag_sidecar_dns_cache_hit_ratio",
+        &["window"],
+        "Hits among queries, from 0 to 1, of the last seconds (window=short) and minutes (window=long).",
+    ),
+    gauge(
+        "qudag_sidecar_dns_cache_hit_ratio_anomaly",
+        &[],
+        "Whether the short hit ratio is far below the long one: 1 or 0.",
+    ),
+    gauge(
+        "qudag_sidecar_dns_cache_rebuild_pending",
+        &[],
+        "Replies that a rebuild has yet to ask for again; 0 when there is none.",
+    ),
+    counter(
+        "qudag_sidecar_dns_cache_snapshots_total",
+        &["result"],
+        "Snapshots of the cache on disk: written, failed to be written, refused when they were read.",
+    ),
+    counter(
+        "qudag_sidecar_dns_cache_snapshot_restored_total",
+        &[],
+        "Replies that the cache started with from its snapshot.",
+    ),
+    gauge(
+        "qudag_sidecar_dns_cache_snapshot_age_seconds",
+        &[],
+        "Age of the snapshot on disk; 0 where none is kept.",
+    ),
     gauge("qudag_sidecar_dns_hosts_names", &[], "Names in the hosts file."),
     counter(
         "qudag_sidecar_dns_hosts_reloads_total",

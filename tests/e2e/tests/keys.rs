@@ -214,6 +214,28 @@ async fn limits_of_the_cache() {
 }
 
 #[tokio::test]
+async fn the_dns_cache_outlives_a_restart() {
+    needs_program!("unbound");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("cache");
+    let unbound = Unbound::start(&["kept.test. 200 IN A 192.0.2.1"]).await;
+    let yaml = format!(
+        "listeners:\n  dns: {{ bind: \"127.0.0.1:0\" }}\nfilters:\n  dns:\n    dns_cache: {{ enabled: true, snapshot: {{ file: \
+         \"{}\" }} }}\n    dns_upstream: {{ servers: [\"{}\"], timeout: 4s, attempt_timeout: 4s }}\n",
+        file.display(),
+        unbound.addr()
+    );
+    let mut sidecar = TestSidecar::start(&yaml).await;
+    dns::ask(sidecar.listener("dns").await, "kept.test.", RecordType::A).await.unwrap();
+    assert!(sidecar.stop(PATIENCE).await.0.success());
+    assert!(file.exists(), "written at the end");
+    sidecar.start_again().await;
+    let answer = dns::ask(sidecar.listener("dns").await, "kept.test.", RecordType::A).await.unwrap();
+    assert_eq!(answer.answers.len(), 1, "{answer:?}");
+    assert_eq!(unbound.queries("kept.test."), 1);
+}
+
+#[tokio::test]
 async fn a_rollout_of_nothing() {
     let node = HttpNode::start().await;
     let yaml = |rollout: u8| {

@@ -1,140 +1,152 @@
-//! What may be kept, for how long, and how it looks later. The time is an argument.
+//! How long replies and failures are kept, and what is said of them. The time is an argument.
 
 use std::time::Duration;
-
-use bytes::Bytes;
-use tokio::time::Instant;
-
-use crate::DnsQuery;
-use crate::wire::{self, Name, Section, flag2, parse_reply, patch_ttls, rcode, rtype, u32_at};
 
 /// Nothing is ever older.
 pub const HARD_LIMIT: Duration = Duration::from_secs(300);
 /// No negative answer is ever older.
 pub const NEGATIVE_LIMIT: Duration = Duration::from_secs(30);
+/// No failure is kept longer (RFC 9520 section 3.2 allows 5 minutes).
+pub const FAILURE_LIMIT: Duration = Duration::from_secs(5);
+/// The longest time to live that is told of an answer whose time is over (RFC 8767 section 4 recommends 30 s).
+pub(crate) const STALE_TTL: u32 = 5;
 
-/// What a reply may depend on. Compared as a whole, so a hash that collides mixes nothing up.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
-    /// The name, lower-cased.
-    pub name: Name,
-    /// The type.
-    pub qtype: u16,
-    /// The class.
-    pub qclass: u16,
-    /// Whether DNSSEC records were asked for.
-    pub dnssec_ok: bool,
-    /// Whether the client checks signatures itself; without this bit one such client could make the cache serve forged
-    /// data to all others.
-    pub cd: bool,
-}
+/// How long a failure is kept the first time.
+const FIRST_FAILURE: Duration = Duration::from_secs(1);
+/// So many refreshes must fail one after the other before the cache holds its own back.
+const PATIENCE: u32 = 3;
+/// How long the cache holds back its own refreshes at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-impl Key {
-    /// The key of a query that the cache has a say in. Others are not: without RD the client asks what the server has at hand,
-    /// and `ANY` is not one thing.
-    pub fn of(query: &DnsQuery) -> Option<Self> {
-        let parsed = query.parsed();
-        (parsed.rd && parsed.qtype != rtype::ANY).then(|| Self {
-            name: parsed.name.clone(),
-            qtype: parsed.qtype,
-            qclass: parsed.qclass,
-            dnssec_ok: parsed.dnssec_ok(),
-            cd: parsed.cd,
-        })
-    }
+/// What an entry's life depends on besides the settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Life {
+    /// The shortest time to live of its records (the whole chain of aliases), for a negative answer also the zone's MINIMUM (RFC
+    /// 2308 section 5); in seconds.
+    pub lowest: u32,
+    /// Whether it says that there is nothing.
+    pub negative: bool,
 }
 
 /// How long entries live, as the settings say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// At most.
+    /// The longest time to live.
     pub max_ttl: Duration,
-    /// At least, for positive answers.
+    /// The shortest one, of positive answers.
     pub min_ttl: Duration,
-    /// At most, for negative answers.
+    /// The longest one, of negative answers.
     pub negative_ttl: Duration,
+    /// The age at which a positive answer is asked for again, whatever its time to live.
+    pub soft_ttl: Duration,
+    /// Whether an answer whose time is over may be served, should nothing better be had.
+    pub serve_stale: bool,
 }
 
-/// A reply that may be kept. Knows no settings, so that a reload changes the life of what is there.
-#[derive(Clone, Debug)]
-pub struct Entry {
-    wire: Bytes,
-    ttls: Box<[u16]>,
-    /// The shortest time to live of its records, for a negative answer also the zone's MINIMUM; in seconds.
-    lowest: u32,
-    negative: bool,
-    stored: Instant,
+/// What may be done with an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// Serve it.
+    Fresh,
+    /// Serve it when a refresh fails or takes too long (RFC 8767).
+    Stale,
+    /// Never serve it.
+    Gone,
 }
 
-impl Entry {
-    /// The entry for a reply that arrived now, if it may be kept at all: complete, and either data of the type asked for or a
-    /// negative answer with the SOA record that says for how long (RFC 2308 section 5). `reply` has no OPT record.
-    pub fn new(key: &Key, reply: &Bytes, now: Instant) -> Option<Self> {
-        let parsed = parse_reply(reply)?;
-        let [flags2, _] = parsed.flags;
-        let same = (&parsed.name, parsed.qtype, parsed.qclass) == (&key.name, key.qtype, key.qclass);
-        if flags2 & flag2::TC != 0 || !same {
-            return None;
-        }
-        let answers = |record: &&wire::Record| record.section == Section::Answer && record.rtype == key.qtype;
-        let positive = parsed.records.iter().any(|record| answers(&record));
-        let negative = match parsed.rcode() {
-            rcode::NOERROR => !positive,
-            rcode::NXDOMAIN => true,
-            _ => return None,
+impl Limits {
+    /// For how long an entry is fresh. Zero when it must not be kept.
+    pub fn soft(&self, life: Life) -> Duration {
+        let own = Duration::from_secs(life.lowest.into());
+        let own = match life.negative {
+            true => own.min(self.negative_ttl).min(NEGATIVE_LIMIT),
+            false => own.max(self.min_ttl).min(self.soft_ttl),
         };
-        let mut lowest = parsed.records.iter().map(|record| record.ttl).min()?;
-        if negative {
-            let is_soa =
-                |record: &&wire::Record| record.section == Section::Authority && record.rtype == rtype::SOA;
-            let soa = parsed.records.iter().find(is_soa)?;
-            // The last of the five numbers behind the two names (RFC 1035 section 3.3.13).
-            let minimum = soa.data.end.checked_sub(4).filter(|at| *at >= soa.data.start + 18)?;
-            lowest = lowest.min(u32_at(reply, minimum)?);
-        }
-        let ttls = parsed.records.iter().map(|record| u16::try_from(record.ttl_at));
-        let ttls = ttls.collect::<Result<_, _>>().ok()?;
-        // A copy of the right size; the reply may be a part of a larger buffer.
-        Some(Self { wire: Bytes::copy_from_slice(reply), ttls, lowest, negative, stored: now })
+        own.min(self.max_ttl).min(HARD_LIMIT)
     }
 
-    /// How long it lives in all. Zero when it must not be kept.
-    pub fn lifetime(&self, limits: &Limits) -> Duration {
-        let own = Duration::from_secs(self.lowest.into());
-        let own = match self.negative {
-            true => own.min(limits.negative_ttl).min(NEGATIVE_LIMIT),
-            false => own.max(limits.min_ttl),
-        };
-        own.min(limits.max_ttl).min(HARD_LIMIT)
+    /// The age at which an entry is of no use to anybody.
+    pub fn hard(life: Life) -> Duration {
+        if life.negative { NEGATIVE_LIMIT } else { HARD_LIMIT }
     }
 
-    /// The reply as it is to be sent now: times to live within the limits and less its age. `None` when its time is over.
-    pub fn render(&self, limits: &Limits, now: Instant) -> Option<Bytes> {
-        let age = now.saturating_duration_since(self.stored);
-        let lifetime = self.lifetime(limits);
-        if age >= lifetime {
-            return None;
+    /// What may be done with an entry of an age. `fresh_only`: its name must not be served stale.
+    pub fn judge(&self, life: Life, age: Duration, fresh_only: impl FnOnce() -> bool) -> Freshness {
+        let soft = self.soft(life);
+        if age < soft {
+            Freshness::Fresh
+        } else if !soft.is_zero() && self.serve_stale && age < Self::hard(life) && !fresh_only() {
+            Freshness::Stale
+        } else {
+            Freshness::Gone
         }
-        let seconds = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
-        let (least, most) = match self.negative {
-            true => (0, seconds(lifetime)),
-            false => (seconds(limits.min_ttl.min(lifetime)), seconds(limits.max_ttl.min(HARD_LIMIT))),
-        };
-        let mut wire = self.wire.to_vec();
-        patch_ttls(&mut wire, &self.ttls, |ttl| {
-            // RFC 2181 section 8: the top bit makes it zero.
-            let ttl = if ttl > i32::MAX as u32 { 0 } else { ttl };
-            ttl.max(least).min(most).saturating_sub(seconds(age))
-        });
-        Some(wire.into())
     }
 
-    /// Roughly the bytes of memory that it takes, with a key.
-    pub fn weight(&self, key: &Key) -> u32 {
-        let own = self.wire.len() + 2 * self.ttls.len() + key.name.wire().len();
-        // The entry, the key, and what the cache itself needs for each.
-        u32::try_from(own + size_of::<Self>() + size_of::<Key>() + 200).unwrap_or(u32::MAX)
+    /// The times to live to tell of a fresh entry.
+    pub fn shown(&self, life: Life, age: Duration) -> Shown {
+        let soft = self.soft(life);
+        let (least, most) = match life.negative {
+            true => (0, seconds(soft)),
+            false => (seconds(self.min_ttl.min(soft)), seconds(self.max_ttl.min(HARD_LIMIT))),
+        };
+        Shown { least, most, age: seconds(age), cap: u32::MAX }
     }
+
+    /// The age at which an entry is to be refreshed before its time is over: 75 to 85 % of the time that it is fresh. `dice` spreads
+    /// entries that were stored together.
+    pub fn prefetch_at(&self, life: Life, dice: u64) -> Duration {
+        // Below 1000.
+        let thousandth = (dice % 1000) as u32;
+        self.soft(life) * (7_500 + thousandth) / 10_000
+    }
+
+    /// How long after a failed refresh the cache tries again by itself.
+    pub fn retry_after(&self, life: Life) -> Duration {
+        (self.soft(life) / 10).clamp(Duration::from_secs(1), FAILURE_LIMIT)
+    }
+}
+
+/// How a record's time to live is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    least: u32,
+    most: u32,
+    age: u32,
+    cap: u32,
+}
+
+impl Shown {
+    /// As for an entry of this age whose time is over.
+    pub fn stale(life: Life, age: Duration) -> Self {
+        let left = seconds(Limits::hard(life).saturating_sub(age));
+        Self { least: 0, most: u32::MAX, age: 0, cap: left.min(STALE_TTL) }
+    }
+
+    /// The time to live for a record's own, in seconds.
+    pub fn of(self, ttl: u32) -> u32 {
+        // RFC 2181 section 8: the top bit makes it zero.
+        let ttl = if ttl > i32::MAX as u32 { 0 } else { ttl };
+        ttl.max(self.least).min(self.most).saturating_sub(self.age).min(self.cap)
+    }
+}
+
+fn seconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
+}
+
+/// How long the `count`th failure in a row is kept: 1 s, doubling to `most` and never beyond 5 s (RFC 9520 section 3.2). Zero: not at all.
+pub(crate) fn failure_ttl(count: u32, most: Duration) -> Duration {
+    let doubled = FIRST_FAILURE * (1 << count.saturating_sub(1).min(8));
+    doubled.min(most).min(FAILURE_LIMIT)
+}
+
+/// How long the cache refreshes nothing of its own accord after so many refreshes in a row failed: a refresh of everything
+/// that is warm must not meet servers that are down again and again.
+pub(crate) fn pause(failed: u32) -> Duration {
+    if failed < PATIENCE {
+        return Duration::ZERO;
+    }
+    (Duration::from_secs(1) * (1 << (failed - PATIENCE).min(8))).min(LONGEST_PAUSE)
 }
 
 #[cfg(test)]
@@ -142,145 +154,124 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::Transport;
-    use crate::testing::{query_wire, reply_wire, soa};
 
-    const A: (u16, u32, &[u8]) = (rtype::A, 600, &[192, 0, 2, 1]);
-    const WIDE: Limits =
-        Limits { max_ttl: HARD_LIMIT, min_ttl: Duration::ZERO, negative_ttl: NEGATIVE_LIMIT };
+    pub(crate) const WIDE: Limits = Limits {
+        max_ttl: HARD_LIMIT,
+        min_ttl: Duration::ZERO,
+        negative_ttl: NEGATIVE_LIMIT,
+        soft_ttl: Duration::from_secs(240),
+        serve_stale: true,
+    };
+    const SECS: fn(u64) -> Duration = Duration::from_secs;
 
-    fn key(query: &[u8]) -> Key {
-        let client = ([127, 0, 0, 1], 1).into();
-        Key::of(&DnsQuery::parse(query.to_vec().into(), client, Transport::Udp).unwrap()).unwrap()
+    fn positive(lowest: u32) -> Life {
+        Life { lowest, negative: false }
     }
 
-    fn entry(code: u8, records: &[(u16, u32, &[u8])]) -> Option<Entry> {
-        let query = query_wire("www.example", rtype::A, None);
-        Entry::new(&key(&query), &reply_wire(&query, code, records).into(), Instant::now())
-    }
-
-    fn ttls(entry: &Entry, limits: &Limits, age: Duration) -> Option<Vec<u32>> {
-        let wire = entry.render(limits, entry.stored + age)?;
-        Some(parse_reply(&wire).unwrap().records.iter().map(|record| record.ttl).collect())
+    fn negative(lowest: u32) -> Life {
+        Life { lowest, negative: true }
     }
 
     #[test]
-    fn the_key_is_all_that_a_reply_may_depend_on() {
-        let plain = query_wire("www.example", rtype::A, Some(1232));
-        let change = |at: usize, bit: u8| {
-            let mut wire = plain.clone();
-            wire[at] |= bit;
-            key(&wire)
-        };
-        assert_eq!(key(&plain), key(&query_wire("WWW.Example", rtype::A, None)));
-        assert_ne!(key(&plain), change(3, 0x10), "CD");
-        assert_ne!(key(&plain), change(plain.len() - 4, 0x80), "DO");
-        assert_ne!(key(&plain), key(&query_wire("www.example", rtype::AAAA, None)));
-        let client = ([127, 0, 0, 1], 1).into();
-        let mut without_rd = plain.clone();
-        without_rd[2] = 0;
-        for wire in [without_rd, query_wire("www.example", rtype::ANY, None)] {
-            assert_eq!(Key::of(&DnsQuery::parse(wire.into(), client, Transport::Udp).unwrap()), None);
-        }
-    }
-
-    #[test]
-    fn only_complete_answers_are_kept() {
-        assert!(entry(rcode::NOERROR, &[A]).is_some());
-        let minimum = soa(60);
-        let authority = (rtype::SOA, 60, minimum.as_slice());
-        assert!(entry(rcode::NXDOMAIN, &[authority]).unwrap().negative);
-        assert!(entry(rcode::NOERROR, &[authority]).unwrap().negative);
-        for (code, records) in [
-            (rcode::NXDOMAIN, vec![]),
-            (rcode::NOERROR, vec![]),
-            // Another type than the one asked for and no SOA: a referral, or an alias that leads nowhere.
-            (rcode::NOERROR, vec![(rtype::CNAME, 60, &[0][..])]),
-            (rcode::NOERROR, vec![(rtype::SOA, 60, &[0, 0, 0, 0])]),
-            (rcode::SERVFAIL, vec![A]),
-            (rcode::REFUSED, vec![A]),
+    fn an_entry_is_fresh_then_stale_then_gone() {
+        let judge = |life, secs, fresh_only| WIDE.judge(life, SECS(secs), || fresh_only);
+        for (life, soft, hard) in [
+            (positive(60), 60, 300),
+            (positive(3600), 240, 300),
+            (negative(10), 10, 30),
+            (negative(3600), 30, 30),
         ] {
-            assert!(entry(code, &records).is_none(), "{code} {records:?}");
+            assert_eq!(judge(life, soft - 1, false), Freshness::Fresh, "{life:?}");
+            assert_eq!(judge(life, soft - 1, true), Freshness::Fresh, "{life:?}");
+            if soft < hard {
+                assert_eq!(judge(life, soft, false), Freshness::Stale, "{life:?}");
+                assert_eq!(judge(life, soft, true), Freshness::Gone, "{life:?}");
+            }
+            assert_eq!(judge(life, hard, false), Freshness::Gone, "{life:?}");
         }
-        let query = query_wire("www.example", rtype::A, None);
-        let mut truncated = reply_wire(&query, rcode::NOERROR, &[A]);
-        truncated[2] |= flag2::TC;
-        assert!(Entry::new(&key(&query), &truncated.into(), Instant::now()).is_none());
-        let other = query_wire("other.example", rtype::A, None);
-        let reply = reply_wire(&other, rcode::NOERROR, &[A]);
-        assert!(Entry::new(&key(&query), &reply.into(), Instant::now()).is_none());
+        assert_eq!(judge(positive(0), 0, false), Freshness::Gone, "a time to live of 0 is no use later");
+        let never = Limits { serve_stale: false, ..WIDE };
+        assert_eq!(never.judge(positive(60), SECS(60), || false), Freshness::Gone);
     }
 
     #[test]
-    fn times_to_live_fall_and_end() {
-        let short = (rtype::A, 10, &[192, 0, 2, 2][..]);
-        let entry = entry(rcode::NOERROR, &[A, short]).unwrap();
-        let secs = Duration::from_secs;
-        assert_eq!(ttls(&entry, &WIDE, secs(0)), Some(vec![300, 10]));
-        assert_eq!(ttls(&entry, &WIDE, Duration::from_millis(9_999)), Some(vec![291, 1]));
-        assert_eq!(ttls(&entry, &WIDE, secs(10)), None);
-        // The settings of the moment of reading decide.
-        let long = Limits { min_ttl: secs(100), ..WIDE };
-        assert_eq!(ttls(&entry, &long, secs(90)), Some(vec![210, 10]));
-        let shorter = Limits { max_ttl: secs(5), ..WIDE };
-        assert_eq!(ttls(&entry, &shorter, secs(4)), Some(vec![1, 1]));
-        assert_eq!(ttls(&entry, &shorter, secs(5)), None);
+    fn times_to_live_fall_and_a_stale_one_is_short() {
+        let shown = |limits: Limits, life, secs, ttl| limits.shown(life, SECS(secs)).of(ttl);
+        assert_eq!(shown(WIDE, positive(10), 0, 600), 300);
+        assert_eq!(shown(WIDE, positive(10), 9, 600), 291);
+        assert_eq!(shown(WIDE, positive(10), 9, 10), 1);
+        let long = Limits { min_ttl: SECS(100), ..WIDE };
+        assert_eq!((shown(long, positive(10), 90, 300), shown(long, positive(10), 90, 10)), (210, 10));
+        assert_eq!(shown(WIDE, negative(3600), 1, 3600), 29);
+        assert_eq!(shown(WIDE, positive(10), 0, 0x8000_0001), 0);
+        assert_eq!(Shown::stale(positive(60), SECS(100)).of(60), 5);
+        assert_eq!(Shown::stale(positive(60), SECS(100)).of(2), 2);
+        assert_eq!(Shown::stale(positive(60), SECS(298)).of(60), 2);
+        assert_eq!(Shown::stale(negative(5), SECS(28)).of(60), 2);
     }
 
     #[test]
-    fn negative_answers_live_as_long_as_the_zone_says_and_never_long() {
-        let (hour, ten) = (soa(3600), soa(10));
-        let of = |ttl, data: &[u8]| {
-            let entry = entry(rcode::NXDOMAIN, &[(rtype::SOA, ttl, data)]).unwrap();
-            (entry.lifetime(&WIDE).as_secs(), ttls(&entry, &WIDE, Duration::ZERO).unwrap_or_default())
-        };
-        assert_eq!(of(3600, &hour), (30, vec![30]));
-        assert_eq!(of(3600, &ten), (10, vec![10]));
-        assert_eq!(of(5, &hour), (5, vec![5]));
-        assert_eq!(of(0, &hour), (0, vec![]));
+    fn failures_double_and_pauses_too() {
+        let kept: Vec<_> = (1..6).map(|count| failure_ttl(count, SECS(60)).as_secs()).collect();
+        assert_eq!(kept, [1, 2, 4, 5, 5]);
+        assert_eq!(failure_ttl(9, SECS(3)), SECS(3));
+        assert_eq!(failure_ttl(1, SECS(0)), SECS(0));
+        let pauses: Vec<_> = [0, 2, 3, 4, 7, 8, 1_000_000].map(|failed| pause(failed).as_secs()).into();
+        assert_eq!(pauses, [0, 0, 1, 2, 16, 30, 30]);
+    }
+
+    fn limits() -> impl Strategy<Value = Limits> {
+        let any_secs = || (0_u64..100_000).prop_map(SECS);
+        (any_secs(), any_secs(), any_secs(), any_secs(), any::<bool>()).prop_map(
+            |(max_ttl, min_ttl, negative_ttl, soft_ttl, serve_stale)| Limits {
+                max_ttl,
+                min_ttl,
+                negative_ttl,
+                soft_ttl,
+                serve_stale,
+            },
+        )
     }
 
     proptest! {
         #[test]
-        fn nothing_is_ever_older_than_300_seconds(
-            raw in proptest::collection::vec(any::<u32>(), 1..6),
-            negative: bool,
-            minimum: u32,
-            max_ttl in 0_u64..100_000, min_ttl in 0_u64..100_000, negative_ttl in 0_u64..100_000,
-            age_ms in 0_u64..400_000,
+        fn nothing_is_served_or_kept_by_a_client_beyond_300_seconds(
+            limits in limits(), lowest: u32, more: u32, negative: bool, age_ms in 0_u64..400_000, fresh_only: bool,
         ) {
-            let data = soa(minimum);
-            let records: Vec<(u16, u32, &[u8])> = raw
-                .iter()
-                .map(|&ttl| if negative { (rtype::SOA, ttl, &data[..]) } else { (rtype::A, ttl, A.2) })
-                .collect();
-            let entry = entry(if negative { rcode::NXDOMAIN } else { rcode::NOERROR }, &records).unwrap();
-            let limits = Limits {
-                max_ttl: Duration::from_secs(max_ttl),
-                min_ttl: Duration::from_secs(min_ttl),
-                negative_ttl: Duration::from_secs(negative_ttl),
-            };
+            let life = Life { lowest, negative };
             let age = Duration::from_millis(age_ms);
-            if let Some(shown) = ttls(&entry, &limits, age) {
-                let limit = if negative { NEGATIVE_LIMIT } else { HARD_LIMIT };
-                prop_assert!(age < limit && age < limits.max_ttl);
-                for ttl in shown {
-                    prop_assert!(u64::from(ttl) + age.as_secs() <= limit.as_secs());
-                    prop_assert!(u64::from(ttl) + age.as_secs() <= max_ttl);
+            let hard = if negative { NEGATIVE_LIMIT } else { HARD_LIMIT };
+            let shown = match limits.judge(life, age, || fresh_only) {
+                Freshness::Fresh => {
+                    prop_assert!(age < limits.max_ttl);
+                    prop_assert!(negative || age < limits.soft_ttl);
+                    limits.shown(life, age)
                 }
+                Freshness::Stale => {
+                    prop_assert!(limits.serve_stale && !fresh_only);
+                    let shown = Shown::stale(life, age);
+                    prop_assert!(shown.of(lowest.max(more)) <= STALE_TTL);
+                    shown
+                }
+                Freshness::Gone => return Ok(()),
+            };
+            prop_assert!(age < hard);
+            for ttl in [lowest, lowest.max(more)] {
+                prop_assert!(u64::from(shown.of(ttl)) + age.as_secs() <= hard.as_secs());
             }
         }
 
         #[test]
-        fn any_bytes_are_looked_at_without_a_panic(wire in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let query = query_wire("www.example", rtype::A, None);
-            let mut damaged = reply_wire(&query, rcode::NOERROR, &[A]);
-            for (place, byte) in damaged.iter_mut().skip(query.len()).zip(&wire) { *place = *byte; }
-            for wire in [wire, damaged] {
-                if let Some(entry) = Entry::new(&key(&query), &wire.into(), Instant::now()) {
-                    entry.render(&WIDE, Instant::now());
-                }
-            }
+        fn an_entry_is_refreshed_while_it_is_fresh(limits in limits(), lowest in 1_u32.., negative: bool, dice: u64) {
+            let life = Life { lowest, negative };
+            let (soft, at) = (limits.soft(life), limits.prefetch_at(life, dice));
+            prop_assert!(at >= soft.mul_f64(0.749) && at <= soft.mul_f64(0.851));
+            prop_assert!(soft.is_zero() || limits.judge(life, at, || true) == Freshness::Fresh);
+        }
+
+        #[test]
+        fn no_failure_is_kept_for_longer_than_5_seconds(count: u32, most in 0_u64..100_000) {
+            prop_assert!(failure_ttl(count, SECS(most)) <= FAILURE_LIMIT.min(SECS(most)));
         }
     }
 }

@@ -93,7 +93,7 @@ impl FilterSpec for Hosts {
             let inner = inner.clone();
             async move {
                 match known {
-                    Some(wire) => Ok(DnsReply { wire: wire.into(), source: Source::Hosts, ede: None }),
+                    Some(wire) => Ok(DnsReply::new(wire.into(), Source::Hosts)),
                     None => inner.oneshot(query).await,
                 }
             }

@@ -270,7 +270,8 @@ impl Target {
 }
 
 fn reply_of(server: &Server, reply: Stripped) -> DnsReply {
-    DnsReply { wire: reply.wire.into(), source: Source::Upstream(server.to_string().into()), ede: reply.ede }
+    let source = Source::Upstream(server.to_string().into());
+    DnsReply { ede: reply.ede, ..DnsReply::new(reply.wire.into(), source) }
 }
 
 fn count(server: &Server, outcome: &'static str) {

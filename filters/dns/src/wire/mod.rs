@@ -7,7 +7,7 @@ mod name;
 mod query;
 mod reply;
 
-pub use build::{Ede, answer, error_reply, finish, hinfo, patch_ttls};
+pub use build::{Ede, Reasons, answer, error_reply, finish, finish_into, hinfo, patch_ttls};
 pub use name::{Name, NameError};
 pub use query::{Edns, Parsed, Refusal, parse_query};
 pub use reply::{Record, Reply, Section, Stripped, parse_reply, strip_opt};
