@@ -190,8 +190,14 @@ impl<K: Kind> Service<K::Req> for Limited<K> {
 
     fn call(&mut self, request: K::Req) -> Self::Future {
         match self.gate.admit(request.client()) {
-            Ok(()) => Either::Right(self.inner.call(request)),
-            Err(error) => Either::Left(ready(Err(error))),
+            Ok(()) => {
+                request.note("rate_limit", || "within the rate".to_owned());
+                Either::Right(self.inner.call(request))
+            }
+            Err(error) => {
+                request.note("rate_limit", || format!("refused: {error}"));
+                Either::Left(ready(Err(error)))
+            }
         }
     }
 }

@@ -4,14 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hickory_proto::rr::RecordType;
 use metrics::counter;
 use qudag_filter_api::{Chains, FilterError, Kind, Lease};
 use qudag_filter_common::{FlowLine, Seat, Seats};
 use tower::ServiceExt;
 
 use crate::wire::{self, MIN_UDP, Refusal, rcode, rtype};
-use crate::{Dns, DnsQuery, DnsReply, DnsSettings, Source, Transport};
+use crate::{Dns, DnsQuery, DnsReply, DnsSettings, Source, Transport, replies};
 
 /// What all queries of a listener share.
 pub(super) struct Shared {
@@ -64,16 +63,16 @@ impl Shared {
             }
             Err(Refusal::Reply(why, reply)) => {
                 let mut line = FlowLine::start(Dns::NAME, Some(client));
-                line.detail("transport", transport.label()).detail("rcode", why);
+                let code = if why == "malformed" { rcode::label(rcode::FORMERR) } else { why };
+                line.detail("transport", transport.label()).detail("rcode", code);
+                replies::count(Source::Sidecar.label(), code, 1);
                 line.end("malformed", length, reply.len() as u64);
                 return Received::Reply(reply);
             }
         };
         let mut line = FlowLine::start(Dns::NAME, Some(client));
         let parsed = query.parsed();
-        line.detail("transport", transport.label())
-            .detail("name", &parsed.name)
-            .detail("type", RecordType::from(parsed.qtype));
+        line.details(|details| replies::describe_query(details, parsed, transport));
         let Some(lease) = (self.chains)() else {
             let refused = FilterError::Refused("DNS is not served".into());
             return Received::Reply(finish(&query, Err(refused), MIN_UDP.into(), line));
@@ -122,18 +121,25 @@ fn finish(
     limit: usize,
     mut line: FlowLine,
 ) -> Vec<u8> {
-    let (reply, outcome) = match result {
+    let (reply, outcome, filter) = match result {
         Ok(reply) => {
             let outcome = Dns::failure(&reply).unwrap_or("ok");
-            (reply, outcome)
+            let filter = reply.source.filter();
+            (reply, outcome, filter)
         }
         Err(error) => {
             line.detail("error", &error);
-            (DnsReply::error(query, &error), error.label())
+            (DnsReply::error(query, &error), error.label(), DnsReply::refuser(&error))
         }
     };
-    line.detail("rcode", rcode::label(reply.rcode())).detail("source", &reply.source);
+    replies::count(reply.source.label(), rcode::label(reply.rcode()), 1);
+    if let Some(ede) = &reply.ede {
+        replies::count_extended(ede.code, 1);
+    }
     let wire = reply.finish(query, limit);
+    line.details(|details| {
+        replies::describe_reply(details, query.parsed(), &wire, &reply.source, filter);
+    });
     line.end(outcome, query.wire().len() as u64, wire.len() as u64);
     wire
 }
