@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use qudag_filter_api::{Arm, FilterError, Flow, FlowKey, Kind, Origin};
+use qudag_filter_common::{Limit, RateLimited};
 use serde::Serialize;
 
 use crate::wire::{self, Ede, Parsed, Refusal, flag3, rcode};
@@ -298,6 +299,11 @@ pub struct DnsSettings {
     pub max_in_flight: usize,
     /// The largest UDP reply in bytes.
     pub max_udp_reply: usize,
+}
+
+/// A host asks for every name through the sidecar, several at once for each connection that its programs open.
+impl RateLimited for Dns {
+    const PER_CLIENT: Limit = Limit { rate: 2_000, burst: 4_000 };
 }
 
 impl Kind for Dns {

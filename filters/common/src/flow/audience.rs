@@ -279,7 +279,14 @@ mod tests {
         let mut details = Details::default();
         details.add("name", name);
         let duration = Duration::from_micros(1500);
-        audience.show(&Ended { client: None, outcome, duration, bytes_up: 3, bytes_down: 4, details: &details });
+        audience.show(&Ended {
+            client: None,
+            outcome,
+            duration,
+            bytes_up: 3,
+            bytes_down: 4,
+            details: &details,
+        });
     }
 
     #[tokio::test]
@@ -291,7 +298,10 @@ mod tests {
         let filter = FlowFilter::parse(["name=example", "outcome!=timeout"]).unwrap();
         let mut tap = audience.tap(filter);
         assert!(audience.listens() && listening("tap-some"));
-        assert!(!listening("tap-other-kind-without-log") || tracing::enabled!(target: "flow", tracing::Level::INFO));
+        assert!(
+            !listening("tap-other-kind-without-log")
+                || tracing::enabled!(target: "flow", tracing::Level::INFO)
+        );
         end(audience, "timeout", "a.example");
         end(audience, "ok", "a.test");
         end(audience, "ok", "b.example");
@@ -311,7 +321,8 @@ mod tests {
     #[tokio::test]
     async fn what_is_too_much_is_counted_and_not_waited_for() {
         let audience = Audience::of("tap-slow");
-        let (mut slow, mut other) = (audience.tap(FlowFilter::default()), audience.tap(FlowFilter::default()));
+        let (mut slow, mut other) =
+            (audience.tap(FlowFilter::default()), audience.tap(FlowFilter::default()));
         let mut seen = 0;
         for _ in 0..WAITING + 10 {
             end(audience, "ok", "a.example");

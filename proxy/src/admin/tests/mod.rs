@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use qudag_filter_api::{Address, Percent};
 use qudag_filter_common::Socket;
+use qudag_filter_dns::Question;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -112,8 +113,9 @@ impl Operations for Double {
         self.note(format!("flush {what:?}"));
         Ok(3)
     }
-    async fn dns_lookup(&self, name: &str, rtype: &str) -> Result<Value, ControlError> {
-        Ok(json!({"asked": [name, rtype]}))
+    async fn dns_lookup(&self, question: &Question) -> Result<Value, ControlError> {
+        let Question { name, rtype, dnssec, cd, trace } = question;
+        Ok(json!({"asked": [name, rtype, dnssec, cd, trace]}))
     }
     fn config_shown(&self, with_origin: bool) -> Result<String, ControlError> {
         Ok(format!("origin: {with_origin}\n"))
