@@ -108,7 +108,7 @@ mod tests {
         gauge!("live", "target" => "a")
     }
 
-    fn shown(metrics: &Metrics) -> Option<f64> {
+    fn shown(metrics: &Metrics<'_>) -> Option<f64> {
         metrics.get(SERIES).filter(|value| !value.is_nan())
     }
 

@@ -182,7 +182,7 @@ Examples:
     Tap {
         /// What to show.
         #[command(flatten)]
-        tap: super::tap::Tap,
+        tap: super::tap::TapOptions,
         /// Which sidecar.
         #[command(flatten)]
         target: Target,

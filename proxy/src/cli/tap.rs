@@ -16,7 +16,7 @@ use crate::resolve::SystemResolver;
 
 /// What to show.
 #[derive(Debug, clap::Args)]
-pub struct Tap {
+pub struct TapOptions {
     /// The kind of traffic: dns, peer, rpc, http or db
     kind: String,
     /// Only flows of which this holds: KEY=VALUE or KEY!=VALUE; may be given several times
@@ -37,13 +37,13 @@ const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 ///
 /// # Errors
 /// When no sidecar answers, it says no, or it breaks off.
-pub(super) fn run(tap: &Tap, common: &Common, target: &Target, format: Format) -> Result<(), Failure> {
+pub(super) fn run(tap: &TapOptions, common: &Common, target: &Target, format: Format) -> Result<(), Failure> {
     let path = path(tap)?;
     let client = find::client(common, target)?;
     block_on(follow(tap, &path, &client, format))?
 }
 
-fn path(tap: &Tap) -> Result<String, Failure> {
+fn path(tap: &TapOptions) -> Result<String, Failure> {
     let name = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     if !name(&tap.kind) {
         return Err(Failure::new(FAILED, format!("no kind of traffic {:?}", tap.kind))
@@ -59,7 +59,7 @@ fn path(tap: &Tap) -> Result<String, Failure> {
     Ok(format!("/tap/{}{}{query}", tap.kind, if query.is_empty() { "" } else { "?" }))
 }
 
-async fn follow(tap: &Tap, path: &str, client: &Client, format: Format) -> Result<(), Failure> {
+async fn follow(tap: &TapOptions, path: &str, client: &Client, format: Format) -> Result<(), Failure> {
     let mut lines = client.lines(path, &SystemResolver::new()).await?;
     let mut shown = Shown::new(tap, format);
     let what =
@@ -109,7 +109,7 @@ struct Shown {
 }
 
 impl Shown {
-    fn new(tap: &Tap, format: Format) -> Self {
+    fn new(tap: &TapOptions, format: Format) -> Self {
         Self {
             json: format.json,
             colour: output::colour_on_stdout(),
@@ -147,9 +147,9 @@ impl Shown {
 mod tests {
     use super::*;
 
-    fn tap(kind: &str, filter: &[&str]) -> Tap {
+    fn tap(kind: &str, filter: &[&str]) -> TapOptions {
         let filter = filter.iter().map(|condition| (*condition).to_owned()).collect();
-        Tap { kind: kind.to_owned(), filter, limit: None, duration: None }
+        TapOptions { kind: kind.to_owned(), filter, limit: None, duration: None }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The API over real sockets, with a double behind it.
 
 mod abuse;
+mod tap;
 mod usage;
 
 use std::collections::BTreeMap;

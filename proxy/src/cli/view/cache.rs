@@ -50,11 +50,7 @@ pub(crate) fn cache(stats: &Value, colour: bool) -> String {
 fn place(name: &str) -> (usize, usize) {
     let found = GROUPS.iter().enumerate().find_map(|(group, (_, beginnings))| {
         let exact = beginnings.iter().position(|beginning| name == *beginning);
-        let place = exact.or_else(|| {
-            beginnings.iter().position(|beginning| {
-                name.strip_prefix(beginning).is_some_and(|rest| rest.starts_with(['_', 's', 'e']))
-            })
-        });
+        let place = exact.or_else(|| beginnings.iter().position(|beginning| name.starts_with(beginning)));
         place.map(|place| (group, place))
     });
     found.unwrap_or((GROUPS.len(), 0))
@@ -101,7 +97,7 @@ pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);
