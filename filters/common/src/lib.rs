@@ -20,7 +20,7 @@ pub mod watch;
 
 pub use circuit_breaker::{CircuitBreaker, CircuitBreakerSettings, CircuitBreakerState};
 pub use drain::Drain;
-pub use flow::{Audience, FlowLine};
+pub use flow::{Audience, FlowLine, FlowTally};
 pub use generic::ForKind;
 pub use listener::{Front, KindOf, ListenerSpec, Terminal};
 pub use live::LiveGauge;

@@ -16,7 +16,7 @@ use qudag_filter_common::RateLimit;
 
 pub use dns_cache::{CacheState, CacheStats, DnsCache, FlushSelector};
 pub use hosts::{Hosts, HostsState};
-pub use kind::{Dns, DnsQuery, DnsReply, DnsSettings, Source, Trace, TraceStep, Transport, Way};
+pub use kind::{Dns, DnsGlance, DnsQuery, DnsReply, DnsSettings, Source, Trace, TraceStep, Transport, Way};
 pub use listener::DnsListener;
 pub use lookup::{Lookup, LookupError, Question, lookup};
 pub use upstream::{DnsUpstream, Server, UpstreamState};

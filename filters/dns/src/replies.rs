@@ -36,6 +36,29 @@ pub fn count(source: &'static str, code: &'static str, replies: u64) {
     counter!("qudag_sidecar_dns_replies_total", "source" => source, "rcode" => code).increment(replies);
 }
 
+/// Counts of replies of one thread, added up many at a time.
+#[derive(Debug, Default)]
+pub struct ReplyTally(Vec<(&'static str, &'static str, u64)>);
+
+impl ReplyTally {
+    /// Counts a reply; see [`count`].
+    pub fn count(&mut self, source: &'static str, code: &'static str) {
+        match self.0.iter_mut().find(|(known, its, _)| (*known, *its) == (source, code)) {
+            Some((.., replies)) => *replies += 1,
+            None => self.0.push((source, code, 1)),
+        }
+    }
+
+    /// Adds up what was counted since the last time.
+    pub fn settle(&mut self) {
+        for (source, code, replies) in &mut self.0 {
+            if *replies > 0 {
+                count(source, code, std::mem::take(replies));
+            }
+        }
+    }
+}
+
 /// Counts replies with an extended error (RFC 8914), by its code.
 pub fn count_extended(code: u16, replies: u64) {
     counter!("qudag_sidecar_dns_extended_errors_total", "reason" => reason(code)).increment(replies);

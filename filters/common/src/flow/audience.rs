@@ -147,6 +147,11 @@ impl Audience {
         }
     }
 
+    /// Whether anybody wants to see flows that end so.
+    pub fn wants(&self, outcome: &str) -> bool {
+        if outcome == "ok" { self.listens() } else { self.wants_details() }
+    }
+
     /// Whether details of a flow whose end is not known yet may be of use.
     pub(super) fn wants_details(&self) -> bool {
         self.wanted.load(Relaxed) >= TAP || tracing::enabled!(target: "flow", tracing::Level::WARN)
