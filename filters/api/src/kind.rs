@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tower::util::BoxCloneSyncService;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::{Address, Chain, FilterError};
+use crate::{Address, Arm, Chain, FilterError};
 
 /// A kind of traffic: what its filters receive and what they answer.
 pub trait Kind: Sized + 'static {
@@ -51,6 +51,11 @@ pub trait Flow {
     fn target_address(&self) -> Option<&Address> {
         None
     }
+    /// Told by the chain that the request has come to a filter: through it, or past it by its rollout. Of use to requests that
+    /// keep a record of their way.
+    fn reached(&self, _filter: &'static str, _arm: Arm) {}
+    /// Told by a filter what it did with the request and why. The words are made only if they are kept.
+    fn note(&self, _filter: &'static str, _what: impl FnOnce() -> String) {}
 }
 
 /// A hash of what identifies a flow.

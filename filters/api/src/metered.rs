@@ -12,7 +12,7 @@ use pin_project_lite::pin_project;
 use tower::Service;
 use tower::util::BoxCloneSyncService;
 
-use crate::{FilterError, Kind, Svc};
+use crate::{FilterError, Flow, Kind, Svc};
 
 thread_local! {
     /// Time that the service inside the filter being polled took, of calls that ended in this poll.
@@ -134,6 +134,7 @@ impl<K: Kind> Service<K::Req> for Metered<K> {
     }
 
     fn call(&mut self, request: K::Req) -> Self::Future {
+        request.reached(self.meters.filter, self.meters.arm);
         let start = Instant::now();
         let outside = INNER.replace(Duration::ZERO);
         let call = self.service.call(request);

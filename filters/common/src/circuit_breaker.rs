@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt, ready};
-use metrics::{Counter, Gauge, counter, gauge};
+use metrics::{Counter, counter, gauge};
 use qudag_core::breaker::{Breaker, Decision, Pass, Settings, Status};
 use qudag_filter_api::{
     Address, BuildError, ConfigError, ConfigPath, Env, FilterError, FilterSpec, Flow, Kind, Origin, Period,
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tower::Service;
 use tower::util::BoxCloneSyncService;
 
+use crate::LiveGauge;
 use crate::generic::{ForKind, not_longer, range};
 use crate::now;
 
@@ -23,6 +25,9 @@ use crate::now;
 const TARGETS: usize = 4096;
 /// The breaker that all further targets share.
 const OTHERS: &str = "(others)";
+/// A target that was not called for so long is not shown as a metric until it is called again: it may have left the
+/// configuration.
+const IDLE: Duration = Duration::from_secs(15 * 60);
 
 /// A breaker for each target: errors of the upstream and replies that report a failure ([`Kind::failure`]) open it; errors of
 /// clients do not count. It starts anew when its target leads elsewhere ([`Flow::target_address`]). While it is open, calls fail with [`FilterError::BreakerOpen`].
@@ -95,14 +100,14 @@ struct Known {
 struct Target {
     name: String,
     known: Mutex<Known>,
-    open: Gauge,
+    open: LiveGauge,
     opened: Counter,
 }
 
 impl Target {
     fn new(kind: &'static str, name: &str) -> Self {
         let open = gauge!("qudag_sidecar_breaker_open", "kind" => kind, "target" => name.to_owned());
-        open.set(0.0);
+        let open = LiveGauge::expiring(open, 0.0, IDLE);
         let opened =
             counter!("qudag_sidecar_breaker_opened_total", "kind" => kind, "target" => name.to_owned());
         Self { name: name.to_owned(), known: Mutex::default(), open, opened }
@@ -114,6 +119,7 @@ impl Target {
 
     /// Decides on a call that leads to `address`.
     fn admit(&self, address: Option<&Address>, settings: &Settings) -> Decision {
+        self.open.touch();
         let (decision, closed) = self.with(|Known { address: before, breaker }| {
             // Those that share a breaker lead to several addresses.
             let moved = before.as_ref() != address && self.name != OTHERS;
@@ -261,8 +267,6 @@ impl<K: Kind> Service<K::Req> for Broken<K> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::testing::*;
 
@@ -309,6 +313,24 @@ mod tests {
         assert!(probe.await.unwrap().is_ok());
         assert!(call(&service, Req::to("a")).await.is_ok());
         assert_eq!((metrics.get(OPEN), metrics.get(OPENED)), (Some(0.0), Some(1.0)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_target_that_nobody_calls_any_more_is_not_shown() {
+        let metrics = Metrics::record();
+        let upstream = Upstream::default();
+        let (service, _) = over(&filter(1), &upstream);
+        let shown = || {
+            crate::live::upkeep();
+            metrics.get(OPEN).filter(|value| !value.is_nan())
+        };
+        upstream.will([down()]);
+        let _ = call(&service, Req::to("a")).await;
+        assert_eq!(shown(), Some(1.0));
+        tokio::time::advance(IDLE).await;
+        assert_eq!(shown(), None);
+        assert!(call(&service, Req::to("a")).await.is_ok());
+        assert_eq!((shown(), metrics.get(OPENED)), (Some(0.0), Some(1.0)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,5 +1,6 @@
 //! `rate_limit`: token buckets for each client and for all clients together.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -11,8 +12,9 @@ use qudag_core::bucket::{Bucket, Buckets, Rate};
 use qudag_filter_api::{
     BuildError, ConfigError, ConfigPath, Env, FilterError, FilterSpec, Flow, Kind, Look, Quick, Svc,
 };
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use tower::Service;
 use tower::util::BoxCloneSyncService;
 
@@ -28,9 +30,14 @@ const MOST: u32 = 1_000_000;
 /// with [`FilterError::RateLimited`].
 pub type RateLimit<K> = ForKind<RateLimitSettings, K>;
 
-/// Settings of `rate_limit`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+/// A kind of traffic whose rate can be limited.
+pub trait RateLimited: Kind {
+    /// The limit of each client where the configuration says nothing.
+    const PER_CLIENT: Limit = Limit { rate: 100, burst: 200 };
+}
+
+/// Settings of `rate_limit`. What they are by default depends on the kind: see [`RateLimited`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RateLimitSettings {
     /// The limit of each client: an IPv4 address, the /64 network of an IPv6 address, or all clients of Unix sockets
     /// together; null for none.
@@ -39,9 +46,56 @@ pub struct RateLimitSettings {
     pub total: Option<Limit>,
 }
 
-impl Default for RateLimitSettings {
+/// Settings of `rate_limit`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename = "RateLimitSettings", deny_unknown_fields)]
+struct Given {
+    // `Some(None)` is a null, which is not the same as nothing.
+    /// The limit of each client: an IPv4 address, the /64 network of an IPv6 address, or all clients of Unix sockets
+    /// together; null for none.
+    #[serde(default, deserialize_with = "given")]
+    #[schemars(with = "Option<Limit>")]
+    per_client: Option<Option<Limit>>,
+    /// The limit of all clients together; null for none.
+    #[serde(default)]
+    total: Option<Limit>,
+}
+
+#[allow(clippy::option_option, reason = "a null is not the same as nothing")]
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<Limit>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+impl<K: RateLimited> Default for RateLimit<K> {
     fn default() -> Self {
-        Self { per_client: Some(Limit::default()), total: None }
+        RateLimitSettings { per_client: Some(K::PER_CLIENT), total: None }.into()
+    }
+}
+
+impl<'de, K: RateLimited> Deserialize<'de> for RateLimit<K> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Given { per_client, total } = Given::deserialize(deserializer)?;
+        Ok(RateLimitSettings { per_client: per_client.unwrap_or(Some(K::PER_CLIENT)), total }.into())
+    }
+}
+
+impl<K: RateLimited> JsonSchema for RateLimit<K> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("RateLimitSettings_{}", K::NAME).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = Given::json_schema(generator);
+        let properties = schema.ensure_object().get_mut("properties").and_then(Value::as_object_mut);
+        let defaults = serde_json::to_value(Self::default());
+        if let (Some(properties), Ok(Value::Object(defaults))) = (properties, defaults) {
+            for (key, default) in defaults {
+                if let Some(property) = properties.get_mut(&key).and_then(Value::as_object_mut) {
+                    property.insert("default".to_owned(), default);
+                }
+            }
+        }
+        schema
     }
 }
 
@@ -98,7 +152,7 @@ impl RateLimitState {
     }
 }
 
-impl<K: Kind> FilterSpec for RateLimit<K> {
+impl<K: RateLimited> FilterSpec for RateLimit<K> {
     type Kind = K;
     type State = RateLimitState;
     const NAME: &'static str = "rate_limit";
@@ -206,8 +260,14 @@ impl<K: Kind> Service<K::Req> for Limited<K> {
 
     fn call(&mut self, request: K::Req) -> Self::Future {
         match self.gate.admit(request.client()) {
-            Ok(()) => Either::Right(self.inner.call(request)),
-            Err(error) => Either::Left(ready(Err(error))),
+            Ok(()) => {
+                request.note("rate_limit", || "within the rate".to_owned());
+                Either::Right(self.inner.call(request))
+            }
+            Err(error) => {
+                request.note("rate_limit", || format!("refused: {error}"));
+                Either::Left(ready(Err(error)))
+            }
         }
     }
 }
@@ -293,6 +353,11 @@ mod tests {
 
     #[test]
     fn settings_are_checked() {
+        let default = |text: &str| serde_json::from_str::<RateLimit<Test>>(text).unwrap().settings;
+        let usual = RateLimitSettings { per_client: Some(Test::PER_CLIENT), total: None };
+        assert_eq!((default("{}"), RateLimit::<Test>::default().settings), (usual.clone(), usual));
+        assert_eq!(default(r#"{"per_client": null}"#).per_client, None);
+        assert_eq!(default(r#"{"per_client": {"rate": 7}}"#).per_client, limit(7, 200));
         assert_slot_is_flat::<RateLimit<Test>>(&["per_client", "total"]);
         assert_eq!(
             problems::<RateLimit<Test>>(r#"{"per_client": {"rate": 0}, "total": {"burst": 2000000}}"#),

@@ -12,6 +12,8 @@ use crate::StartupPacket;
 /// Database traffic: a session to be opened, answered with a connection to the server on which nothing was sent yet.
 pub struct Db;
 
+impl qudag_filter_common::RateLimited for Db {}
+
 impl Kind for Db {
     const NAME: &'static str = "db";
     type Req = DbSession;

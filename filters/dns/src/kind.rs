@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use qudag_filter_api::{FilterError, Flow, FlowKey, Kind, Look};
+use qudag_filter_api::{Arm, FilterError, Flow, FlowKey, Kind, Look, Origin};
+use qudag_filter_common::{Limit, RateLimited};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::replies;
 use crate::wire::{self, Ede, Parsed, Refusal, flag3, rcode};
 
 /// DNS: a query and its reply.
@@ -47,26 +49,60 @@ pub struct DnsQuery {
 }
 
 /// What the filters and servers on a query's way had to say about it, for a look-up that asks why.
-#[derive(Clone, Debug, Default)]
-pub struct Trace(Arc<Mutex<Vec<TraceStep>>>);
+#[derive(Clone, Debug)]
+pub struct Trace(Arc<(Instant, Mutex<Way>)>);
+
+/// The way of a query so far.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Way {
+    /// The filters that it came to, and whether it went through them or, by their rollout, past them.
+    pub reached: Vec<(&'static str, Arm)>,
+    /// What they had to say, in order.
+    pub steps: Vec<TraceStep>,
+}
 
 /// One remark on a query's way.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TraceStep {
     /// The filter's name, or `dns_upstream`.
+    #[serde(skip)]
     pub filter: &'static str,
+    /// When, in milliseconds since the start of the trace.
+    pub at_ms: f64,
     /// What it did, and why.
     pub what: String,
 }
 
+/// The most remarks that are kept.
+const STEPS: usize = 256;
+
+impl Default for Trace {
+    fn default() -> Self {
+        Self(Arc::new((Instant::now(), Mutex::default())))
+    }
+}
+
 impl Trace {
-    fn lock(&self) -> MutexGuard<'_, Vec<TraceStep>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Way> {
+        self.0.1.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, filter: &'static str, what: String) {
+        let at_ms = self.0.0.elapsed().as_secs_f64() * 1e3;
+        let mut way = self.lock();
+        if way.steps.len() < STEPS {
+            way.steps.push(TraceStep { filter, at_ms, what });
+        }
+    }
+
+    /// The way so far.
+    pub fn way(&self) -> Way {
+        self.lock().clone()
     }
 
     /// The remarks so far, in order.
     pub fn steps(&self) -> Vec<TraceStep> {
-        self.lock().clone()
+        self.lock().steps.clone()
     }
 }
 
@@ -103,7 +139,7 @@ impl DnsQuery {
     /// Remarks what a filter did with the query, if anybody wants to know.
     pub fn note(&self, filter: &'static str, what: impl FnOnce() -> String) {
         if let Some(trace) = &self.trace {
-            trace.lock().push(TraceStep { filter, what: what() });
+            trace.note(filter, what());
         }
     }
 
@@ -140,6 +176,19 @@ impl Flow for DnsQuery {
 
     fn client(&self) -> Option<IpAddr> {
         Some(self.client.ip().to_canonical())
+    }
+
+    fn reached(&self, filter: &'static str, arm: Arm) {
+        if let Some(trace) = &self.trace {
+            let mut way = trace.lock();
+            if way.reached.iter().all(|(known, _)| *known != filter) {
+                way.reached.push((filter, arm));
+            }
+        }
+    }
+
+    fn note(&self, filter: &'static str, what: impl FnOnce() -> String) {
+        Self::note(self, filter, what);
     }
 }
 
@@ -181,6 +230,9 @@ impl DnsGlance<'_> {
     /// Answers with a reply that is not fitted to the client yet.
     pub fn reply(&mut self, wire: &[u8], ede: Option<&Ede>) -> Look {
         let code = wire.get(3).copied().unwrap_or(rcode::SERVFAIL) & flag3::RCODE;
+        if let Some(ede) = ede {
+            replies::count_extended(ede.code, 1);
+        }
         wire::finish_into(self.out, self.message, self.parsed, wire, [ede, None], self.limit);
         Look::Answered(failure_of(code))
     }
@@ -217,6 +269,16 @@ impl Source {
             Self::Cache => "cache",
             Self::Upstream(_) => "upstream",
             Self::Sidecar => "sidecar",
+        }
+    }
+
+    /// The filter that answers from there, or `listener`.
+    pub fn filter(&self) -> &'static str {
+        match self {
+            Self::Hosts => "hosts",
+            Self::Cache => "dns_cache",
+            Self::Upstream(_) => "dns_upstream",
+            Self::Sidecar => "listener",
         }
     }
 }
@@ -281,6 +343,15 @@ impl DnsReply {
         Self::code(query, code, Some(Ede { code: ede, text: error.label().into() }))
     }
 
+    /// The filter that an error comes from.
+    pub fn refuser(error: &FilterError) -> &'static str {
+        match error {
+            FilterError::RateLimited { .. } => "rate_limit",
+            error if error.origin() == Origin::Upstream => "dns_upstream",
+            _ => "listener",
+        }
+    }
+
     /// The response code.
     pub fn rcode(&self) -> u8 {
         self.wire.get(3).copied().unwrap_or(rcode::SERVFAIL) & flag3::RCODE
@@ -309,6 +380,11 @@ pub struct DnsSettings {
 /// The failure that a code reports.
 pub(crate) fn failure_of(code: u8) -> Option<&'static str> {
     (code == rcode::SERVFAIL).then_some("servfail")
+}
+
+/// A host asks for every name through the sidecar, several at once for each connection that its programs open.
+impl RateLimited for Dns {
+    const PER_CLIENT: Limit = Limit { rate: 2_000, burst: 4_000 };
 }
 
 impl Kind for Dns {

@@ -5,6 +5,7 @@ pub mod hosts;
 pub mod kind;
 pub mod listener;
 pub mod lookup;
+pub mod replies;
 #[cfg(test)]
 mod testing;
 pub mod upstream;
@@ -15,9 +16,9 @@ use qudag_filter_common::RateLimit;
 
 pub use dns_cache::{CacheState, CacheStats, DnsCache, FlushSelector, RebuildError, Rebuilt};
 pub use hosts::{Hosts, HostsState};
-pub use kind::{Dns, DnsGlance, DnsQuery, DnsReply, DnsSettings, Source, Trace, TraceStep, Transport};
+pub use kind::{Dns, DnsGlance, DnsQuery, DnsReply, DnsSettings, Source, Trace, TraceStep, Transport, Way};
 pub use listener::DnsListener;
-pub use lookup::{Lookup, LookupError, lookup};
+pub use lookup::{Lookup, LookupError, Question, lookup};
 pub use upstream::{DnsUpstream, Server, UpstreamState};
 pub use wire::parse_query;
 

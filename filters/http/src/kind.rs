@@ -19,6 +19,8 @@ pub type Body = UnsyncBoxBody<Bytes, FilterError>;
 #[derive(Clone, Copy, Debug)]
 pub struct Http;
 
+impl qudag_filter_common::RateLimited for Http {}
+
 impl Kind for Http {
     const NAME: &'static str = "http";
     type Req = HttpCall;

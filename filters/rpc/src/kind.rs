@@ -13,6 +13,8 @@ use crate::request::Method;
 #[derive(Clone, Copy, Debug)]
 pub struct Rpc;
 
+impl qudag_filter_common::RateLimited for Rpc {}
+
 impl Kind for Rpc {
     const NAME: &'static str = "rpc";
     type Req = RpcCall;

@@ -4,15 +4,18 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use qudag_filter_api::{Address, Resolve};
 use qudag_filter_common::net;
 use serde::Deserialize;
 use serde_json::Value;
+use tokio_util::task::AbortOnDropHandle;
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -20,6 +23,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest answer that is read.
 const ANSWER_LIMIT: usize = 64 * 1024 * 1024;
+/// The longest line of an answer that comes line by line.
+const LINE_LIMIT: usize = 1024 * 1024;
 
 /// A sidecar's admin API.
 #[derive(Clone, Debug)]
@@ -122,6 +127,56 @@ impl Client {
         self.json(&body)
     }
 
+    /// The lines of a route whose answer goes on for as long as it is read.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn lines(&self, path: &str, resolve: &dyn Resolve) -> Result<Lines, ClientError> {
+        let stream = net::connect(&self.address, resolve, CONNECT_TIMEOUT).await;
+        let stream = stream.map_err(|why| self.unreachable(reason(&why)))?;
+        let open = async {
+            let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+            let (mut sender, connection) = handshake.map_err(|why| self.broken(why))?;
+            let connection = AbortOnDropHandle::new(tokio::spawn(async move { drop(connection.await) }));
+            let request = self.request(Method::GET, path, None)?;
+            let response = sender.send_request(request).await.map_err(|why| self.broken(why))?;
+            Ok((response, sender, connection))
+        };
+        let opened = tokio::time::timeout(ANSWER_TIMEOUT, open).await;
+        let (response, sender, connection) =
+            opened.map_err(|_| self.broken(format!("nothing within {ANSWER_TIMEOUT:?}")))??;
+        let status = response.status();
+        if status.is_success() {
+            let (body, address) = (response.into_body(), self.address.to_string());
+            return Ok(Lines { body, received: BytesMut::new(), address, _connection: (sender, connection) });
+        }
+        let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect();
+        let body = tokio::time::timeout(ANSWER_TIMEOUT, body).await;
+        let body = body.ok().and_then(Result::ok).map(|body| body.to_bytes()).unwrap_or_default();
+        Err(ClientError::Refused(refusal(status, &body)))
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Request<Full<Bytes>>, ClientError> {
+        let host = match &self.address {
+            Address::Tcp(address) => address.to_string(),
+            Address::Unix(_) => "localhost".to_owned(),
+        };
+        let mut request = Request::builder().method(method).uri(path).header(HOST, host);
+        if let Some(token) = &self.token {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        if body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let body = body.map(Value::to_string).unwrap_or_default();
+        request.body(Full::new(Bytes::from(body))).map_err(|why| self.broken(why))
+    }
+
     fn json(&self, body: &[u8]) -> Result<Value, ClientError> {
         serde_json::from_slice(body).map_err(|why| self.broken(format!("not JSON: {why}")))
     }
@@ -159,19 +214,7 @@ impl Client {
     ) -> Result<(StatusCode, Bytes), ClientError> {
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|why| self.broken(why))?;
-        let host = match &self.address {
-            Address::Tcp(address) => address.to_string(),
-            Address::Unix(_) => "localhost".to_owned(),
-        };
-        let mut request = Request::builder().method(method).uri(path).header(HOST, host);
-        if let Some(token) = &self.token {
-            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
-        }
-        if body.is_some() {
-            request = request.header(CONTENT_TYPE, "application/json");
-        }
-        let body = body.map(Value::to_string).unwrap_or_default();
-        let request = request.body(Full::new(Bytes::from(body))).map_err(|why| self.broken(why))?;
+        let request = self.request(method, path, body)?;
         let answer = async {
             let response = sender.send_request(request).await.map_err(|why| self.broken(why))?;
             let status = response.status();
@@ -184,6 +227,48 @@ impl Client {
             biased;
             answer = &mut answer => answer,
             _ = connection => answer.await,
+        }
+    }
+}
+
+/// An answer that comes line by line. Dropping it closes the connection.
+#[derive(Debug)]
+pub struct Lines {
+    body: Incoming,
+    received: BytesMut,
+    address: String,
+    _connection: (SendRequest<Full<Bytes>>, AbortOnDropHandle<()>),
+}
+
+impl Lines {
+    /// The next line without its end; `None` after the last.
+    ///
+    /// # Errors
+    /// When the answer breaks off, or a line is too long or not UTF-8.
+    pub async fn next(&mut self) -> Result<Option<String>, ClientError> {
+        let broken = |address: &str, why: &dyn fmt::Display| ClientError::Broken {
+            address: address.to_owned(),
+            why: why.to_string(),
+        };
+        loop {
+            if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
+                let line = self.received.split_to(end);
+                self.received.advance(1);
+                let line = String::from_utf8(line.into());
+                return line.map(Some).map_err(|_| broken(&self.address, &"not UTF-8"));
+            }
+            if self.received.len() > LINE_LIMIT {
+                return Err(broken(&self.address, &"a line without an end"));
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Err(why)) => return Err(broken(&self.address, &why)),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.received.extend_from_slice(&data);
+                    }
+                }
+            }
         }
     }
 }

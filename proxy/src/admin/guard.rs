@@ -18,8 +18,10 @@ use super::host::Authority;
 #[derive(Clone, Debug, Default)]
 struct Known(Arc<OnceLock<Role>>);
 
-/// The only query that is understood, on one route.
+/// The only query that is understood, but for those of taps.
 const ORIGIN_QUERY: (&str, &str) = ("/config", "origin=true");
+/// Where conditions on flows are taken.
+const TAPS: &str = "/tap/";
 
 /// The outermost layer.
 pub(super) async fn guard(State(auth): State<Arc<Auth>>, mut request: Request, next: Next) -> Response {
@@ -146,8 +148,17 @@ fn exact_path(uri: &Uri) -> Result<(), ApiError> {
     match uri.query() {
         None => Ok(()),
         Some(query) if (path, query) == ORIGIN_QUERY => Ok(()),
+        Some(query) if path.starts_with(TAPS) && is_plain_query(query) => Ok(()),
+        Some(_) if path.starts_with(TAPS) => {
+            Err(ApiError::bad_request("conditions are visible ASCII without escapes"))
+        }
         Some(_) => Err(ApiError::bad_request("this route takes no query")),
     }
+}
+
+/// Whether a query can be read in one way only: nothing in it is an escape.
+pub(crate) fn is_plain_query(query: &str) -> bool {
+    query.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:/[]=!&".contains(&b))
 }
 
 /// A browser says where a request comes from; only our own origin may send one. Programs say nothing.

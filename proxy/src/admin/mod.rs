@@ -14,10 +14,12 @@ mod host;
 mod operations;
 mod routes;
 mod server;
+mod tap;
 #[cfg(test)]
 mod tests;
 
 pub use auth::{Auth, Role};
 pub use door::Door;
+pub(crate) use guard::is_plain_query;
 pub use operations::{Flush, Operations};
 pub use server::serve;

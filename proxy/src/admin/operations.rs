@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use qudag_filter_dns::FlushSelector;
+use qudag_filter_dns::{FlushSelector, Question};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -42,8 +42,7 @@ pub trait Operations: Clone + Send + Sync + 'static {
     /// When there is no DNS cache, or the selection cannot be read.
     fn cache_flush(&self, what: &Flush) -> Result<u64, ControlError>;
     /// Asks the sidecar's own DNS chain.
-    fn dns_lookup(&self, name: &str, rtype: &str)
-    -> impl Future<Output = Result<Value, ControlError>> + Send;
+    fn dns_lookup(&self, question: &Question) -> impl Future<Output = Result<Value, ControlError>> + Send;
     /// The configuration in force, as YAML without secrets.
     ///
     /// # Errors
@@ -118,8 +117,8 @@ impl Operations for Control {
         self.cache_flush(what.selector()?)
     }
 
-    async fn dns_lookup(&self, name: &str, rtype: &str) -> Result<Value, ControlError> {
-        self.dns_lookup(name, rtype).await.map(json)
+    async fn dns_lookup(&self, question: &Question) -> Result<Value, ControlError> {
+        self.dns_lookup(question).await.map(json)
     }
 
     fn config_shown(&self, with_origin: bool) -> Result<String, ControlError> {

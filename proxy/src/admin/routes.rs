@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use qudag_filter_api::{Percent, Period};
+use qudag_filter_dns::Question;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -19,6 +20,7 @@ use super::body::Wish;
 use super::error::ApiError;
 use super::guard::{guard, may_probe, may_read, may_write};
 use super::operations::{Flush, Operations};
+use super::tap::Taps;
 use crate::control::{Applied, Explanation, FilterStatus, Override, Status};
 use crate::telemetry::Metrics;
 
@@ -29,10 +31,11 @@ type Answer<T> = Result<Json<T>, ApiError>;
 struct Api<C> {
     control: C,
     metrics: Metrics,
+    taps: Taps,
 }
 
 /// The whole API.
-pub(super) fn router<C: Operations>(control: C, auth: &Arc<Auth>, metrics: Metrics) -> Router {
+pub(super) fn router<C: Operations>(control: C, auth: &Arc<Auth>, metrics: Metrics, taps: Taps) -> Router {
     // Behind the method, so that a wrong method is told apart from a missing token.
     let probe =
         |handler: MethodRouter<Api<C>>| handler.route_layer(from_fn_with_state(Arc::clone(auth), may_probe));
@@ -46,6 +49,7 @@ pub(super) fn router<C: Operations>(control: C, auth: &Arc<Auth>, metrics: Metri
         .route("/filters", read(auth, filters::<C>))
         .route("/flags/{name}", read(auth, explain::<C>))
         .route("/cache", read(auth, cache_stats::<C>))
+        .route("/tap/{kind}", read(auth, tap::<C>))
         .route("/bypass", read(auth, bypass_state::<C>).merge(change(auth, bypass::<C>)))
         .route("/reload", change(auth, reload::<C>))
         .route("/cache/flush", change(auth, cache_flush::<C>))
@@ -55,7 +59,7 @@ pub(super) fn router<C: Operations>(control: C, auth: &Arc<Auth>, metrics: Metri
         .route("/dns/lookup", change(auth, dns_lookup::<C>))
         .route("/drain", change(auth, drain::<C>))
         .fallback(async || ApiError::not_found())
-        .with_state(Api { control, metrics })
+        .with_state(Api { control, metrics, taps })
         .layer(from_fn_with_state(Arc::clone(auth), guard))
 }
 
@@ -135,7 +139,9 @@ async fn cache_stats<C: Operations>(State(api): State<Api<C>>) -> Answer<Value> 
 }
 
 async fn cache_flush<C: Operations>(State(api): State<Api<C>>, Wish(what): Wish<Flush>) -> Answer<Value> {
-    Ok(Json(json!({ "flushed": api.control.cache_flush(&what)? })))
+    let flushed = api.control.cache_flush(&what)?;
+    let left = api.control.cache_stats()?.get("entries").cloned().unwrap_or_default();
+    Ok(Json(json!({ "flushed": flushed, "left": left })))
 }
 
 async fn bypass_state<C: Operations>(State(api): State<Api<C>>) -> Json<Value> {
@@ -208,20 +214,19 @@ async fn reset<C: Operations>(
     Ok(Json(api.control.clear_override(&name).await?))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Lookup {
-    name: String,
-    #[serde(default = "address", rename = "type")]
-    rtype: String,
+async fn dns_lookup<C: Operations>(
+    State(api): State<Api<C>>,
+    Wish(question): Wish<Question>,
+) -> Answer<Value> {
+    Ok(Json(api.control.dns_lookup(&question).await?))
 }
 
-fn address() -> String {
-    "A".to_owned()
-}
-
-async fn dns_lookup<C: Operations>(State(api): State<Api<C>>, Wish(wish): Wish<Lookup>) -> Answer<Value> {
-    Ok(Json(api.control.dns_lookup(&wish.name, &wish.rtype).await?))
+async fn tap<C: Operations>(
+    State(api): State<Api<C>>,
+    Path(kind): Path<String>,
+    uri: Uri,
+) -> Result<Response, ApiError> {
+    api.taps.open(&kind, uri.query())
 }
 
 async fn drain<C: Operations>(State(api): State<Api<C>>, _: Wish<Nothing>) -> (StatusCode, Json<Value>) {

@@ -9,6 +9,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
+use axum::response::Response;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use qudag_filter_common::{Drain, Socket, Stream};
@@ -18,6 +20,7 @@ use tower::ServiceExt;
 use super::auth::{Auth, Peer};
 use super::operations::Operations;
 use super::routes;
+use super::tap::{Endless, Taps};
 use crate::telemetry::Metrics;
 
 /// How many connections there may be. When one more comes, the oldest one that has no request at work is closed.
@@ -28,6 +31,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// would otherwise stay for ever.
 const LIFETIME: Duration = Duration::from_secs(60);
 const LAST_ANSWER: Duration = Duration::from_secs(30);
+/// How long an answer that has no end of its own may be left unread.
+const UNREAD: Duration = Duration::from_secs(30);
 /// How long a stopping server waits for answers under way.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 /// How much of a request's head is read at most; more is answered with 431.
@@ -43,9 +48,9 @@ pub async fn serve<C: Operations>(
 ) {
     let loopback = is_loopback(&socket);
     let upkeep = metrics.clone().upkeep();
-    let router = routes::router(control, &Arc::new(auth), metrics);
-    let connections = Connections::default();
     let drain = Drain::new();
+    let router = routes::router(control, &Arc::new(auth), metrics, Taps::new(drain.clone()));
+    let connections = Connections::default();
     let on_connection = {
         let drain = drain.clone();
         move |stream: Stream| {
@@ -86,15 +91,18 @@ async fn connection(stream: Stream, peer: Peer, router: Router, connections: Con
         return;
     }
     let Some(place) = connections.enter() else { return };
-    let busy = Arc::clone(&place.entry.busy);
+    let entry = Arc::clone(&place.entry);
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
         let router = router.clone();
-        let busy = Busy::new(&busy);
+        let busy = Busy::new(&entry);
         async move {
             let response = router.oneshot(request.map(Body::new)).await;
-            drop(busy);
-            response.map_err(|never: Infallible| match never {})
+            let response = response.map_err(|never: Infallible| match never {})?;
+            Ok::<_, Infallible>(match response.extensions().get::<Endless>().cloned() {
+                Some(endless) => busy.until_the_end_of(response, endless),
+                None => response,
+            })
         }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
@@ -105,7 +113,7 @@ async fn connection(stream: Stream, peer: Peer, router: Router, connections: Con
         _ = serving.as_mut() => return,
         () = place.entry.closed.cancelled() => return,
         () = drain.stopping() => {}
-        () = tokio::time::sleep(LIFETIME) => {}
+        () = end_of_life(&place.entry) => {}
     }
     serving.as_mut().graceful_shutdown();
     tokio::select! {
@@ -113,6 +121,17 @@ async fn connection(stream: Stream, peer: Peer, router: Router, connections: Con
         () = place.entry.closed.cancelled() => {}
         () = drain.aborted() => {}
         () = tokio::time::sleep(LAST_ANSWER) => {}
+    }
+}
+
+/// Resolves when a connection has lived long enough. One with an endless answer lives on while that is read.
+async fn end_of_life(entry: &Entry) {
+    loop {
+        tokio::time::sleep(LIFETIME).await;
+        let endless = entry.endless.lock().unwrap_or_else(PoisonError::into_inner);
+        if endless.as_ref().is_none_or(|endless| endless.idle() > UNREAD) {
+            return;
+        }
     }
 }
 
@@ -126,7 +145,9 @@ struct Connections {
 #[derive(Debug)]
 struct Entry {
     id: u64,
-    busy: Arc<AtomicBool>,
+    busy: AtomicBool,
+    /// The answer under way, if it has no end of its own.
+    endless: Mutex<Option<Endless>>,
     closed: CancellationToken,
 }
 
@@ -135,7 +156,8 @@ impl Connections {
     fn enter(&self) -> Option<Place> {
         let entry = Arc::new(Entry {
             id: self.next.fetch_add(1, Ordering::Relaxed),
-            busy: Arc::default(),
+            busy: AtomicBool::default(),
+            endless: Mutex::default(),
             closed: CancellationToken::new(),
         });
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -163,18 +185,34 @@ impl Drop for Place {
 }
 
 /// A request at work. Requests of one connection come one after another, so a flag is enough.
-struct Busy(Arc<AtomicBool>);
+struct Busy(Arc<Entry>);
 
 impl Busy {
-    fn new(flag: &Arc<AtomicBool>) -> Self {
-        flag.store(true, Ordering::Relaxed);
-        Self(Arc::clone(flag))
+    fn new(entry: &Arc<Entry>) -> Self {
+        entry.busy.store(true, Ordering::Relaxed);
+        Self(Arc::clone(entry))
+    }
+
+    fn endless(&self, endless: Option<Endless>) {
+        *self.0.endless.lock().unwrap_or_else(PoisonError::into_inner) = endless;
+    }
+
+    /// Keeps the place of a connection whose answer goes on for as long as it is read.
+    fn until_the_end_of(self, response: Response, endless: Endless) -> Response {
+        self.endless(Some(endless));
+        response.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                let _held = &self;
+                frame
+            }))
+        })
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.endless(None);
+        self.0.busy.store(false, Ordering::Relaxed);
     }
 }
 
@@ -186,7 +224,7 @@ mod unit_tests {
     fn the_oldest_idle_connection_makes_room() {
         let connections = Connections::default();
         let mut places: Vec<_> = (0..MAX_CONNECTIONS).map(|_| connections.enter().unwrap()).collect();
-        let busy = Busy::new(&places[0].entry.busy);
+        let busy = Busy::new(&places[0].entry);
         let one_more = connections.enter().unwrap();
         assert!(!places[0].entry.closed.is_cancelled());
         assert!(places[1].entry.closed.is_cancelled());
@@ -202,7 +240,7 @@ mod unit_tests {
     fn when_all_are_busy_nobody_is_let_in() {
         let connections = Connections::default();
         let places: Vec<_> = (0..MAX_CONNECTIONS).map(|_| connections.enter().unwrap()).collect();
-        let busy: Vec<_> = places.iter().map(|place| Busy::new(&place.entry.busy)).collect();
+        let busy: Vec<_> = places.iter().map(|place| Busy::new(&place.entry)).collect();
         assert!(connections.enter().is_none());
         drop(busy);
         assert!(connections.enter().is_some());

@@ -167,7 +167,37 @@ Examples:
         #[command(flatten)]
         format: Format,
     },
+    /// Watch flows of a kind of traffic as they end: queries, calls, requests, streams, sessions
+    #[command(after_help = "\
+Conditions compare what a flow has: client (an address, with or without port, or unix), outcome (ok, timeout, ...), and
+  dns   name (and all names below it), type, rcode, source, filter (which one answered), transport, flags, error
+  http  method, path, status        rpc  method        peer  listener, route, to, error
+  db    startup, user, database, application, error
+Of several for one key one has to hold; of several keys each; those with != all. What comes too fast is counted, not waited for.
+
+Examples:
+  qudag-sidecar tap dns
+  qudag-sidecar tap dns --filter name=example.com --filter 'outcome!=ok'
+  qudag-sidecar tap rpc --filter client=10.0.0.7 --for 30s --json")]
+    Tap {
+        /// What to show.
+        #[command(flatten)]
+        tap: super::tap::TapOptions,
+        /// Which sidecar.
+        #[command(flatten)]
+        target: Target,
+        /// How to print.
+        #[command(flatten)]
+        format: Format,
+    },
     /// Ask the sidecar's DNS
+    #[command(after_help = "\
+Examples:
+  qudag-sidecar dns lookup www.example.com
+  qudag-sidecar dns lookup www.example.com --type AAAA --trace     which filter answered, and why
+  qudag-sidecar dns lookup 192.0.2.1 --type PTR
+
+Exit code 1 when no filter and no server had an answer.")]
     Dns {
         /// What to do.
         #[command(subcommand)]
@@ -311,6 +341,15 @@ pub enum DnsCommand {
         /// The record type, such as A, AAAA or TXT
         #[arg(long = "type", value_name = "TYPE", default_value = "A")]
         rtype: String,
+        /// Show the way of the query: every filter, its switch, and what it did and why
+        #[arg(long)]
+        trace: bool,
+        /// Ask for DNSSEC records (sets DO)
+        #[arg(long)]
+        dnssec: bool,
+        /// Ask the servers not to check DNSSEC records (sets CD)
+        #[arg(long)]
+        cd: bool,
     },
 }
 

@@ -8,6 +8,7 @@ mod find;
 mod local;
 mod output;
 mod remote;
+mod tap;
 mod view;
 
 use std::process::ExitCode;
@@ -58,6 +59,7 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Flags { command, target, format } => Ask::flags(command)?.run(&common, &target, format),
         Command::Cache { command, target, format } => Ask::cache(command).run(&common, &target, format),
         Command::Dns { command, target, format } => Ask::dns(command).run(&common, &target, format),
+        Command::Tap { tap: wish, target, format } => tap::run(&wish, &common, &target, format),
         Command::Bypass { state, target, format } => Ask::bypass(state).run(&common, &target, format),
         Command::Drain { target, format } => Ask::drain().run(&common, &target, format),
         Command::Reload { target, format } => Ask::reload().run(&common, &target, format),

@@ -20,13 +20,27 @@ pub(super) fn colour_on_stderr() -> bool {
 /// # Errors
 /// When it cannot be written.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
+    stream(text).map(|_| ())
+}
+
+/// Writes to standard output; false when the reader has gone.
+///
+/// # Errors
+/// When it cannot be written.
+pub(super) fn stream(text: &str) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(why) if why.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(FAILED, format!("cannot write to standard output: {why}")))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(why) if why.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(why) => Err(Failure::new(FAILED, format!("cannot write to standard output: {why}"))),
     }
+}
+
+/// Says something beside the output proper, on standard error.
+pub(super) fn remark(text: &str) {
+    let faint = cell(text, Tone::Faint).paint(colour_on_stderr());
+    // There is nowhere to complain to.
+    let _ = writeln!(io::stderr(), "{faint}");
 }
 
 /// What a piece of text says.
@@ -78,7 +92,8 @@ impl Cell {
         if colour { format!("\u{1b}[{code}m{}\u{1b}[0m", self.text) } else { self.text.clone() }
     }
 
-    fn width(&self) -> usize {
+    /// How many columns the text takes.
+    pub(super) fn width(&self) -> usize {
         self.text.chars().count()
     }
 }

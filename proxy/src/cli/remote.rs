@@ -19,6 +19,8 @@ pub(super) struct Ask {
     method: Method,
     path: String,
     view: View,
+    /// Whether an answer reports a failure, although it is one.
+    failed: fn(&Value) -> bool,
 }
 
 enum Method {
@@ -28,11 +30,11 @@ enum Method {
 
 impl Ask {
     fn get(path: impl Into<String>, view: View) -> Self {
-        Self { method: Method::Get, path: path.into(), view }
+        Self { method: Method::Get, path: path.into(), view, failed: |_| false }
     }
 
     fn post(path: impl Into<String>, body: Value, view: View) -> Self {
-        Self { method: Method::Post(body), path: path.into(), view }
+        Self { method: Method::Post(body), path: path.into(), view, failed: |_| false }
     }
 
     /// `status`
@@ -104,8 +106,12 @@ impl Ask {
 
     /// `dns …`
     pub(super) fn dns(command: DnsCommand) -> Self {
-        let DnsCommand::Lookup { name, rtype } = command;
-        Self::post("/dns/lookup", json!({"name": name, "type": rtype}), view::lookup)
+        let DnsCommand::Lookup { name, rtype, trace, dnssec, cd } = command;
+        let body = json!({"name": name, "type": rtype, "trace": trace, "dnssec": dnssec, "cd": cd});
+        Self {
+            failed: |answer| answer.get("error").is_some(),
+            ..Self::post("/dns/lookup", body, view::lookup)
+        }
     }
 
     /// Asks, and prints the answer.
@@ -119,7 +125,8 @@ impl Ask {
             format!("{answer:#}\n")
         } else {
             (self.view)(&answer, output::colour_on_stdout())
-        })
+        })?;
+        if (self.failed)(&answer) { Err(Failure::silent(FAILED)) } else { Ok(()) }
     }
 
     async fn send(&self, client: &Client) -> Result<Value, ClientError> {

@@ -214,11 +214,14 @@ impl Default for FlowsConfig {
 }
 
 impl FlowsConfig {
-    /// The choice for each kind of traffic, by its name.
+    /// The choice for each kind of traffic.
+    pub fn kinds(&self) -> [(&'static str, FlowLog); 5] {
+        [("dns", self.dns), ("peer", self.peer), ("rpc", self.rpc), ("http", self.http), ("db", self.db)]
+    }
+
+    /// The same by name.
     pub fn table(&self) -> Flows {
-        let kinds =
-            [("dns", self.dns), ("peer", self.peer), ("rpc", self.rpc), ("http", self.http), ("db", self.db)];
-        kinds.into_iter().map(|(kind, choice)| (kind.to_owned(), choice)).collect()
+        self.kinds().into_iter().map(|(kind, choice)| (kind.to_owned(), choice)).collect()
     }
 }
 

@@ -8,12 +8,12 @@ use arc_swap::ArcSwapOption;
 use metrics::{counter, gauge};
 use qudag_filter_api::SlotInfo;
 use qudag_filter_common::Watch;
-use qudag_filter_dns::{CacheState, CacheStats, FlushSelector, Lookup};
+use qudag_filter_dns::{CacheState, CacheStats, FlushSelector, Question};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Applied, ConfigOrigin, ConfigStatus, ControlError, Explanation, FilterStatus, Override, Readiness,
-    Refusal, Status,
+    Applied, ConfigOrigin, ConfigStatus, ControlError, Explanation, FilterStatus, LookedUp, Override,
+    Readiness, Refusal, Status,
 };
 use crate::config::{self, Config, Loaded, Source, last_good};
 use crate::flags::{Flags, KillFile, Operator, names};
@@ -353,15 +353,16 @@ impl Control {
     ///
     /// # Errors
     /// When DNS is not served, or the query makes no sense.
-    pub async fn dns_lookup(&self, name: &str, rtype: &str) -> Result<Lookup, ControlError> {
+    pub async fn dns_lookup(&self, question: &Question) -> Result<LookedUp, ControlError> {
         let generation = self.generation();
         let line = generation.kinds.dns.as_ref();
         let chain = line
             .ok_or_else(|| ControlError::NotFound("DNS is not served: no listeners.dns".to_owned()))?
             .chain();
-        qudag_filter_dns::lookup(chain, name, rtype)
+        let lookup = qudag_filter_dns::lookup(chain, question)
             .await
-            .map_err(|why| ControlError::Invalid(why.to_string()))
+            .map_err(|why| ControlError::Invalid(why.to_string()))?;
+        Ok(LookedUp::new(lookup, generation.switches.statuses()))
     }
 
     /// The configuration in force as YAML, secrets by reference only.

@@ -50,6 +50,9 @@ macro_rules! kinds {
         }
 
         impl Kinds {
+            /// The names of all kinds.
+            pub const NAMES: &'static [&'static str] = &[$(stringify!($kind)),+];
+
             /// Builds every kind that has a listener, taking states over from `previous`.
             pub(super) fn build(
                 config: &Config,

@@ -160,6 +160,16 @@ pub const CATALOGUE: &[Metric] = &[
     ),
     histogram("qudag_sidecar_dns_upstream_seconds", &["server"], "Time that a server took to answer."),
     counter(
+        "qudag_sidecar_dns_replies_total",
+        &["source", "rcode"],
+        "Replies that clients got, by where they come from and by their code.",
+    ),
+    counter(
+        "qudag_sidecar_dns_extended_errors_total",
+        &["reason"],
+        "Replies with an extended error (RFC 8914), by its code.",
+    ),
+    counter(
         "qudag_sidecar_dns_ignored_total",
         &["reason"],
         "Messages at the DNS listener that got no reply because they are no queries.",

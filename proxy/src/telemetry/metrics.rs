@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use metrics::{describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use qudag_filter_common::live;
 use tracing_appender::non_blocking::ErrorCounter;
 
 use super::catalogue::{CATALOGUE, MetricKind};
@@ -68,13 +69,14 @@ impl Metrics {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            live::upkeep();
             self.handle.run_upkeep();
         }
     }
 
     /// All metrics in Prometheus' text format, version 0.0.4.
     pub fn render(&self) -> String {
-        let mut text = self.handle.render();
+        let mut text = without_the_gone(&self.handle.render());
         let dropped = self.dropped_log_lines.as_ref();
         let dropped =
             dropped.map(|lines| ("qudag_sidecar_log_lines_dropped_total", lines.dropped_lines() as f64));
@@ -83,6 +85,12 @@ impl Metrics {
         }
         text
     }
+}
+
+/// Without the series that say *not a number*: what they showed is gone (see [`live`]).
+fn without_the_gone(text: &str) -> String {
+    let lines = text.split_inclusive('\n');
+    lines.filter(|line| line.starts_with('#') || !line.trim_end().ends_with(" NaN")).collect()
 }
 
 fn recorder() -> Result<PrometheusRecorder, MetricsError> {
@@ -145,6 +153,21 @@ mod tests {
             lines.filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
         };
         assert_eq!(named("# HELP "), named("# TYPE "));
+    }
+
+    #[test]
+    fn what_is_gone_is_left_out() {
+        let recorder = recorder().unwrap();
+        let handle = recorder.handle();
+        let metrics = Metrics { handle, dropped_log_lines: None };
+        let shown = || metrics.render().lines().any(|line| line.starts_with("qudag_sidecar_breaker_open{"));
+        metrics::with_local_recorder(&recorder, || {
+            let gauge = metrics::gauge!("qudag_sidecar_breaker_open", "kind" => "rpc", "target" => "NaN NaN");
+            let gauge = live::LiveGauge::new(gauge, 1.0);
+            assert!(shown());
+            drop(gauge);
+        });
+        assert!(!shown(), "{}", metrics.render());
     }
 
     /// Both ways: what the sources emit is in the catalogue, and what is in the catalogue is emitted.

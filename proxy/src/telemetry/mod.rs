@@ -13,6 +13,7 @@ pub use catalogue::{CATALOGUE, Metric, MetricKind};
 pub use flows::{FlowLog, Flows};
 pub use logs::{LogFormat, LogOptions, Logs};
 pub use metrics::{Metrics, MetricsError};
+use qudag_filter_common::Audience;
 use tracing_appender::non_blocking::WorkerGuard;
 
 use crate::config::TelemetryConfig;
@@ -33,6 +34,7 @@ impl Telemetry {
         let (logs, guard) = Logs::install(&config.into()).map_err(io::Error::other)?;
         let metrics = Metrics::install().map_err(io::Error::other)?;
         let metrics = metrics.with_dropped_log_lines(logs.dropped_lines());
+        tell_audiences(config);
         Ok(Self { metrics, logs, _writes_the_rest: guard })
     }
 
@@ -46,12 +48,21 @@ impl Telemetry {
         // The check of the configuration has read the level already.
         if let Err(why) = self.logs.apply(&config.into()) {
             tracing::error!(%why, "the log goes on as before");
+            return;
         }
+        tell_audiences(config);
     }
 
     /// Opens the log file again before the next line, after it was rotated.
     pub fn reopen_logs(&self) {
         self.logs.reopen();
+    }
+}
+
+/// Spares the making of lines that the log would not keep.
+fn tell_audiences(config: &TelemetryConfig) {
+    for (kind, choice) in config.flows.kinds() {
+        Audience::of(kind).log_takes_ok(choice == FlowLog::All);
     }
 }
 

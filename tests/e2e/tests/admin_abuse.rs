@@ -135,11 +135,34 @@ fn matrix(addr: SocketAddr, token: &str) -> Vec<Abuse> {
         let absolute = format!("http://{host}{path}");
         all.push(abuse("absolute form", post(&absolute, &host, &fine, "{}"), &[404, 400]));
     }
-    for path in ["/status", "/config", "/filters", "/flags/dns.dns_cache", "/cache", "/bypass", "/version"] {
+    for path in [
+        "/status",
+        "/config",
+        "/filters",
+        "/flags/dns.dns_cache",
+        "/cache",
+        "/bypass",
+        "/version",
+        "/tap/dns",
+    ] {
         let bare = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
         all.push(abuse("reading without a token", bare, &[401]));
         let with_body = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{auth}Content-Length: 2\r\n\r\n{{}}");
         all.push(abuse("GET with a body", with_body, &[400]));
+    }
+    for (path, statuses) in [
+        ("/tap/dns?name=%61", &[400][..]),
+        ("/tap/dns?name=a;b", &[400]),
+        ("/tap/dns?x=y", &[400]),
+        ("/tap/dns?client=evil.example", &[400]),
+        ("/tap/nothing", &[404]),
+        ("/tap/../status", &[404]),
+        ("/tap/dns/../../status", &[404]),
+        ("/status?name=a", &[400]),
+        ("/tap?name=a", &[400, 404]),
+    ] {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{auth}\r\n");
+        all.push(abuse("a tap of what there is not", request, statuses));
     }
     for path in [
         "/../../etc/passwd",

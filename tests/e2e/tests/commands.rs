@@ -107,6 +107,7 @@ async fn what_is_generated_is_well_formed() {
         "filters",
         "flags",
         "cache",
+        "tap",
         "dns",
         "bypass",
         "drain",
@@ -155,4 +156,108 @@ async fn every_flow_ends_with_one_line() {
         sidecar.metric("qudag_sidecar_flows_total", &[("kind", "http"), ("outcome", "ok")]).await,
         3.0
     );
+}
+
+/// A sidecar that knows a name from a hosts file and has nobody to ask for others.
+async fn with_hosts(more: &str) -> (tempfile::TempDir, TestSidecar) {
+    let dir = tempfile::tempdir().unwrap();
+    let hosts = dir.path().join("hosts");
+    std::fs::write(&hosts, "192.0.2.7 known.test\n").unwrap();
+    let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let yaml = format!(
+        "listeners:\n  dns: {{ bind: \"127.0.0.1:0\" }}\nfilters:\n  dns:\n    hosts: {{ enabled: true, file: {} }}\n    \
+         dns_cache: {{ enabled: true }}\n    rate_limit: {{ enabled: false }}\n    dns_upstream: {{ servers: [\"{closed}\"], \
+         timeout: 300ms, attempt_timeout: 100ms }}\n{more}",
+        hosts.display()
+    );
+    (dir, TestSidecar::start(&yaml).await)
+}
+
+#[tokio::test]
+async fn a_look_up_tells_which_filter_answered_and_why() {
+    let (_dir, sidecar) = with_hosts("").await;
+    let found = sidecar.cli_json(&["dns", "lookup", "known.test", "--trace"]).await;
+    assert_eq!((&found["rcode"], &found["filter"]), (&"NOERROR".into(), &"hosts".into()));
+    let trace = found["trace"].as_array().unwrap();
+    let filters: Vec<_> = trace.iter().map(|step| step["filter"].as_str().unwrap()).collect();
+    let find = |name: &str| trace.iter().find(|step| step["filter"] == name).unwrap();
+    assert_eq!(filters[0], "hosts", "{filters:?}");
+    assert!(find("hosts")["steps"][0]["what"].as_str().unwrap().starts_with("answered"), "{found:#}");
+    assert_eq!(
+        (&find("rate_limit")["enabled"], &find("rate_limit")["layer"]),
+        (&false.into(), &"yaml".into())
+    );
+    assert_eq!(find("dns_cache")["reached"], Value::Null, "{found:#}");
+
+    let people = sidecar.cli(&["dns", "lookup", "unknown.test", "--trace"]).await;
+    assert_eq!(people.code, 1, "nobody had an answer: {people:?}");
+    for part in ["SERVFAIL", "not among the 1 names", "switched off by yaml", "no answer:"] {
+        assert!(people.stdout.contains(part), "{part} in\n{}", people.stdout);
+    }
+    let untraced = sidecar.cli_json(&["dns", "lookup", "known.test"]).await;
+    assert_eq!(untraced.get("trace"), None);
+}
+
+#[tokio::test]
+async fn a_tap_shows_queries_as_they_are_answered() {
+    use qudag_kit::dns::{self, hickory_proto::rr::RecordType};
+    // The log takes no query that went well, so nobody but the tap asks for its line.
+    let (dir, sidecar) = with_hosts("telemetry: { flows: { dns: errors } }\n").await;
+    let door = sidecar.listener("dns").await;
+    let follow = ["tap", "dns", "--json", "--limit", "1", "--for", "60s", "--filter", "name=known.test"];
+    let mut tap = sidecar.command(&follow).named("tap").spawn(dir.path());
+    tap.wait_for_log("it listens", |line| line.contains("live").then_some(())).await;
+    dns::ask(door, "unknown.test.", RecordType::A).await.unwrap();
+    dns::ask(door, "Known.test.", RecordType::A).await.unwrap();
+    assert!(tap.wait_for_end(Duration::from_secs(30)).await.success(), "{}", tap.log());
+    let log = tap.log();
+    let flows: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let [flow] = &flows[..] else { panic!("{log}") };
+    assert_eq!((&flow["kind"], &flow["outcome"]), (&"dns".into(), &"ok".into()));
+    let detail = &flow["detail"];
+    for (key, value) in [
+        ("name", "known.test"),
+        ("type", "A"),
+        ("rcode", "noerror"),
+        ("source", "hosts"),
+        ("filter", "hosts"),
+        ("transport", "udp"),
+    ] {
+        assert_eq!(detail[key], value, "{key} of {flow:#}");
+    }
+    assert!(detail["flags"].as_str().unwrap().contains("aa"), "{flow:#}");
+    assert!(flow["client"].as_str().unwrap().starts_with("127.0.0.1:"), "{flow:#}");
+    assert!(!sidecar.log().contains("known.test"), "the log was told not to keep it");
+
+    let timed = sidecar.cli(&["tap", "rpc", "--for", "100ms"]).await;
+    assert_eq!((timed.code, timed.stdout.as_str()), (0, ""), "{timed:?}");
+    assert!(timed.stderr.contains("0 flows"), "{timed:?}");
+    assert_eq!(sidecar.cli(&["tap", "nothing"]).await.code, 1);
+    let wrong = sidecar.cli(&["tap", "dns", "--filter", "nam=x"]).await;
+    assert!(wrong.code == 1 && wrong.stderr.contains("name"), "{wrong:?}");
+}
+
+#[tokio::test]
+async fn replies_and_their_reasons_are_counted() {
+    use qudag_kit::dns::{self, hickory_proto::rr::RecordType};
+    let (_dir, sidecar) = with_hosts("").await;
+    let door = sidecar.listener("dns").await;
+    for name in ["known.test.", "known.test.", "unknown.test."] {
+        dns::ask(door, name, RecordType::A).await.unwrap();
+    }
+    let replies =
+        async |labels: &[(&str, &str)]| sidecar.metric("qudag_sidecar_dns_replies_total", labels).await;
+    assert_eq!(replies(&[("source", "hosts"), ("rcode", "noerror")]).await, 2.0);
+    assert_eq!(replies(&[("rcode", "servfail")]).await, 1.0);
+    assert_eq!(sidecar.metric("qudag_sidecar_dns_extended_errors_total", &[]).await, 1.0);
+}
+
+#[tokio::test]
+async fn the_caches_figures_have_units_and_a_flush_tells_what_is_left() {
+    let (_dir, sidecar) = with_hosts("").await;
+    let stats = sidecar.cli(&["cache", "stats"]).await.ok();
+    for part in ["hits", "hit ratio", "max bytes", "MiB"] {
+        assert!(stats.contains(part), "{part} in\n{stats}");
+    }
+    assert_eq!(sidecar.cli(&["cache", "flush"]).await.ok(), "0 entries dropped, 0 left\n");
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 use libfuzzer_sys::fuzz_target;
 use qudag_filter_api::{Address, Resolve};
 use qudag_filter_common::Socket;
+use qudag_filter_dns::Question;
 use qudag_sidecar::admin::{Auth, Flush, Operations, Role, serve};
 use qudag_sidecar::control::{
     Applied, ConfigOrigin, ConfigStatus, ControlError, Explanation, Override, Readiness, Status,
@@ -80,8 +81,8 @@ impl Operations for Generous {
     fn cache_flush(&self, _: &Flush) -> Result<u64, ControlError> {
         granted().map(|_| 0)
     }
-    async fn dns_lookup(&self, name: &str, rtype: &str) -> Result<Value, ControlError> {
-        Ok(Value::String(format!("{name} {rtype}")))
+    async fn dns_lookup(&self, question: &Question) -> Result<Value, ControlError> {
+        Ok(Value::String(format!("{question:?}")))
     }
     fn config_shown(&self, _: bool) -> Result<String, ControlError> {
         Ok("version: 1\n".into())

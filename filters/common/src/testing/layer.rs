@@ -17,6 +17,8 @@ use super::env;
 #[derive(Debug)]
 pub(crate) struct Test;
 
+impl crate::RateLimited for Test {}
+
 impl Kind for Test {
     const NAME: &'static str = "test";
     type Req = Req;

@@ -88,8 +88,14 @@ impl FilterSpec for Hosts {
 
     fn wrap(&self, state: Arc<HostsState>, inner: Svc<Dns>) -> Svc<Dns> {
         let ttl = seconds(self.ttl.0);
+        let file: Arc<str> = self.file.display().to_string().into();
         service_fn::<Dns, _, _>(move |query: DnsQuery| {
-            let known = state.watched.table().answer(query.parsed(), ttl);
+            let table = state.watched.table();
+            let known = table.answer(query.parsed(), ttl);
+            query.note(Self::NAME, || match &known {
+                Some(_) => format!("answered: {file} has the name"),
+                None => format!("not among the {} names of {file}", table.names()),
+            });
             let inner = inner.clone();
             async move {
                 match known {

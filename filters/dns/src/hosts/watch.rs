@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use metrics::{counter, gauge};
-use qudag_filter_common::Watch;
+use qudag_filter_common::{LiveGauge, Watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::table::Table;
@@ -40,9 +40,10 @@ impl Watched {
             Watch::new(path.to_owned(), POLL, SETTLE)
         };
         let first = read(path)?;
-        loaded(path, &first);
+        let names = LiveGauge::new(gauge!("qudag_sidecar_dns_hosts_names"), 0.0);
+        loaded(path, &first, &names);
         let table = Arc::new(ArcSwap::from_pointee(first));
-        let follower = runtime.spawn(follow(watch, Arc::clone(&table), path.to_owned()));
+        let follower = runtime.spawn(follow(watch, Arc::clone(&table), path.to_owned(), names));
         Ok(Self { table, _follower: AbortOnDropHandle::new(follower) })
     }
 
@@ -52,7 +53,7 @@ impl Watched {
     }
 }
 
-async fn follow(mut watch: Watch, table: Arc<ArcSwap<Table>>, path: PathBuf) {
+async fn follow(mut watch: Watch, table: Arc<ArcSwap<Table>>, path: PathBuf, names: LiveGauge) {
     let mut failing = false;
     loop {
         tokio::select! {
@@ -66,7 +67,7 @@ async fn follow(mut watch: Watch, table: Arc<ArcSwap<Table>>, path: PathBuf) {
             Ok(new) => {
                 failing = false;
                 if **table.load() != new {
-                    loaded(&path, &new);
+                    loaded(&path, &new, &names);
                     table.store(Arc::new(new));
                 }
             }
@@ -82,9 +83,9 @@ async fn follow(mut watch: Watch, table: Arc<ArcSwap<Table>>, path: PathBuf) {
     }
 }
 
-fn loaded(path: &Path, table: &Table) {
+fn loaded(path: &Path, table: &Table, names: &LiveGauge) {
     counter!("qudag_sidecar_dns_hosts_reloads_total", "outcome" => "ok").increment(1);
-    gauge!("qudag_sidecar_dns_hosts_names").set(table.names() as f64);
+    names.set(table.names() as f64);
     tracing::info!(file = %path.display(), names = table.names(), "hosts file read");
     if let Some((line, count)) = table.wrong() {
         tracing::warn!(

@@ -4,14 +4,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hickory_proto::rr::RecordType;
 use metrics::counter;
 use qudag_filter_api::{Chains, FilterError, Kind, Lease, Looked, Rest, Tally};
-use qudag_filter_common::{FlowLine, FlowTally, Seat, Seats};
+use qudag_filter_common::flow::{Details, Ended};
+use qudag_filter_common::{Audience, FlowLine, FlowTally, Seat, Seats};
 use tokio::time::Instant;
 
+use crate::replies::ReplyTally;
 use crate::wire::{self, MIN_UDP, Parsed, Refusal, rcode, rtype};
-use crate::{Dns, DnsGlance, DnsQuery, DnsReply, DnsSettings, Source, Transport};
+use crate::{Dns, DnsGlance, DnsQuery, DnsReply, DnsSettings, Source, Transport, replies};
 
 /// What all queries of a listener share.
 pub(super) struct Shared {
@@ -69,11 +70,19 @@ pub(super) struct Intake {
     shared: Arc<Shared>,
     tally: Tally,
     flows: FlowTally,
+    replies: ReplyTally,
+    audience: &'static Audience,
 }
 
 impl Intake {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, tally: Tally::default(), flows: FlowTally::new(Dns::NAME) }
+        Self {
+            shared,
+            tally: Tally::default(),
+            flows: FlowTally::new(Dns::NAME),
+            replies: ReplyTally::default(),
+            audience: Audience::of(Dns::NAME),
+        }
     }
 
     /// Begins with the messages that have come together. All of them are served by the generation of this moment.
@@ -91,11 +100,12 @@ pub(super) struct Batch<'a> {
 
 impl Drop for Batch<'_> {
     fn drop(&mut self) {
-        let Intake { tally, flows, .. } = &mut *self.intake;
+        let Intake { tally, flows, replies, .. } = &mut *self.intake;
         if let Some(lease) = &self.lease {
             lease.chain.settle(tally);
         }
         flows.settle(self.now.elapsed());
+        replies.settle();
     }
 }
 
@@ -110,7 +120,9 @@ impl Batch<'_> {
             }
             Err(Refusal::Reply(why, reply)) => {
                 let mut line = FlowLine::start(Dns::NAME, Some(message.client));
-                line.detail("transport", message.transport.label()).detail("rcode", why);
+                let code = if why == "malformed" { rcode::label(rcode::FORMERR) } else { why };
+                line.detail("transport", message.transport.label()).detail("rcode", code);
+                replies::count(Source::Sidecar.label(), code, 1);
                 line.end("malformed", message.wire.len() as u64, reply.len() as u64);
                 out.extend_from_slice(&reply);
                 return Received::Replied;
@@ -165,12 +177,22 @@ impl Batch<'_> {
     ) -> Received {
         let code = out.get(start + 3).map_or(rcode::SERVFAIL, |flags| flags & wire::flag3::RCODE);
         let outcome = crate::kind::failure_of(code).unwrap_or("ok");
-        if tracing::enabled!(target: "flow", tracing::Level::INFO) {
-            let mut line = message.line(parsed);
-            line.detail("rcode", rcode::label(code)).detail("source", source);
-            line.end(outcome, message.wire.len() as u64, (out.len() - start) as u64);
-        } else {
-            self.intake.flows.end(outcome);
+        let Intake { flows, replies, audience, .. } = &mut *self.intake;
+        flows.end(outcome);
+        replies.count(source.label(), rcode::label(code));
+        if audience.wants(outcome) {
+            let reply = out.get(start..).unwrap_or_default();
+            let mut details = Details::default();
+            replies::describe_query(&mut details, parsed, message.transport);
+            replies::describe_reply(&mut details, parsed, reply, source, source.filter());
+            audience.show(&Ended {
+                client: Some(message.client),
+                outcome,
+                duration: self.now.elapsed(),
+                bytes_up: message.wire.len() as u64,
+                bytes_down: reply.len() as u64,
+                details: &details,
+            });
         }
         Received::Replied
     }
@@ -183,9 +205,7 @@ impl Message<'_> {
 
     fn line(&self, parsed: &Parsed) -> FlowLine {
         let mut line = FlowLine::start(Dns::NAME, Some(self.client));
-        line.detail("transport", self.transport.label())
-            .detail("name", &parsed.name)
-            .detail("type", RecordType::from(parsed.qtype));
+        line.details(|details| replies::describe_query(details, parsed, self.transport));
         line
     }
 
@@ -227,16 +247,22 @@ fn finish(
     mut line: FlowLine,
 ) -> Vec<u8> {
     let error_reply;
-    let (reply, outcome) = match result {
-        Ok(reply) => (reply, Dns::failure(reply).unwrap_or("ok")),
+    let (reply, outcome, filter) = match result {
+        Ok(reply) => (reply, Dns::failure(reply).unwrap_or("ok"), reply.source.filter()),
         Err(error) => {
             line.detail("error", error);
             error_reply = DnsReply::error(query, error);
-            (&error_reply, error.label())
+            (&error_reply, error.label(), DnsReply::refuser(error))
         }
     };
-    line.detail("rcode", rcode::label(reply.rcode())).detail("source", &reply.source);
+    replies::count(reply.source.label(), rcode::label(reply.rcode()), 1);
+    if let Some(ede) = &reply.ede {
+        replies::count_extended(ede.code, 1);
+    }
     let wire = reply.finish(query, limit);
+    line.details(|details| {
+        replies::describe_reply(details, query.parsed(), &wire, &reply.source, filter);
+    });
     line.end(outcome, query.wire().len() as u64, wire.len() as u64);
     wire
 }

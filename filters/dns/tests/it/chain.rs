@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::RecordType;
-use qudag_filter_api::{ConfigPath, FilterSpec};
-use qudag_filter_dns::{CacheState, DnsQuery, FlushSelector, Hosts, LookupError, Source, Transport, lookup};
+use qudag_filter_api::{Arm, ConfigPath, FilterSpec};
+use qudag_filter_dns::{
+    CacheState, DnsQuery, FlushSelector, Hosts, LookupError, Question, Source, Transport, lookup,
+};
 use tokio::task::JoinSet;
 use tower::ServiceExt;
 
@@ -232,28 +234,85 @@ async fn look_ups_tell_what_was_found_where() {
         upstream_key(&[&server])
     );
     let sidecar = Sidecar::with(&filters).await;
-    let found = lookup(sidecar.chain(), "www.example", "a").await.unwrap();
+    let found = lookup(sidecar.chain(), &Question::new("www.example", "a")).await.unwrap();
     assert_eq!((found.rcode.as_str(), found.source), ("NOERROR", format!("upstream {}", server.addr)));
     assert_eq!(found.records.len(), 2);
     assert_eq!(
         (found.records[0].data.as_str(), found.records[0].name.as_str()),
         ("192.0.2.1", "www.example.")
     );
-    let found = lookup(sidecar.chain(), "www.example.", "A").await.unwrap();
+    let found = lookup(sidecar.chain(), &Question::new("www.example.", "A")).await.unwrap();
     assert_eq!(found.source, Source::Cache.to_string());
-    let found = lookup(sidecar.chain(), "192.0.2.9", "PTR").await.unwrap();
+    let found = lookup(sidecar.chain(), &Question::new("192.0.2.9", "PTR")).await.unwrap();
     assert_eq!((found.source.as_str(), found.records[0].data.as_str()), ("hosts", "local.example."));
     let json = serde_json::to_value(&found).unwrap();
     assert_eq!((&json["type"], &json["records"][0]["type"]), (&"PTR".into(), &"PTR".into()));
 
     server.now(Does::NxDomain);
-    let found = lookup(sidecar.chain(), "nowhere.example", "TYPE65").await.unwrap();
+    let found = lookup(sidecar.chain(), &Question::new("nowhere.example", "TYPE65")).await.unwrap();
     assert_eq!((found.rcode.as_str(), found.records.len(), found.rtype.as_str()), ("NXDOMAIN", 0, "HTTPS"));
     let failed = |name: &'static str, rtype: &'static str| {
         let chain = sidecar.chain();
-        async move { lookup(chain, name, rtype).await.unwrap_err() }
+        async move { lookup(chain, &Question::new(name, rtype)).await.unwrap_err() }
     };
     assert!(matches!(failed("a..b", "A").await, LookupError::Name(_)));
     assert!(matches!(failed("a.b", "NOSUCH").await, LookupError::Type(_)));
     assert!(matches!(failed("a.b", "AXFR").await, LookupError::Question("notimp")));
+}
+
+#[tokio::test]
+async fn a_traced_look_up_tells_the_querys_way() {
+    let server = Server::start(Does::Answer(1)).await;
+    let (_directory, file) = hosts_file("192.0.2.9 local.example\n");
+    let filters = format!(
+        r#"{{"hosts": {{"enabled": true, "file": "{file}"}}, "rate_limit": {{"enabled": true, "rollout": 0}},
+            "dns_cache": {{"enabled": false}}, {}}}"#,
+        upstream_key(&[&server])
+    );
+    let sidecar = Sidecar::with(&filters).await;
+    let untraced = lookup(sidecar.chain(), &Question::new("www.example", "A")).await.unwrap();
+    assert_eq!(untraced.way, None);
+
+    let known = lookup(sidecar.chain(), &Question::new("local.example", "A").traced()).await.unwrap();
+    let way = known.way.unwrap();
+    assert_eq!(way.reached, [("hosts", Arm::With)], "nothing behind the filter that answered is reached");
+    assert_eq!(way.steps[0].what, format!("answered: {file} has the name"));
+
+    let asked = lookup(sidecar.chain(), &Question::new("www.example", "A").traced()).await.unwrap();
+    let way = asked.way.unwrap();
+    assert_eq!(way.reached, [("hosts", Arm::With), ("rate_limit", Arm::Without)]);
+    assert_eq!(
+        (way.steps[0].filter, way.steps[0].what.as_str()),
+        ("hosts", &*format!("not among the 1 names of {file}"))
+    );
+    assert!(way.steps.is_sorted_by_key(|step| step.at_ms), "{way:?}");
+    assert_eq!((asked.filter, asked.flags), ("dns_upstream", vec!["rd", "ra"]));
+}
+
+#[tokio::test]
+async fn a_look_up_that_fails_tells_what_a_client_would_get_and_why() {
+    let filters = r#"{"rate_limit": {"enabled": true, "per_client": {"rate": 1, "burst": 1}}}"#;
+    let server = Server::start(Does::Answer(1)).await;
+    let filters = filters.replacen('{', &format!("{{{}, ", upstream_key(&[&server])), 1);
+    let sidecar = Sidecar::with(&filters).await;
+    let question = Question::new("www.example", "A").traced();
+    assert_eq!(lookup(sidecar.chain(), &question).await.unwrap().rcode, "NOERROR");
+    let refused = lookup(sidecar.chain(), &question).await.unwrap();
+    assert_eq!((refused.rcode.as_str(), refused.filter), ("REFUSED", "rate_limit"));
+    assert_eq!(refused.extended_error.unwrap().reason, "prohibited");
+    assert!(refused.error.unwrap().contains("rate limit"));
+    let steps = refused.way.unwrap().steps;
+    assert!(steps.iter().any(|step| step.what.starts_with("refused: rate limit reached")), "{steps:?}");
+}
+
+#[tokio::test]
+async fn a_look_up_can_ask_for_dnssec_records_and_no_checks() {
+    let server = Server::start(Does::Answer(1)).await;
+    let sidecar = Sidecar::with(&format!("{{{}}}", upstream_key(&[&server]))).await;
+    let question = Question { dnssec: true, cd: true, ..Question::new("www.example", "A") };
+    let found = lookup(sidecar.chain(), &question).await.unwrap();
+    assert_eq!(found.flags, ["rd", "ra", "cd", "do"]);
+    let last = server.last();
+    assert!(last.metadata.checking_disabled, "{last:?}");
+    assert!(last.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok), "{last:?}");
 }

@@ -1,6 +1,7 @@
 //! The API over real sockets, with a double behind it.
 
 mod abuse;
+mod tap;
 mod usage;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use qudag_filter_api::{Address, Percent};
 use qudag_filter_common::Socket;
+use qudag_filter_dns::Question;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -112,8 +114,9 @@ impl Operations for Double {
         self.note(format!("flush {what:?}"));
         Ok(3)
     }
-    async fn dns_lookup(&self, name: &str, rtype: &str) -> Result<Value, ControlError> {
-        Ok(json!({"asked": [name, rtype]}))
+    async fn dns_lookup(&self, question: &Question) -> Result<Value, ControlError> {
+        let Question { name, rtype, dnssec, cd, trace } = question;
+        Ok(json!({"asked": [name, rtype, dnssec, cd, trace]}))
     }
     fn config_shown(&self, with_origin: bool) -> Result<String, ControlError> {
         Ok(format!("origin: {with_origin}\n"))

@@ -20,7 +20,7 @@ async fn wishes_arrive_and_errors_are_told() {
     assert_eq!(post("/filters/dns_cache/disable", "").await.json()["generation"], 2);
     assert_eq!(post("/bypass", "").await.status, 200);
     assert_eq!(post("/bypass", r#"{"on": false}"#).await.status, 200);
-    assert_eq!(post("/cache/flush", r#"{"type": "A"}"#).await.json(), json!({"flushed": 3}));
+    assert_eq!(post("/cache/flush", r#"{"type": "A"}"#).await.json(), json!({"flushed": 3, "left": 3}));
     assert_eq!(
         server.double.asked(),
         [
@@ -33,7 +33,11 @@ async fn wishes_arrive_and_errors_are_told() {
     );
     assert_eq!(
         post("/dns/lookup", r#"{"name": "a.example"}"#).await.json(),
-        json!({"asked": ["a.example", "A"]})
+        json!({"asked": ["a.example", "A", false, false, false]})
+    );
+    assert_eq!(
+        post("/dns/lookup", r#"{"name": "a", "type": "TXT", "dnssec": true, "trace": true}"#).await.json(),
+        json!({"asked": ["a", "TXT", true, false, true]})
     );
     for body in [r#"{"rollout": 101}"#, r#"{"ttl": "0s"}"#, r#"{"ttl": 5}"#, r#"{"rolout": 1}"#] {
         assert_eq!(post("/filters/dns_cache/enable", body).await.status, 400, "{body}");

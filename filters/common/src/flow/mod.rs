@@ -1,25 +1,32 @@
 //! One line and a few figures for every flow that has ended.
 
-use std::fmt::{Display, Write};
+mod audience;
+mod filter;
+
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use tokio::time::Instant;
 
+pub use audience::{Audience, Details, Ended, Tap, TappedFlow, listening};
+pub use filter::{FilterProblem, FlowFilter, KEYS};
+
 /// A flow under way. [`FlowLine::end`] writes the line; a line that is dropped before ends as `aborted`.
 ///
 /// The line is a tracing event at target `flow` with the fields `kind`, `client`, `outcome`, `duration_ms`, `bytes_up`,
-/// `bytes_down` and `detail`; it is a warning unless all is well or a peer is to blame.
+/// `bytes_down` and `detail`; it is a warning unless all is well or a peer is to blame. Taps see the flow as well.
 ///
 /// Metrics: `qudag_sidecar_flows_total{kind,outcome}`, `qudag_sidecar_flow_duration_seconds{kind}`,
 /// `qudag_sidecar_flows_active{kind}`.
 #[derive(Debug)]
 pub struct FlowLine {
     kind: &'static str,
+    audience: &'static Audience,
     client: Option<SocketAddr>,
     start: Instant,
-    detail: String,
+    details: Details,
     active: Option<Gauge>,
 }
 
@@ -28,21 +35,21 @@ impl FlowLine {
     pub fn start(kind: &'static str, client: Option<SocketAddr>) -> Self {
         let active = gauge!("qudag_sidecar_flows_active", "kind" => kind);
         active.increment(1.0);
-        Self { kind, client, start: Instant::now(), detail: String::new(), active: Some(active) }
+        let (audience, details) = (Audience::of(kind), Details::default());
+        Self { kind, audience, client, start: Instant::now(), details, active: Some(active) }
     }
 
-    /// Adds `key=value` to the line. Values come from peers as well: they are written in Rust's string notation where they hold
-    /// more than visible ASCII without quotes.
+    /// Adds `key=value` to the line, in place of an earlier value of that key. Keys are those of [`KEYS`].
     pub fn detail(&mut self, key: &'static str, value: impl Display) -> &mut Self {
-        if tracing::enabled!(target: "flow", tracing::Level::WARN) {
-            let value = value.to_string();
-            let plain = !value.is_empty() && value.bytes().all(|b| b.is_ascii_graphic() && b != b'"');
-            let space = if self.detail.is_empty() { "" } else { " " };
-            // Writing to a string cannot fail.
-            let _ = match plain {
-                true => write!(self.detail, "{space}{key}={value}"),
-                false => write!(self.detail, "{space}{key}={value:?}"),
-            };
+        self.details(|details| {
+            details.add(key, value);
+        })
+    }
+
+    /// Adds several details, if anybody is there to see them.
+    pub fn details(&mut self, add: impl FnOnce(&mut Details)) -> &mut Self {
+        if self.audience.wants_details() {
+            add(&mut self.details);
         }
         self
     }
@@ -59,22 +66,14 @@ impl FlowLine {
         let duration = self.start.elapsed();
         flows(self.kind, outcome).increment(1);
         histogram!("qudag_sidecar_flow_duration_seconds", "kind" => self.kind).record(duration.as_secs_f64());
-
-        macro_rules! line {
-            ($level:ident) => {
-                tracing::$level!(
-                    target: "flow",
-                    kind = self.kind,
-                    client = self.client.map(tracing::field::display),
-                    outcome,
-                    duration_ms = duration.as_secs_f64() * 1e3,
-                    bytes_up,
-                    bytes_down,
-                    detail = (!self.detail.is_empty()).then_some(self.detail.as_str()),
-                )
-            };
-        }
-        if is_ordinary(outcome) { line!(info) } else { line!(warn) }
+        self.audience.show(&Ended {
+            client: self.client,
+            outcome,
+            duration,
+            bytes_up,
+            bytes_down,
+            details: &self.details,
+        });
     }
 }
 

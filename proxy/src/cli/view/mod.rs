@@ -1,7 +1,15 @@
 //! The admin API's answers as a person reads them.
 
+mod cache;
+mod dns;
+mod flows;
+
 use qudag_filter_api::Period;
 use serde_json::Value;
+
+pub(super) use cache::{cache, flushed};
+pub(super) use dns::lookup;
+pub(super) use flows::FlowTable;
 
 use super::output::{Cell, Tone, cell, columns, plain, table};
 
@@ -195,60 +203,6 @@ pub(super) fn explanations(answer: &Value, colour: bool) -> String {
     parts.join("\n")
 }
 
-/// `cache stats`: whatever figures there are.
-pub(super) fn cache(stats: &Value, colour: bool) -> String {
-    let rows = stats.as_object().into_iter().flatten().map(|(name, value)| {
-        let figure = match (name.as_str(), value.as_f64()) {
-            ("hit_ratio" | "hit_ratio_short" | "hit_ratio_long", Some(ratio)) => {
-                format!("{:.2} %", ratio * 100.0)
-            }
-            _ => shown(Some(value)),
-        };
-        vec![cell(name.replace('_', " "), Tone::Head), plain(figure)]
-    });
-    columns(rows.collect(), colour)
-}
-
-/// `cache flush`
-pub(super) fn flushed(answer: &Value, _: bool) -> String {
-    match number(answer, "flushed") {
-        1 => "1 entry dropped\n".to_owned(),
-        n => format!("{n} entries dropped\n"),
-    }
-}
-
-/// `dns lookup`
-pub(super) fn lookup(answer: &Value, colour: bool) -> String {
-    let rcode = text(answer, "rcode");
-    let tone = match rcode {
-        "NOERROR" => Tone::Good,
-        "NXDOMAIN" => Tone::Warn,
-        _ => Tone::Bad,
-    };
-    let elapsed = answer.get("elapsed_ms").and_then(Value::as_f64).unwrap_or_default();
-    let mut out = format!(
-        "{} {}: {} from {} in {elapsed:.3} ms\n",
-        plain(text(answer, "name")).paint(colour),
-        plain(text(answer, "type")).paint(colour),
-        cell(rcode, tone).paint(colour),
-        plain(text(answer, "source")).paint(colour),
-    );
-    let rows: Vec<_> = list(answer, "records")
-        .map(|record| {
-            vec![
-                plain(text(record, "name")),
-                plain(shown(record.get("ttl"))),
-                plain(text(record, "type")),
-                plain(text(record, "data")),
-            ]
-        })
-        .collect();
-    if !rows.is_empty() {
-        out += &table(&["NAME", "TTL", "TYPE", "DATA"], rows, colour);
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -322,24 +276,7 @@ dns.dns_cache is off at 100 %
     }
 
     #[test]
-    fn a_lookup_names_its_source() {
-        let value = json!({"name": "a.example.", "type": "A", "rcode": "NOERROR", "source": "cache",
-            "elapsed_ms": 0.0421, "records": [{"name": "a.example.", "ttl": 60, "type": "A", "data": "192.0.2.1"}]});
-        let expected = "\
-a.example. A: NOERROR from cache in 0.042 ms
-NAME        TTL  TYPE  DATA
-a.example.  60   A     192.0.2.1
-";
-        assert_eq!(lookup(&value, false), expected);
-    }
-
-    #[test]
     fn other_views() {
-        assert_eq!(flushed(&json!({"flushed": 1}), false), "1 entry dropped\n");
-        assert_eq!(
-            cache(&json!({"hits": 3, "hit_ratio": 0.75}), false),
-            "hit ratio  75.00 %\nhits       3\n"
-        );
         assert_eq!(bypass(&json!({"bypass": true}), false), "on: no filter is in use\n");
         let all = filters(&json!({"bypass": true, "filters": []}), false);
         assert_eq!(all, "KIND  FILTER  STATE  ROLLOUT  DECIDED BY\nbypass is on: no filter is in use\n");
