@@ -10,6 +10,7 @@ use qudag_filter_api::{FilterError, Flow, FlowKey, Kind};
 use serde::Serialize;
 
 use crate::wire::{self, Ede, Parsed, Refusal, flag3, rcode};
+use crate::zone::Zone;
 
 /// DNS: a query and its reply.
 #[derive(Debug)]
@@ -140,6 +141,10 @@ impl Flow for DnsQuery {
 pub enum Source {
     /// The hosts file.
     Hosts,
+    /// A zone of the configuration.
+    LocalZone,
+    /// The zone of the names that a bypass moves.
+    ServiceZone,
     /// The cache.
     Cache,
     /// An upstream server, as the configuration names it.
@@ -153,6 +158,8 @@ impl Source {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Hosts => "hosts",
+            Self::LocalZone => "local_zones",
+            Self::ServiceZone => "service_zone",
             Self::Cache => "cache",
             Self::Upstream(_) => "upstream",
             Self::Sidecar => "sidecar",
@@ -232,6 +239,8 @@ pub struct DnsSettings {
     pub max_in_flight: usize,
     /// The largest UDP reply in bytes.
     pub max_udp_reply: usize,
+    /// The zone of the names that a bypass moves; answered before any filter.
+    pub service: Option<Arc<Zone>>,
 }
 
 impl Kind for Dns {

@@ -1,7 +1,6 @@
 //! Names from a hosts file, answered before anything else.
 
 mod table;
-mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use tower::ServiceExt;
 
 pub use table::Table;
-use watch::Watched;
 
 use crate::dns_cache::HARD_LIMIT;
+use crate::watched::{Watched, readable};
 use crate::{Dns, DnsQuery, DnsReply, Source};
 
 /// Names from a hosts file: A, AAAA and PTR. The file is read again when it changes.
@@ -37,13 +36,13 @@ impl Default for Hosts {
 /// The contents of the file, which outlive a reload.
 #[derive(Debug)]
 pub struct HostsState {
-    watched: Watched,
+    watched: Watched<Table>,
 }
 
 impl HostsState {
     /// How many names the file has.
     pub fn names(&self) -> usize {
-        self.watched.table().names()
+        self.watched.contents().names()
     }
 }
 
@@ -56,7 +55,7 @@ impl FilterSpec for Hosts {
         let mut errors = Vec::new();
         if self.file.as_os_str().is_empty() {
             errors.push(at.key("file").error("no path").hint("name a file, such as /etc/hosts"));
-        } else if let Err(why) = watch::readable(&self.file) {
+        } else if let Err(why) = readable(&self.file) {
             let problem = format!("cannot read {}: {why}", self.file.display());
             errors.push(at.key("file").error(problem).hint("name a file that the sidecar may read"));
         }
@@ -78,7 +77,7 @@ impl FilterSpec for Hosts {
         {
             return Ok(state);
         }
-        let watched = Watched::open(&self.file).map_err(|why| {
+        let watched = Watched::open(&self.file, ()).map_err(|why| {
             BuildError::new("filters.dns.hosts.file", format!("cannot read {}: {why}", self.file.display()))
         })?;
         Ok(Arc::new(HostsState { watched }))
@@ -87,7 +86,11 @@ impl FilterSpec for Hosts {
     fn wrap(&self, state: Arc<HostsState>, inner: Svc<Dns>) -> Svc<Dns> {
         let ttl = seconds(self.ttl.0);
         service_fn::<Dns, _, _>(move |query: DnsQuery| {
-            let known = state.watched.table().answer(query.parsed(), ttl);
+            let known = state.watched.contents().answer(query.parsed(), ttl);
+            query.note(Self::NAME, || {
+                if known.is_some() { "the file has this name" } else { "the file does not have this name" }
+                    .to_owned()
+            });
             let inner = inner.clone();
             async move {
                 match known {

@@ -10,6 +10,7 @@ use qudag_filter_api::{Chains, FilterError, Kind, Lease};
 use qudag_filter_common::{FlowLine, Seat, Seats};
 use tower::ServiceExt;
 
+use crate::service;
 use crate::wire::{self, MIN_UDP, Refusal, rcode, rtype};
 use crate::{Dns, DnsQuery, DnsReply, DnsSettings, Source, Transport};
 
@@ -81,6 +82,9 @@ impl Shared {
         if parsed.qtype == rtype::ANY {
             let wire = wire::hinfo(parsed).into();
             let reply = DnsReply { wire, source: Source::Sidecar, ede: None };
+            return Received::Reply(finish(&query, Ok(reply), limit(&query, &lease.settings), line));
+        }
+        if let Some(reply) = service::answer(lease.settings.service.as_deref(), parsed) {
             return Received::Reply(finish(&query, Ok(reply), limit(&query, &lease.settings), line));
         }
         match self.in_flight.take(lease.settings.max_in_flight) {
