@@ -1,5 +1,6 @@
 //! What an operator can see and do, whichever way the wish arrives: admin API, signal or file watch.
 
+mod bypass;
 mod operate;
 
 use std::time::{Duration, SystemTime};
@@ -7,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use qudag_filter_api::{Address, Percent};
 use serde::{Deserialize, Serialize};
 
+pub use bypass::BypassState;
 pub use operate::{Control, OnAdopted, Parts};
 
 /// The state of the sidecar, as `status` shows it.

@@ -19,6 +19,7 @@ pub mod dns;
 pub mod haproxy;
 pub mod http;
 pub mod http_node;
+pub mod knot;
 pub mod load;
 pub mod netns;
 pub mod node;
@@ -34,6 +35,7 @@ pub mod wait;
 
 pub use haproxy::HaProxy;
 pub use http_node::HttpNode;
+pub use knot::Knot;
 pub use load::{Load, Outcome};
 pub use netns::Namespace;
 pub use node::{HostedNode, QudagNode};

@@ -113,7 +113,7 @@ impl Loaded {
 
 #[derive(Debug)]
 enum Held {
-    Fixed(Zone),
+    Fixed(Box<Zone>),
     File(Watched<Loaded>),
 }
 
@@ -183,7 +183,7 @@ impl FilterSpec for LocalZones {
                 None => {
                     let loaded = Loaded::parse("", &terms).map_err(|why| failed(why.to_string()))?;
                     loaded.publish();
-                    Held::Fixed(loaded.0)
+                    Held::Fixed(Box::new(loaded.0))
                 }
             };
             drop(zones.insert(name, held));
@@ -205,7 +205,7 @@ impl FilterSpec for LocalZones {
                         query.note(Self::NAME, || "answered with authority".to_owned());
                         Ok(reply(wire))
                     }
-                    Some(Answer::Alias(chase)) => Box::pin(follow(&state, query, chase, inner)).await,
+                    Some(Answer::Alias(chase)) => Box::pin(follow(&state, query, *chase, inner)).await,
                 }
             }
         })
@@ -245,7 +245,7 @@ async fn follow(
         };
         let (wire, further) = match found {
             Answer::Whole(wire) => (wire, None),
-            Answer::Alias(Chase { wire, target }) => (wire, Some(target)),
+            Answer::Alias(chase) => (chase.wire, Some(chase.target)),
         };
         let message = read(&wire)?;
         whole.answers.extend(message.answers);
@@ -380,6 +380,9 @@ mod tests {
             *wire.last().unwrap()
         };
         assert_eq!((last("a.lab.example"), last("fixed.lab.example")), (1, 7));
+        let asked = parse_query(&query_wire("a.lab.example", rtype::A, None)).unwrap();
+        let Some(Answer::Whole(wire)) = state.answer(&asked) else { panic!() };
+        assert_eq!(parse_reply(&wire).unwrap().records[0].ttl, 30);
         fs::write(&file, "a A 192.0.2.12\n").unwrap();
         until("the file was read again", || last("a.lab.example") == 12).await;
         fs::write(&file, "a A 192.0.2.13\na CNAME b\n").unwrap();

@@ -55,7 +55,7 @@ pub enum UpdateError {
     #[error("{name} leads to {seen}, which is neither the sidecar nor the node; it is left alone")]
     Conflict {
         /// The name.
-        name: Name,
+        name: String,
         /// Its addresses.
         seen: String,
     },
@@ -143,7 +143,7 @@ impl Updater {
             }
         }
         let seen = seen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        Err(UpdateError::Conflict { name: moved.name.clone(), seen })
+        Err(UpdateError::Conflict { name: moved.name.to_string(), seen })
     }
 
     /// From what was seen to what is wanted, if it is still as it was seen.
@@ -349,6 +349,22 @@ mod tests {
             })
             .collect();
         assert_eq!(kinds, [(false, 1), (true, 1), (false, 28), (true, 28)]);
+    }
+
+    #[tokio::test]
+    async fn a_silent_server_is_given_up_in_time_and_a_closed_port_at_once() {
+        let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = tcp.local_addr().unwrap();
+        let udp = UdpSocket::bind(server).await.unwrap();
+        let limit = Duration::from_millis(100);
+        let name = Name::from_text("example").unwrap();
+        let start = tokio::time::Instant::now();
+        let silent = serial(server, &name, limit).await.unwrap_err();
+        assert_eq!(silent.label(), "timeout");
+        assert!(start.elapsed() >= 2 * limit, "over UDP and over TCP");
+        drop((tcp, udp));
+        let closed = serial(server, &name, Duration::from_secs(60)).await.unwrap_err();
+        assert_eq!(closed.label(), "network");
     }
 
     #[test]

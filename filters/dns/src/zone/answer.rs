@@ -14,7 +14,7 @@ pub enum Answer {
     /// The whole reply, in wire format.
     Whole(Vec<u8>),
     /// The name is an alias of one outside of the zone.
-    Alias(Chase),
+    Alias(Box<Chase>),
 }
 
 /// An answer that goes on elsewhere.
@@ -69,7 +69,8 @@ impl Zone {
             let Some((alias, target)) = alias(node) else { return Some(self.nothing(reply, rcode::NOERROR)) };
             reply.set(&name, alias);
             if !target.is_within(&self.origin) || elsewhere(&target) {
-                return Some(Answer::Alias(Chase { wire: reply.finish(rcode::NOERROR), target }));
+                let chase = Chase { wire: reply.finish(rcode::NOERROR), target };
+                return Some(Answer::Alias(Box::new(chase)));
             }
             name = target;
         }
@@ -196,7 +197,8 @@ pool         CNAME loop
     /// The code, the types in the answer, and the types in the authority section.
     fn ask(name: &str, qtype: u16) -> Option<(u8, Vec<u16>, Vec<u16>)> {
         let wire = match zone().answer(&parsed(name, qtype))? {
-            Answer::Whole(wire) | Answer::Alias(Chase { wire, .. }) => wire,
+            Answer::Whole(wire) => wire,
+            Answer::Alias(chase) => chase.wire,
         };
         let reply = parse_reply(&wire).unwrap();
         assert_eq!(wire[2] & flag2::AA, flag2::AA, "{name}");

@@ -67,10 +67,10 @@ pub struct Record {
 pub enum ZoneError {
     /// It belongs to another zone.
     #[error("{0} is not in the zone {1}")]
-    Outside(Name, Name),
+    Outside(String, String),
     /// A name with an alias has no other records (RFC 2181 section 10.1).
     #[error("{0} has a CNAME record, so it cannot have another record")]
-    Alias(Name),
+    Alias(String),
     /// A zone has one SOA record, at its top.
     #[error("an SOA record stands once, at the top of the zone")]
     Soa,
@@ -96,18 +96,6 @@ impl Zone {
         Self { origin, nodes: [top].into(), soa: soa.into(), negative_ttl, records: 0 }
     }
 
-    /// A zone of records.
-    ///
-    /// # Errors
-    /// With the number of the record, counted from 0, that cannot be in it.
-    pub fn of(origin: Name, records: impl IntoIterator<Item = Record>) -> Result<Self, (usize, ZoneError)> {
-        let mut zone = Self::new(origin, 1, 60);
-        for (number, record) in records.into_iter().enumerate() {
-            zone.add(record).map_err(|why| (number, why))?;
-        }
-        Ok(zone)
-    }
-
     /// Adds a record; one that is there already is not added again. The shortest time to live of a set is that of the set.
     ///
     /// # Errors
@@ -115,7 +103,7 @@ impl Zone {
     pub fn add(&mut self, record: Record) -> Result<(), ZoneError> {
         let Record { owner, rtype, ttl, data } = record;
         if !owner.is_within(&self.origin) {
-            return Err(ZoneError::Outside(owner, self.origin.clone()));
+            return Err(ZoneError::Outside(owner.to_string(), self.origin.to_string()));
         }
         if rtype == rtype::SOA {
             let own = owner == self.origin && !self.has_soa();
@@ -138,7 +126,7 @@ impl Zone {
                 || alias && set.data.first().is_some_and(|known| *known != data)
         };
         if node.iter().any(conflict) || alias && owner == self.origin {
-            return Err(ZoneError::Alias(owner));
+            return Err(ZoneError::Alias(owner.to_string()));
         }
         self.records += 1;
         self.put(&owner, rtype, ttl, Some(data));

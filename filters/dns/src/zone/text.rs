@@ -167,8 +167,7 @@ impl Lexer<'_> {
         let (mut words, mut depth) = (Vec::new(), 0_u32);
         let mut line = self.line;
         let mut continued = self.peek().is_some_and(char::is_whitespace);
-        loop {
-            let Some(char) = self.next() else { break };
+        while let Some(char) = self.next() {
             match char {
                 '\n' if depth == 0 && words.is_empty() => {
                     line = self.line;
