@@ -109,6 +109,8 @@ async fn a_bypass_under_load_moves_names_and_fails_nobody() {
         [("on", "127.0.0.2", true), ("off", "127.0.0.1", false), ("on", "127.0.0.2", true)]
     {
         let start = Instant::now();
+        let words = ["bypass", word, "--json"];
+        let command = sidecar.cli(&words);
         let moved = async {
             eventually(NAMES, "the name has moved", async || {
                 (addresses(server, "web.svc.internal.", RecordType::A).await
@@ -118,7 +120,7 @@ async fn a_bypass_under_load_moves_names_and_fails_nobody() {
             .await;
             start.elapsed()
         };
-        let (finished, took) = tokio::join!(sidecar.cli(&["bypass", word, "--json"]), moved);
+        let (finished, took) = tokio::join!(command, moved);
         let report: Value = serde_json::from_str(&finished.stdout).unwrap_or_else(|_| panic!("{finished:?}"));
         println!("bypass {word}: the name moved in {took:?}; {:#}", report["verification"]);
         assert_eq!(finished.code, 0, "{report:#}");
@@ -210,7 +212,7 @@ async fn the_kill_file_and_the_environment_move_names_too_and_serials_never_go_b
     assert!(refused.stdout.contains("the layer kill_file keeps everything bypassed"), "{refused:?}");
     std::fs::remove_file(&kill).unwrap();
     let third = leads_to(server, "127.0.0.1", "::1").await;
-    sidecar.restart().await;
+    sidecar.start_again().await;
     let server = sidecar.listener("dns").await;
     let fourth = leads_to(server, "127.0.0.1", "::1").await;
     assert!(first < second && second < third && third == fourth, "{first} {second} {third} {fourth}");
@@ -418,7 +420,7 @@ async fn a_killed_sidecars_names_are_withdrawn_by_its_guard_and_by_command() {
     assert!(took + Duration::from_secs(5) < KILLED, "{took:?}");
     drop(guard);
 
-    sidecar.restart().await;
+    sidecar.start_again().await;
     knot_has(&knot, CLAIMED).await;
     sidecar.program().kill();
     let finished =
