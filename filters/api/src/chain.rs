@@ -7,7 +7,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::metered::{Arm, Metered};
+use crate::metered::{Arm, Metered, Meters};
+use crate::quick::{Chain, Quick, Step};
 use crate::split::Split;
 use crate::{BuildError, ConfigError, ConfigPath, Env, FilterSpec, Kind, Percent, Slot, Svc};
 
@@ -89,14 +90,19 @@ pub trait ChainSpec:
         decide: &dyn Decide,
         previous: &Self::States,
         terminal: Svc<Self::Kind>,
-    ) -> Result<(Svc<Self::Kind>, Self::States), BuildError>;
+    ) -> Result<(Chain<Self::Kind>, Self::States), BuildError>;
 }
 
-/// What turns the service inside a slot into the service outside it.
-pub type Wrap<K> = Box<dyn FnOnce(Svc<K>) -> Svc<K>>;
+/// A filter that is on, before it has its place in a chain.
+pub struct Layer<K: Kind> {
+    wrap: Box<dyn FnOnce(Svc<K>) -> Svc<K>>,
+    quick: Option<Box<dyn Quick<K>>>,
+    rollout: Percent,
+    filter: &'static str,
+}
 
 /// A slot's state, if there is or was one, and its layer, `None` when the filter is off.
-pub type Prepared<F> = (Option<Held<F>>, Option<Wrap<<F as FilterSpec>::Kind>>);
+pub type Prepared<F> = (Option<Held<F>>, Option<Layer<<F as FilterSpec>::Kind>>);
 
 /// Makes one slot's state and layer.
 ///
@@ -119,16 +125,45 @@ pub fn prepare<F: FilterSpec>(
         _ => settings.state(env, previous.map(|held| (&held.settings, Arc::clone(&held.state))))?,
     };
     let held = Held { settings: settings.clone(), state: Arc::clone(&state) };
-    let wrap: Wrap<F::Kind> = Box::new(move |inner| {
-        let with =
-            |inner| Metered::<F::Kind>::boxed(F::NAME, Arm::With, inner, |inner| settings.wrap(state, inner));
-        if toggle.rollout == Percent::ALL {
-            return with(inner);
+    let layer = Layer {
+        quick: settings.quick(&state),
+        wrap: Box::new(move |inner| settings.wrap(state, inner)),
+        rollout: toggle.rollout,
+        filter: F::NAME,
+    };
+    Ok((Some(held), Some(layer)))
+}
+
+/// The chain of layers, the first one outermost, around a terminal service.
+pub fn assemble<K: Kind>(layers: Vec<Layer<K>>, terminal: Svc<K>) -> Chain<K> {
+    let mut service = terminal.clone();
+    let mut steps: Vec<_> = layers
+        .into_iter()
+        .rev()
+        .map(|layer| {
+            let step = layer.around(service.clone());
+            service = step.service.clone();
+            step
+        })
+        .collect();
+    steps.reverse();
+    Chain::new(steps, terminal)
+}
+
+impl<K: Kind> Layer<K> {
+    fn around(self, inner: Svc<K>) -> Step<K> {
+        let Self { wrap, quick, rollout, filter } = self;
+        let salt = xxh3_64(filter.as_bytes());
+        let meters = |arm| Meters::new(K::NAME, filter, arm);
+        let with = meters(Arm::With);
+        let mut service = Metered::<K>::boxed(Arc::clone(&with), inner.clone(), wrap);
+        let without = (rollout != Percent::ALL).then(|| meters(Arm::Without));
+        if let Some(without) = &without {
+            let past = Metered::<K>::boxed(Arc::clone(without), inner, |inner| inner);
+            service = Split::<K>::boxed(service, past, rollout, salt);
         }
-        let without = Metered::<F::Kind>::boxed(F::NAME, Arm::Without, inner.clone(), |inner| inner);
-        Split::<F::Kind>::boxed(with(inner), without, toggle.rollout, xxh3_64(F::NAME.as_bytes()))
-    });
-    Ok((Some(held), Some(wrap)))
+        Step { service, quick, rollout, salt, with, without }
+    }
 }
 
 /// Declares the filters of a kind in the order in which they run.
@@ -210,16 +245,15 @@ macro_rules! chain {
                 decide: &dyn $crate::Decide,
                 previous: &Self::States,
                 terminal: $crate::Svc<$kind>,
-            ) -> Result<($crate::Svc<$kind>, Self::States), $crate::BuildError> {
+            ) -> Result<($crate::Chain<$kind>, Self::States), $crate::BuildError> {
                 let mut states = $states::default();
-                let mut wraps = Vec::new();
+                let mut layers = Vec::new();
                 $(
-                    let (held, wrap) = $crate::prepare(&self.$filter, env, decide, previous.$filter.as_ref())?;
+                    let (held, layer) = $crate::prepare(&self.$filter, env, decide, previous.$filter.as_ref())?;
                     states.$filter = held;
-                    wraps.extend(wrap);
+                    layers.extend(layer);
                 )+
-                let chain = wraps.into_iter().rev().fold(terminal, |inner, wrap| wrap(inner));
-                Ok((chain, states))
+                Ok(($crate::assemble(layers, terminal), states))
             }
         }
     };

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{BuildError, ConfigError, ConfigPath, Env, Kind, Svc};
+use crate::{BuildError, ConfigError, ConfigPath, Env, Kind, Quick, Svc};
 
 /// The settings of a filter, and how a running layer is made of them.
 ///
@@ -39,4 +39,9 @@ pub trait FilterSpec:
 
     /// The layer: a service that answers, delays, refuses, retries, or calls `inner`.
     fn wrap(&self, state: Arc<Self::State>, inner: Svc<Self::Kind>) -> Svc<Self::Kind>;
+
+    /// The same filter as it is asked without waiting; `None` where every request has to wait for the layer.
+    fn quick(&self, _state: &Arc<Self::State>) -> Option<Box<dyn Quick<Self::Kind>>> {
+        None
+    }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tower::util::BoxCloneSyncService;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::{Address, FilterError};
+use crate::{Address, Chain, FilterError};
 
 /// A kind of traffic: what its filters receive and what they answer.
 pub trait Kind: Sized + 'static {
@@ -18,6 +18,9 @@ pub trait Kind: Sized + 'static {
     type Req: Flow + Send + 'static;
     /// What the unit is answered with.
     type Rsp: Send + 'static;
+    /// A unit as it is shown to filters that may answer without waiting, with room for the answer;
+    /// [`Infallible`](std::convert::Infallible) where there are none.
+    type Glance<'a>: Flow;
     /// What listeners and the terminal service need besides the filters; swapped with them.
     type Settings: Send + Sync + 'static;
 
@@ -97,13 +100,24 @@ where
 /// A generation drains when its last lease is dropped.
 pub struct Lease<K: Kind> {
     /// The chain of this generation.
-    pub chain: Svc<K>,
+    pub chain: Chain<K>,
     /// The settings of this generation.
     pub settings: Arc<K::Settings>,
     /// The generation's number.
     pub generation: u64,
     /// Keeps the generation alive.
     pub hold: Arc<dyn Any + Send + Sync>,
+}
+
+impl<K: Kind> Clone for Lease<K> {
+    fn clone(&self) -> Self {
+        Self {
+            chain: self.chain.clone(),
+            settings: Arc::clone(&self.settings),
+            generation: self.generation,
+            hold: Arc::clone(&self.hold),
+        }
+    }
 }
 
 /// Where a listener gets the current generation's chain for its kind, at each request.

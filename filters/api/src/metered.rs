@@ -39,7 +39,7 @@ impl Arm {
 }
 
 /// The handles of one arm of one filter.
-struct Meters {
+pub(crate) struct Meters {
     kind: &'static str,
     filter: &'static str,
     arm: Arm,
@@ -49,7 +49,7 @@ struct Meters {
 }
 
 impl Meters {
-    fn new(kind: &'static str, filter: &'static str, arm: Arm) -> Arc<Self> {
+    pub(crate) fn new(kind: &'static str, filter: &'static str, arm: Arm) -> Arc<Self> {
         let labels = [("kind", kind), ("filter", filter), ("arm", arm.label())];
         Arc::new(Self {
             kind,
@@ -61,15 +61,43 @@ impl Meters {
         })
     }
 
+    /// One call, its duration and that of what it called.
     fn record(&self, total: Duration, inner: Duration, error: Option<&'static str>) {
-        self.calls.increment(1);
-        self.total_time.record(total.as_secs_f64());
         self.self_time.record(total.saturating_sub(inner).as_secs_f64());
+        self.passed(total, error);
+    }
+
+    /// One call that the filter passed on at a glance, which took it no time worth knowing.
+    pub(crate) fn passed(&self, total: Duration, error: Option<&'static str>) {
+        self.calls(1);
+        self.total_time.record(total.as_secs_f64());
         if let Some(error) = error {
-            let labels =
-                [("kind", self.kind), ("filter", self.filter), ("arm", self.arm.label()), ("error", error)];
-            counter!("qudag_sidecar_filter_errors_total", &labels).increment(1);
+            self.error(error);
         }
+    }
+
+    pub(crate) fn calls(&self, count: u64) {
+        self.calls.increment(count);
+    }
+
+    /// The times of a call that stands for so many.
+    pub(crate) fn times(&self, total: Duration, own: Duration, count: usize) {
+        self.total_time.record_many(total.as_secs_f64(), count);
+        self.self_time.record_many(own.as_secs_f64(), count);
+    }
+
+    pub(crate) fn error(&self, error: &'static str) {
+        let labels =
+            [("kind", self.kind), ("filter", self.filter), ("arm", self.arm.label()), ("error", error)];
+        counter!("qudag_sidecar_filter_errors_total", &labels).increment(1);
+    }
+}
+
+/// What a call failed with, or the failure that its reply reports.
+pub(crate) fn failure<K: Kind>(result: &Result<K::Rsp, FilterError>) -> Option<&'static str> {
+    match result {
+        Ok(reply) => K::failure(reply),
+        Err(error) => Some(error.label()),
     }
 }
 
@@ -90,14 +118,8 @@ impl<K: Kind> Clone for Metered<K> {
 
 impl<K: Kind> Metered<K> {
     /// Measures what `wrap` makes of `inner`, as one arm of a filter.
-    pub fn boxed(
-        filter: &'static str,
-        arm: Arm,
-        inner: Svc<K>,
-        wrap: impl FnOnce(Svc<K>) -> Svc<K>,
-    ) -> Svc<K> {
+    pub(crate) fn boxed(meters: Arc<Meters>, inner: Svc<K>, wrap: impl FnOnce(Svc<K>) -> Svc<K>) -> Svc<K> {
         let service = wrap(BoxCloneSyncService::new(Inner::<K> { service: inner }));
-        let meters = Meters::new(K::NAME, filter, arm);
         BoxCloneSyncService::new(Self { service, meters })
     }
 }
@@ -142,11 +164,7 @@ impl<K: Kind> Future for Measured<K> {
         let polled = this.call.poll(cx);
         *this.inner += INNER.replace(outside);
         if let Poll::Ready(result) = &polled {
-            let error = match result {
-                Ok(reply) => K::failure(reply),
-                Err(error) => Some(error.label()),
-            };
-            this.meters.record(this.start.elapsed(), *this.inner, error);
+            this.meters.record(this.start.elapsed(), *this.inner, failure::<K>(result));
         }
         polled
     }

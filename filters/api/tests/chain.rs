@@ -10,8 +10,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use qudag_filter_api::{
-    BuildError, ChainSpec, ConfigError, ConfigPath, Env, FilterError, FilterSpec, Flow, FlowKey, Held, Kind,
-    Node, Percent, Resolve, Slot, Svc, chain, service_fn,
+    BuildError, Chain, ChainSpec, ConfigError, ConfigPath, Env, FilterError, FilterSpec, Flow, FlowKey, Held,
+    Kind, Look, Looked, Node, Percent, Quick, Resolve, Slot, Svc, Tally, chain, service_fn,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,9 +26,25 @@ impl Kind for Numbers {
     const NAME: &'static str = "numbers";
     type Req = Number;
     type Rsp = Vec<String>;
+    type Glance<'a> = NumberGlance;
     type Settings = ();
     fn failure(reply: &Self::Rsp) -> Option<&'static str> {
         reply.is_empty().then_some("empty")
+    }
+}
+
+/// A number that is shown to the filters, and what they answered.
+struct NumberGlance {
+    number: u64,
+    answer: Option<&'static str>,
+}
+
+impl Flow for NumberGlance {
+    fn key(&self) -> FlowKey {
+        Number(self.number).key()
+    }
+    fn client(&self) -> Option<IpAddr> {
+        None
     }
 }
 
@@ -41,6 +57,23 @@ impl Flow for Number {
     }
 }
 
+/// What a marker does with glances: nothing, or something for each remainder of the number.
+struct Shown(&'static str);
+
+impl Quick<Numbers> for Shown {
+    fn look(&self, glance: &mut NumberGlance) -> Look {
+        match (self.0, glance.number % 4) {
+            (_, 0) => Look::Wait,
+            ("first", 1) => Look::Refused(FilterError::Refused("odd".into())),
+            ("second", 2) => {
+                glance.answer = Some(self.0);
+                Look::Answered(None)
+            }
+            _ => Look::Pass,
+        }
+    }
+}
+
 macro_rules! marker {
     ($type:ident, $name:literal) => {
         #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -48,6 +81,7 @@ macro_rules! marker {
         struct $type {
             delay_ms: u64,
             broken: bool,
+            quick: bool,
         }
 
         impl FilterSpec for $type {
@@ -69,6 +103,10 @@ macro_rules! marker {
                     return Err(BuildError::new($name, "broken"));
                 }
                 Ok(previous.map_or_else(Arc::default, |(_, state)| state))
+            }
+
+            fn quick(&self, _: &Arc<AtomicU64>) -> Option<Box<dyn Quick<Numbers>>> {
+                self.quick.then(|| Box::new(Shown($name)) as _)
             }
 
             fn wrap(&self, state: Arc<AtomicU64>, inner: Svc<Numbers>) -> Svc<Numbers> {
@@ -133,7 +171,7 @@ fn filters(json: &str) -> NumberFilters {
     serde_json::from_str(json).unwrap()
 }
 
-fn build(filters: &NumberFilters, previous: &NumberStates) -> (Svc<Numbers>, NumberStates) {
+fn build(filters: &NumberFilters, previous: &NumberStates) -> (Chain<Numbers>, NumberStates) {
     filters.build(&env(), &(), previous, terminal()).unwrap()
 }
 
@@ -141,12 +179,12 @@ fn build(filters: &NumberFilters, previous: &NumberStates) -> (Svc<Numbers>, Num
 async fn filters_run_in_the_order_of_the_source_and_off_means_absent() {
     let both = filters(r#"{"second": {"enabled": true}, "first": {"enabled": true}}"#);
     let (chain, states) = build(&both, &NumberStates::default());
-    assert_eq!(chain.oneshot(Number(7)).await.unwrap(), ["first", "second", "7"]);
+    assert_eq!(chain.call(Number(7)).await.unwrap(), ["first", "second", "7"]);
     assert!(states.first.is_some() && states.second.is_some());
 
     let none = filters("{}");
     let (chain, states) = build(&none, &NumberStates::default());
-    assert_eq!(chain.oneshot(Number(7)).await.unwrap(), ["7"]);
+    assert_eq!(chain.call(Number(7)).await.unwrap(), ["7"]);
     assert!(states.first.is_none(), "a filter that was never on has no state");
 }
 
@@ -154,14 +192,14 @@ async fn filters_run_in_the_order_of_the_source_and_off_means_absent() {
 async fn state_survives_new_settings_and_a_time_off() {
     let count = |states: &NumberStates| states.first.as_ref().unwrap().state.load(Ordering::Relaxed);
     let (chain, states) = build(&filters(r#"{"first": {"enabled": true}}"#), &NumberStates::default());
-    chain.oneshot(Number(1)).await.unwrap();
+    chain.call(Number(1)).await.unwrap();
     let (chain, states) = build(&filters(r#"{"first": {"enabled": true, "delay_ms": 5}}"#), &states);
-    chain.oneshot(Number(1)).await.unwrap();
+    chain.call(Number(1)).await.unwrap();
     assert_eq!(count(&states), 2);
     let (chain, states) = build(&filters("{}"), &states);
-    chain.oneshot(Number(1)).await.unwrap();
+    chain.call(Number(1)).await.unwrap();
     let (chain, states) = build(&filters(r#"{"first": {"enabled": true}}"#), &states);
-    chain.oneshot(Number(1)).await.unwrap();
+    chain.call(Number(1)).await.unwrap();
     assert_eq!(count(&states), 3);
     assert!(matches!(&states.first, Some(Held { settings: First { delay_ms: 0, .. }, .. })));
 }
@@ -174,7 +212,7 @@ async fn a_share_of_flows_takes_the_filter_and_keeps_taking_it() {
         let (chain, _) = build(&slots, &NumberStates::default());
         let mut chosen = Vec::new();
         for number in 0..2000 {
-            if chain.clone().oneshot(Number(number)).await.unwrap().len() == 2 {
+            if chain.call(Number(number)).await.unwrap().len() == 2 {
                 chosen.push(number);
             }
         }
@@ -187,6 +225,96 @@ async fn a_share_of_flows_takes_the_filter_and_keeps_taking_it() {
     assert!((150..250).contains(&ten.len()), "{} of 2000 at 10 %", ten.len());
     assert!((900..1100).contains(&half.len()), "{} of 2000 at 50 %", half.len());
     assert!(ten.iter().all(|number| half.contains(number)), "nobody moves when the share grows");
+}
+
+/// What becomes of a number that is shown to a chain: the answer, the label of a refusal, or what the rest of the chain says.
+async fn show(chain: &Chain<Numbers>, number: u64, tally: &mut Tally) -> Vec<String> {
+    let mut glance = NumberGlance { number, answer: None };
+    match chain.look(&mut glance, tally) {
+        Looked::Answered => vec![format!("{} at once", glance.answer.unwrap())],
+        Looked::Refused(error) => vec![error.label().to_owned()],
+        Looked::Wait(rest) => rest.call(Number(number)).await.unwrap(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_need_not_wait_is_answered_and_the_rest_goes_on_from_where_it_was() {
+    let mut tally = Tally::default();
+    let (chain, states) = build(
+        &filters(
+            r#"{"first": {"enabled": true, "quick": true}, "second": {"enabled": true, "quick": true}}"#,
+        ),
+        &NumberStates::default(),
+    );
+    assert_eq!(show(&chain, 4, &mut tally).await, ["first", "second", "4"]);
+    assert_eq!(show(&chain, 5, &mut tally).await, ["refused"]);
+    assert_eq!(show(&chain, 6, &mut tally).await, ["second at once"]);
+    assert_eq!(show(&chain, 7, &mut tally).await, ["7"], "both have passed it on");
+    let asked = |states: &NumberStates| states.second.as_ref().unwrap().state.load(Ordering::Relaxed);
+    assert_eq!(asked(&states), 1, "none is asked after it was shown");
+
+    // A filter that cannot be shown anything is asked, also behind one that passes.
+    let (chain, _) = build(
+        &filters(r#"{"first": {"enabled": true, "quick": true}, "second": {"enabled": true}}"#),
+        &NumberStates::default(),
+    );
+    assert_eq!(show(&chain, 6, &mut tally).await, ["second", "6"]);
+    let (chain, _) = build(&filters("{}"), &NumberStates::default());
+    assert_eq!(show(&chain, 6, &mut tally).await, ["6"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_share_of_flows_is_the_same_at_a_glance() {
+    let mut slots = filters(r#"{"second": {"enabled": true, "quick": true}}"#);
+    slots.second.rollout = Percent::new(30.0).unwrap();
+    let (chain, _) = build(&slots, &NumberStates::default());
+    let mut tally = Tally::default();
+    for number in (2..800).step_by(4) {
+        let asked = chain.call(Number(number)).await.unwrap().len() == 2;
+        let shown = show(&chain, number, &mut tally).await == ["second at once"];
+        assert_eq!(asked, shown, "{number}");
+    }
+}
+
+#[test]
+fn answers_at_a_glance_are_metered_too() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    metrics::with_local_recorder(&recorder, || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut slots = filters(
+                r#"{"first": {"enabled": true, "quick": true}, "second": {"enabled": true, "quick": true}}"#,
+            );
+            slots.first.rollout = Percent::NONE;
+            let (chain, _) = build(&slots, &NumberStates::default());
+            let mut tally = Tally::default();
+            for number in 0..64 {
+                // 16 answers, and 48 that come to the end of the chain.
+                show(&chain, number, &mut tally).await;
+            }
+            chain.settle(&mut tally);
+            chain.settle(&mut tally);
+        });
+    });
+    let mut found = Vec::new();
+    for (key, _, _, value) in snapshotter.snapshot().into_vec() {
+        let key = key.key();
+        let label = |name| key.labels().find(|label| label.key() == name).unwrap().value().to_owned();
+        match value {
+            DebugValue::Counter(calls) => found.push((label("filter"), label("arm"), calls)),
+            // All that waited, and one of 16 answers for all of them.
+            DebugValue::Histogram(times) if key.name().ends_with("duration_seconds") && !times.is_empty() => {
+                assert_eq!(times.len(), 64, "{key}")
+            }
+            DebugValue::Histogram(_) => {}
+            DebugValue::Gauge(_) => unreachable!(),
+        }
+    }
+    found.retain(|(.., calls)| *calls > 0);
+    found.sort();
+    let of = |filter: &str, arm: &str, calls| (filter.to_owned(), arm.to_owned(), calls);
+    assert_eq!(found, [of("first", "without", 64), of("second", "with", 64)]);
 }
 
 #[test]
@@ -217,10 +345,10 @@ fn each_arm_is_metered_with_the_filters_own_time() {
         runtime.block_on(async {
             let mut slots = filters(r#"{"first": {"enabled": true, "delay_ms": 30}}"#);
             let (chain, _) = build(&slots, &NumberStates::default());
-            chain.oneshot(Number(1)).await.unwrap();
+            chain.call(Number(1)).await.unwrap();
             slots.first.rollout = Percent::NONE;
             let (chain, _) = build(&slots, &NumberStates::default());
-            chain.oneshot(Number(u64::MAX)).await.unwrap_err();
+            chain.call(Number(u64::MAX)).await.unwrap_err();
         });
     });
     let mut found = Vec::new();

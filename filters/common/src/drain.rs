@@ -32,6 +32,11 @@ impl Drain {
         drop(self.tasks.spawn(work));
     }
 
+    /// Whether nothing new may be accepted.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.is_cancelled()
+    }
+
     /// Resolves when nothing new may be accepted.
     pub async fn stopping(&self) {
         self.stopping.cancelled().await;

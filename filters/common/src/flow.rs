@@ -2,8 +2,9 @@
 
 use std::fmt::{Display, Write};
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use metrics::{Gauge, counter, gauge, histogram};
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use tokio::time::Instant;
 
 /// A flow under way. [`FlowLine::end`] writes the line; a line that is dropped before ends as `aborted`.
@@ -56,7 +57,7 @@ impl FlowLine {
         let Some(active) = self.active.take() else { return };
         active.decrement(1.0);
         let duration = self.start.elapsed();
-        counter!("qudag_sidecar_flows_total", "kind" => self.kind, "outcome" => outcome).increment(1);
+        flows(self.kind, outcome).increment(1);
         histogram!("qudag_sidecar_flow_duration_seconds", "kind" => self.kind).record(duration.as_secs_f64());
 
         macro_rules! line {
@@ -81,6 +82,51 @@ impl Drop for FlowLine {
     fn drop(&mut self) {
         self.finish("aborted", 0, 0);
     }
+}
+
+/// Counts flows that were answered on the spot, many at a time: they are never active, and nobody wants a line of each.
+#[derive(Debug)]
+pub struct FlowTally {
+    kind: &'static str,
+    ok: Counter,
+    duration: Histogram,
+    ended: u32,
+    failed: u32,
+}
+
+impl FlowTally {
+    /// For flows of a kind.
+    pub fn new(kind: &'static str) -> Self {
+        Self {
+            kind,
+            ok: flows(kind, "ok"),
+            duration: histogram!("qudag_sidecar_flow_duration_seconds", "kind" => kind),
+            ended: 0,
+            failed: 0,
+        }
+    }
+
+    /// A flow has ended. `outcome` is as in [`FlowLine::end`].
+    pub fn end(&mut self, outcome: &'static str) {
+        self.ended += 1;
+        if outcome != "ok" {
+            self.failed += 1;
+            flows(self.kind, outcome).increment(1);
+        }
+    }
+
+    /// Adds up what has ended since the last time; each took at most `duration`.
+    pub fn settle(&mut self, duration: Duration) {
+        let (ended, failed) = (std::mem::take(&mut self.ended), std::mem::take(&mut self.failed));
+        if ended > 0 {
+            self.ok.increment((ended - failed).into());
+            self.duration.record_many(duration.as_secs_f64(), ended as usize);
+        }
+    }
+}
+
+fn flows(kind: &'static str, outcome: &'static str) -> Counter {
+    counter!("qudag_sidecar_flows_total", "kind" => kind, "outcome" => outcome)
 }
 
 /// Whether an outcome needs nobody's attention: success, and what peers do to their own connections.

@@ -19,7 +19,7 @@ pub mod watch;
 
 pub use circuit_breaker::{CircuitBreaker, CircuitBreakerSettings, CircuitBreakerState};
 pub use drain::Drain;
-pub use flow::FlowLine;
+pub use flow::{FlowLine, FlowTally};
 pub use generic::ForKind;
 pub use listener::{Front, KindOf, ListenerSpec, Terminal};
 pub use net::{Socket, Stream, connect};

@@ -8,7 +8,9 @@ use std::time::Instant;
 use futures_util::future::{Either, Ready, ready};
 use metrics::{Counter, counter};
 use qudag_core::bucket::{Bucket, Buckets, Rate};
-use qudag_filter_api::{BuildError, ConfigError, ConfigPath, Env, FilterError, FilterSpec, Flow, Kind, Svc};
+use qudag_filter_api::{
+    BuildError, ConfigError, ConfigPath, Env, FilterError, FilterSpec, Flow, Kind, Look, Quick, Svc,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tower::Service;
@@ -120,13 +122,18 @@ impl<K: Kind> FilterSpec for RateLimit<K> {
     }
 
     fn wrap(&self, state: Arc<RateLimitState>, inner: Svc<K>) -> Svc<K> {
-        let limited = |scope: &'static str| counter!("qudag_sidecar_rate_limited_total", "kind" => K::NAME, "scope" => scope);
-        let gate = Gate {
-            per_client: self.settings.per_client.map(|limit| (limit.rate(), limited("client"))),
-            total: self.settings.total.map(|limit| (limit.rate(), limited("total"))),
-            state,
-        };
-        BoxCloneSyncService::new(Limited::<K> { gate: Arc::new(gate), inner })
+        let gate = Arc::new(Gate::new::<K>(&self.settings, state));
+        BoxCloneSyncService::new(Limited::<K> { gate, inner })
+    }
+
+    fn quick(&self, state: &Arc<RateLimitState>) -> Option<Box<dyn Quick<K>>> {
+        Some(Box::new(Gate::new::<K>(&self.settings, Arc::clone(state))))
+    }
+}
+
+impl<K: Kind> Quick<K> for Gate {
+    fn look(&self, glance: &mut K::Glance<'_>) -> Look {
+        self.admit(glance.client()).map_or_else(Look::Refused, |()| Look::Pass)
     }
 }
 
@@ -138,6 +145,15 @@ struct Gate {
 }
 
 impl Gate {
+    fn new<K: Kind>(settings: &RateLimitSettings, state: Arc<RateLimitState>) -> Self {
+        let limited = |scope: &'static str| counter!("qudag_sidecar_rate_limited_total", "kind" => K::NAME, "scope" => scope);
+        Self {
+            per_client: settings.per_client.map(|limit| (limit.rate(), limited("client"))),
+            total: settings.total.map(|limit| (limit.rate(), limited("total"))),
+            state,
+        }
+    }
+
     fn admit(&self, ip: Option<IpAddr>) -> Result<(), FilterError> {
         let now = now();
         let limited = |counter: &Counter, retry_after| {

@@ -16,6 +16,7 @@ impl Kind for Db {
     const NAME: &'static str = "db";
     type Req = DbSession;
     type Rsp = Stream;
+    type Glance<'a> = std::convert::Infallible;
     type Settings = DbSettings;
 }
 

@@ -12,7 +12,6 @@ use qudag_filter_common::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
-use tower::ServiceExt;
 
 use crate::reply::error_response;
 use crate::startup::{Progress, StartupError, parse, shown};
@@ -245,7 +244,7 @@ impl Start<'_> {
             .ok_or(FilterError::Overloaded("too many sessions".into()))?;
         let server = Arc::clone(&settings.target);
         let session = DbSession { client: self.client.peer_addr(), first, server };
-        let stream = lease.chain.clone().oneshot(session).await?;
+        let stream = lease.chain.call(session).await?;
         Ok(Upstream { stream, settings, seat: Some(seat) })
     }
 

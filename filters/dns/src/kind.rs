@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use qudag_filter_api::{FilterError, Flow, FlowKey, Kind};
+use qudag_filter_api::{FilterError, Flow, FlowKey, Kind, Look};
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::wire::{self, Ede, Parsed, Refusal, flag3, rcode};
 use crate::zone::Zone;
@@ -76,7 +77,12 @@ impl DnsQuery {
     /// When it is not a query; see [`wire::parse_query`].
     pub fn parse(wire: Bytes, client: SocketAddr, transport: Transport) -> Result<Self, Refusal> {
         let parsed = wire::parse_query(&wire)?;
-        Ok(Self { wire, parsed, client, transport, trace: None })
+        Ok(Self::new(wire, parsed, client, transport))
+    }
+
+    /// The query that was read from a message.
+    pub(crate) fn new(wire: Bytes, parsed: Parsed, client: SocketAddr, transport: Transport) -> Self {
+        Self { wire, parsed, client, transport, trace: None }
     }
 
     /// The same query, with a record of its way.
@@ -118,17 +124,61 @@ impl DnsQuery {
 }
 
 impl Flow for DnsQuery {
-    /// One client's look-ups of one name belong together.
     fn key(&self) -> FlowKey {
-        let mut bytes = [0_u8; 16 + 255];
-        let ip = match self.client.ip() {
-            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-            IpAddr::V6(ip) => ip,
-        };
-        wire::put(&mut bytes, 0, &ip.octets());
-        let name = self.parsed.name.wire();
-        wire::put(&mut bytes, 16, name);
-        FlowKey::of(bytes.get(..16 + name.len()).unwrap_or(&bytes))
+        flow_key(self.client, &self.parsed)
+    }
+
+    fn client(&self) -> Option<IpAddr> {
+        Some(self.client.ip().to_canonical())
+    }
+}
+
+/// One client's look-ups of one name belong together.
+fn flow_key(client: SocketAddr, parsed: &Parsed) -> FlowKey {
+    let mut bytes = [0_u8; 16 + 255];
+    let ip = match client.ip() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    wire::put(&mut bytes, 0, &ip.octets());
+    let name = parsed.name.wire();
+    wire::put(&mut bytes, 16, name);
+    FlowKey::of(bytes.get(..16 + name.len()).unwrap_or(&bytes))
+}
+
+/// A query as the thread that received it shows it to the filters, with room for the reply.
+#[derive(Debug)]
+pub struct DnsGlance<'a> {
+    /// The client's message.
+    pub message: &'a [u8],
+    /// What it says.
+    pub parsed: &'a Parsed,
+    /// Who asks.
+    pub client: SocketAddr,
+    /// How it came.
+    pub transport: Transport,
+    /// When it came.
+    pub now: Instant,
+    /// The most bytes that the reply may have.
+    pub limit: usize,
+    /// Where a filter that answers puts the whole reply, as [`DnsReply::finish`] would make it: behind what is there.
+    pub out: &'a mut Vec<u8>,
+    /// Where a filter that answers says where the reply comes from.
+    pub source: Source,
+}
+
+impl DnsGlance<'_> {
+    /// Answers with a reply that is not fitted to the client yet.
+    pub fn reply(&mut self, wire: &[u8], ede: Option<&Ede>) -> Look {
+        let code = wire.get(3).copied().unwrap_or(rcode::SERVFAIL) & flag3::RCODE;
+        self.out.extend_from_slice(&wire::finish(self.message, self.parsed, wire, ede, self.limit));
+        Look::Answered(failure_of(code))
+    }
+}
+
+impl Flow for DnsGlance<'_> {
+    fn key(&self) -> FlowKey {
+        flow_key(self.client, self.parsed)
     }
 
     fn client(&self) -> Option<IpAddr> {
@@ -243,14 +293,20 @@ pub struct DnsSettings {
     pub service: Option<Arc<Zone>>,
 }
 
+/// The failure that a code reports.
+pub(crate) fn failure_of(code: u8) -> Option<&'static str> {
+    (code == rcode::SERVFAIL).then_some("servfail")
+}
+
 impl Kind for Dns {
     const NAME: &'static str = "dns";
     type Req = DnsQuery;
     type Rsp = DnsReply;
+    type Glance<'a> = DnsGlance<'a>;
     type Settings = DnsSettings;
 
     fn failure(reply: &DnsReply) -> Option<&'static str> {
-        (reply.rcode() == rcode::SERVFAIL).then_some("servfail")
+        failure_of(reply.rcode())
     }
 
     fn replay(request: &DnsQuery) -> Option<DnsQuery> {

@@ -20,7 +20,7 @@ use qudag_filter_common::RateLimit;
 
 pub use dns_cache::{CacheState, CacheStats, DnsCache, FlushSelector};
 pub use hosts::{Hosts, HostsState};
-pub use kind::{Dns, DnsQuery, DnsReply, DnsSettings, Source, Trace, TraceStep, Transport};
+pub use kind::{Dns, DnsGlance, DnsQuery, DnsReply, DnsSettings, Source, Trace, TraceStep, Transport};
 pub use listener::DnsListener;
 pub use local_zones::{LocalZone, LocalZones, LocalZonesState};
 pub use lookup::{Lookup, LookupError, lookup};

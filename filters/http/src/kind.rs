@@ -23,6 +23,7 @@ impl Kind for Http {
     const NAME: &'static str = "http";
     type Req = HttpCall;
     type Rsp = Response<Body>;
+    type Glance<'a> = std::convert::Infallible;
     type Settings = HttpSettings;
 
     fn failure(reply: &Response<Body>) -> Option<&'static str> {

@@ -13,7 +13,6 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use qudag_filter_api::{Chains, FilterError, Kind};
 use qudag_filter_common::{Drain, FlowLine, Seat};
-use tower::ServiceExt;
 
 use crate::guard::{Busy, Shared};
 use crate::headers::{check, forward, remove_hop_by_hop};
@@ -77,7 +76,7 @@ impl Requests {
     ) -> Result<Response<Body>, FilterError> {
         let lease = (self.chains)().ok_or(FilterError::Draining)?;
         let call = self.receive(request, intake, &lease.settings).await?;
-        let response = lease.chain.clone().oneshot(call).await;
+        let response = lease.chain.call(call).await;
         drop(lease);
         response
     }

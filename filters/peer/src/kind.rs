@@ -14,6 +14,7 @@ impl Kind for Peer {
     const NAME: &'static str = "peer";
     type Req = PeerConnect;
     type Rsp = Stream;
+    type Glance<'a> = std::convert::Infallible;
     type Settings = PeerSettings;
 
     /// No byte of the client is read before the connection is up, so that another attempt is always safe.

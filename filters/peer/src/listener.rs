@@ -8,7 +8,6 @@ use qudag_filter_api::{Address, Chains, Env, FilterError, HostPort, Kind};
 use qudag_filter_common::{
     ByteCounters, Drain, FlowLine, Front, Seat, Seats, Socket, SpliceOptions, Stream, splice,
 };
-use tower::ServiceExt;
 
 use crate::{Peer, PeerConnect, Route};
 
@@ -80,7 +79,7 @@ async fn open(place: &Place, client: &Stream, line: &mut FlowLine) -> Result<Ope
     line.detail("route", &route.name).detail("to", &route.to);
 
     let request = PeerConnect { client: client.peer_addr(), route: Arc::clone(route) };
-    let answer = tokio::time::timeout(CONNECT_LIMIT, lease.chain.clone().oneshot(request)).await;
+    let answer = tokio::time::timeout(CONNECT_LIMIT, lease.chain.call(request)).await;
     let upstream = answer.map_err(|_| FilterError::Timeout { after: CONNECT_LIMIT })??;
     Ok(Opened { upstream, route: Arc::clone(route), options: settings.splice, _seat: seat })
 }

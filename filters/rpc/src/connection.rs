@@ -15,7 +15,6 @@ use qudag_filter_common::{Drain, FlowLine, Seats, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
-use tower::ServiceExt;
 
 use crate::request::{INVALID_REQUEST, Method, NO_ID, Request, Unreadable, parse};
 use crate::{Rpc, RpcCall, RpcListener, RpcReply, refusal};
@@ -293,5 +292,5 @@ async fn first(replies: &mut VecDeque<oneshot::Receiver<Bytes>>) -> Option<Bytes
 async fn perform(lease: Option<Lease<Rpc>>, call: RpcCall) -> Result<RpcReply, FilterError> {
     // Held until the reply is there.
     let lease = lease.ok_or(FilterError::Draining)?;
-    lease.chain.clone().oneshot(call).await
+    lease.chain.call(call).await
 }

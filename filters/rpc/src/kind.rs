@@ -17,6 +17,7 @@ impl Kind for Rpc {
     const NAME: &'static str = "rpc";
     type Req = RpcCall;
     type Rsp = RpcReply;
+    type Glance<'a> = std::convert::Infallible;
     type Settings = RpcSettings;
 
     // A reply that reports an error is the node's answer to the call; it says nothing about the node's health.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use metrics::gauge;
 use qudag_filter_api::{
-    BuildError, ChainSpec, Chains, Decide, Env, Lease, Node, Resolve, Service, SlotInfo, Svc, Toggle,
+    BuildError, Chain, ChainSpec, Chains, Decide, Env, Lease, Node, Resolve, Service, SlotInfo, Svc, Toggle,
 };
 use qudag_filter_common::{KindOf, ListenerSpec};
 
@@ -70,7 +70,7 @@ type KindSettings<L> = <KindOf<L> as qudag_filter_api::Kind>::Settings;
 
 /// A kind's part of a generation.
 pub struct Line<L: ListenerSpec> {
-    chain: Svc<KindOf<L>>,
+    chain: Chain<KindOf<L>>,
     settings: Arc<<KindOf<L> as qudag_filter_api::Kind>::Settings>,
     /// The states of the filters.
     pub states: <L::Filters as ChainSpec>::States,
@@ -101,7 +101,7 @@ impl<L: ListenerSpec> Line<L> {
 
     /// A copy of the chain, for a request that the sidecar makes itself.
     pub fn chain(&self) -> Svc<KindOf<L>> {
-        self.chain.clone()
+        self.chain.service()
     }
 }
 

@@ -43,6 +43,7 @@ impl Kind for Bench {
     const NAME: &'static str = "bench";
     type Req = Call;
     type Rsp = u64;
+    type Glance<'a> = std::convert::Infallible;
     type Settings = ();
 }
 
@@ -135,7 +136,7 @@ impl With {
             }
         }
         let (chain, _) = filters.build(&env(), &(), &States::default(), terminal)?;
-        Ok(chain)
+        Ok(chain.service())
     }
 }
 

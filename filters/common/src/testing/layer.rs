@@ -21,6 +21,7 @@ impl Kind for Test {
     const NAME: &'static str = "test";
     type Req = Req;
     type Rsp = &'static str;
+    type Glance<'a> = std::convert::Infallible;
     type Settings = ();
 
     fn failure(reply: &&'static str) -> Option<&'static str> {

@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use qudag_filter_api::{Address, ChainSpec, Chains, ConfigPath, Env, Kind, Lease, Node, Svc};
+use qudag_filter_api::{Address, Chain, ChainSpec, Chains, ConfigPath, Env, Kind, Lease, Node};
 use serde_json::Value;
 
 use super::{Names, lock, record};
 use crate::{Drain, KindOf, ListenerSpec};
 
-type Current<K> = Arc<Mutex<Option<(Svc<K>, Arc<<K as Kind>::Settings>)>>>;
+type Current<K> = Arc<Mutex<Option<(Chain<K>, Arc<<K as Kind>::Settings>)>>>;
 
 /// One kind of traffic with its listeners, which stop with this value. Metrics and log lines are recorded.
 pub struct Sidecar<L: ListenerSpec> {

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use qudag_filter_api::{BuildError, ConfigError, ConfigPath, Env, FilterSpec, Period, Svc, service_fn};
+use qudag_filter_api::{
+    BuildError, ConfigError, ConfigPath, Env, FilterSpec, Look, Period, Quick, Svc, service_fn,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tower::ServiceExt;
@@ -15,7 +17,7 @@ pub use table::Table;
 
 use crate::dns_cache::HARD_LIMIT;
 use crate::watched::{Watched, readable};
-use crate::{Dns, DnsQuery, DnsReply, Source};
+use crate::{Dns, DnsGlance, DnsQuery, DnsReply, Source};
 
 /// Names from a hosts file: A, AAAA and PTR. The file is read again when it changes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -99,6 +101,26 @@ impl FilterSpec for Hosts {
                 }
             }
         })
+    }
+
+    fn quick(&self, state: &Arc<HostsState>) -> Option<Box<dyn Quick<Dns>>> {
+        Some(Box::new(Known { state: Arc::clone(state), ttl: seconds(self.ttl.0) }))
+    }
+}
+
+/// The hosts file as it is asked without waiting.
+struct Known {
+    state: Arc<HostsState>,
+    ttl: u32,
+}
+
+impl Quick<Dns> for Known {
+    fn look(&self, glance: &mut DnsGlance<'_>) -> Look {
+        let Some(wire) = self.state.watched.contents().answer(glance.parsed, self.ttl) else {
+            return Look::Pass;
+        };
+        glance.source = Source::Hosts;
+        glance.reply(&wire, None)
     }
 }
 

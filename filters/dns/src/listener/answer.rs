@@ -6,13 +6,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hickory_proto::rr::RecordType;
 use metrics::counter;
-use qudag_filter_api::{Chains, FilterError, Kind, Lease};
-use qudag_filter_common::{FlowLine, Seat, Seats};
-use tower::ServiceExt;
+use qudag_filter_api::{Chains, FilterError, Kind, Lease, Looked, Rest, Tally};
+use qudag_filter_common::{FlowLine, FlowTally, Seat, Seats};
+use tokio::time::Instant;
 
 use crate::service;
-use crate::wire::{self, MIN_UDP, Refusal, rcode, rtype};
-use crate::{Dns, DnsQuery, DnsReply, DnsSettings, Source, Transport};
+use crate::wire::{self, MIN_UDP, Parsed, Refusal, rcode, rtype};
+use crate::{Dns, DnsGlance, DnsQuery, DnsReply, DnsSettings, Source, Transport};
 
 /// What all queries of a listener share.
 pub(super) struct Shared {
@@ -21,12 +21,20 @@ pub(super) struct Shared {
     connections: Seats,
 }
 
+/// A message, and how it came.
+#[derive(Clone, Copy)]
+pub(super) struct Message<'a> {
+    pub(super) wire: &'a [u8],
+    pub(super) client: SocketAddr,
+    pub(super) transport: Transport,
+}
+
 /// What becomes of a message.
 pub(super) enum Received {
     /// No reply is due.
     Nothing,
-    /// This is the reply.
-    Reply(Vec<u8>),
+    /// The reply is there.
+    Replied,
     /// The chain has to be asked.
     Query(Box<Asking>),
 }
@@ -34,7 +42,9 @@ pub(super) enum Received {
 /// A query that is on its way through the chain.
 pub(super) struct Asking {
     query: DnsQuery,
+    /// Keeps the generation until the chain has answered.
     lease: Lease<Dns>,
+    rest: Rest<Dns>,
     line: FlowLine,
     _seat: Seat,
 }
@@ -53,67 +63,162 @@ impl Shared {
     pub(super) fn connect(&self) -> Option<Seat> {
         self.connections.take(self.settings()?.max_tcp_connections)
     }
+}
 
-    /// Takes a message in. Whatever can be answered without the chain is.
-    pub(super) fn receive(&self, message: Bytes, client: SocketAddr, transport: Transport) -> Received {
-        let length = message.len() as u64;
-        let query = match DnsQuery::parse(message, client, transport) {
-            Ok(query) => query,
+/// What one thread or connection takes in, and what it has counted.
+pub(super) struct Intake {
+    shared: Arc<Shared>,
+    tally: Tally,
+    flows: FlowTally,
+}
+
+impl Intake {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, tally: Tally::default(), flows: FlowTally::new(Dns::NAME) }
+    }
+
+    /// Begins with the messages that have come together. All of them are served by the generation of this moment.
+    pub(super) fn batch(&mut self) -> Batch<'_> {
+        Batch { lease: (self.shared.chains)(), intake: self, now: Instant::now() }
+    }
+}
+
+/// Messages that came together. What was answered is counted at its end.
+pub(super) struct Batch<'a> {
+    intake: &'a mut Intake,
+    lease: Option<Lease<Dns>>,
+    now: Instant,
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        let Intake { tally, flows, .. } = &mut *self.intake;
+        if let Some(lease) = &self.lease {
+            lease.chain.settle(tally);
+        }
+        flows.settle(self.now.elapsed());
+    }
+}
+
+impl Batch<'_> {
+    /// Takes a message in. What can be answered at once is; the reply is appended to `out`.
+    pub(super) fn receive(&mut self, message: Message<'_>, out: &mut Vec<u8>) -> Received {
+        let parsed = match wire::parse_query(message.wire) {
+            Ok(parsed) => parsed,
             Err(Refusal::Silent(reason)) => {
                 counter!("qudag_sidecar_dns_ignored_total", "reason" => reason).increment(1);
                 return Received::Nothing;
             }
             Err(Refusal::Reply(why, reply)) => {
-                let mut line = FlowLine::start(Dns::NAME, Some(client));
-                line.detail("transport", transport.label()).detail("rcode", why);
-                line.end("malformed", length, reply.len() as u64);
-                return Received::Reply(reply);
+                let mut line = FlowLine::start(Dns::NAME, Some(message.client));
+                line.detail("transport", message.transport.label()).detail("rcode", why);
+                line.end("malformed", message.wire.len() as u64, reply.len() as u64);
+                out.extend_from_slice(&reply);
+                return Received::Replied;
             }
         };
-        let mut line = FlowLine::start(Dns::NAME, Some(client));
-        let parsed = query.parsed();
-        line.detail("transport", transport.label())
-            .detail("name", &parsed.name)
-            .detail("type", RecordType::from(parsed.qtype));
-        let Some(lease) = (self.chains)() else {
+        let Some(lease) = &self.lease else {
             let refused = FilterError::Refused("DNS is not served".into());
-            return Received::Reply(finish(&query, Err(refused), MIN_UDP.into(), line));
+            return message.refuse(parsed, &refused, MIN_UDP.into(), out);
+        };
+        let limit = limit(&parsed, message.transport, &lease.settings);
+        let start = out.len();
+        let mut glance = DnsGlance {
+            message: message.wire,
+            parsed: &parsed,
+            client: message.client,
+            transport: message.transport,
+            now: self.now,
+            limit,
+            out,
+            source: Source::Sidecar,
         };
         if parsed.qtype == rtype::ANY {
-            let wire = wire::hinfo(parsed).into();
-            let reply = DnsReply { wire, source: Source::Sidecar, ede: None };
-            return Received::Reply(finish(&query, Ok(reply), limit(&query, &lease.settings), line));
+            glance.reply(&wire::hinfo(&parsed), None);
+            return self.answered(&message, &parsed, &Source::Sidecar, start, out);
         }
-        if let Some(reply) = service::answer(lease.settings.service.as_deref(), parsed) {
-            return Received::Reply(finish(&query, Ok(reply), limit(&query, &lease.settings), line));
+        if let Some(reply) = service::answer(lease.settings.service.as_deref(), &parsed) {
+            glance.reply(&reply.wire, None);
+            return self.answered(&message, &parsed, &reply.source, start, out);
         }
-        match self.in_flight.take(lease.settings.max_in_flight) {
-            Some(seat) => Received::Query(Box::new(Asking { query, lease, line, _seat: seat })),
-            None => {
-                let full = FilterError::Overloaded("too many queries are under way".into());
-                Received::Reply(finish(&query, Err(full), MIN_UDP.into(), line))
+        match lease.chain.look(&mut glance, &mut self.intake.tally) {
+            Looked::Answered => {
+                let source = glance.source;
+                self.answered(&message, &parsed, &source, start, out)
+            }
+            Looked::Refused(error) => message.refuse(parsed, &error, limit, out),
+            Looked::Wait(rest) => {
+                let Some(seat) = self.intake.shared.in_flight.take(lease.settings.max_in_flight) else {
+                    let full = FilterError::Overloaded("too many queries are under way".into());
+                    return message.refuse(parsed, &full, MIN_UDP.into(), out);
+                };
+                let line = message.line(&parsed);
+                let query = message.query(parsed);
+                Received::Query(Box::new(Asking { query, lease: lease.clone(), rest, line, _seat: seat }))
             }
         }
+    }
+
+    /// Notes an answer that stands in `out` from `start` on.
+    fn answered(
+        &mut self,
+        message: &Message<'_>,
+        parsed: &Parsed,
+        source: &Source,
+        start: usize,
+        out: &[u8],
+    ) -> Received {
+        let code = out.get(start + 3).map_or(rcode::SERVFAIL, |flags| flags & wire::flag3::RCODE);
+        let outcome = crate::kind::failure_of(code).unwrap_or("ok");
+        if tracing::enabled!(target: "flow", tracing::Level::INFO) {
+            let mut line = message.line(parsed);
+            line.detail("rcode", rcode::label(code)).detail("source", source);
+            line.end(outcome, message.wire.len() as u64, (out.len() - start) as u64);
+        } else {
+            self.intake.flows.end(outcome);
+        }
+        Received::Replied
+    }
+}
+
+impl Message<'_> {
+    fn query(&self, parsed: Parsed) -> DnsQuery {
+        DnsQuery::new(Bytes::copy_from_slice(self.wire), parsed, self.client, self.transport)
+    }
+
+    fn line(&self, parsed: &Parsed) -> FlowLine {
+        let mut line = FlowLine::start(Dns::NAME, Some(self.client));
+        line.detail("transport", self.transport.label())
+            .detail("name", &parsed.name)
+            .detail("type", RecordType::from(parsed.qtype));
+        line
+    }
+
+    /// Answers with an error.
+    fn refuse(&self, parsed: Parsed, error: &FilterError, limit: usize, out: &mut Vec<u8>) -> Received {
+        let line = self.line(&parsed);
+        out.extend_from_slice(&finish(&self.query(parsed), Err(error), limit, line));
+        Received::Replied
     }
 }
 
 impl Asking {
-    /// Asks the chain. The generation is held until it has answered.
+    /// Asks the rest of the chain.
     pub(super) async fn answer(self) -> Vec<u8> {
-        let Self { query, lease, line, _seat } = self;
-        let limit = limit(&query, &lease.settings);
-        let result = lease.chain.clone().oneshot(query.clone()).await;
+        let Self { query, lease, rest, line, _seat } = self;
+        let limit = limit(query.parsed(), query.transport(), &lease.settings);
+        let result = rest.call(query.clone()).await;
         drop(lease);
-        finish(&query, result, limit, line)
+        finish(&query, result.as_ref(), limit, line)
     }
 }
 
 /// How large the reply may be.
-fn limit(query: &DnsQuery, settings: &DnsSettings) -> usize {
-    match query.transport() {
+fn limit(parsed: &Parsed, transport: Transport, settings: &DnsSettings) -> usize {
+    match transport {
         Transport::Tcp => u16::MAX.into(),
         Transport::Udp => {
-            let client = query.parsed().edns.map_or(MIN_UDP, |edns| edns.udp_size.max(MIN_UDP));
+            let client = parsed.edns.map_or(MIN_UDP, |edns| edns.udp_size.max(MIN_UDP));
             usize::from(client).min(settings.max_udp_reply)
         }
     }
@@ -122,18 +227,17 @@ fn limit(query: &DnsQuery, settings: &DnsSettings) -> usize {
 /// Turns the chain's result into the reply, and writes the line.
 fn finish(
     query: &DnsQuery,
-    result: Result<DnsReply, FilterError>,
+    result: Result<&DnsReply, &FilterError>,
     limit: usize,
     mut line: FlowLine,
 ) -> Vec<u8> {
+    let error_reply;
     let (reply, outcome) = match result {
-        Ok(reply) => {
-            let outcome = Dns::failure(&reply).unwrap_or("ok");
-            (reply, outcome)
-        }
+        Ok(reply) => (reply, Dns::failure(reply).unwrap_or("ok")),
         Err(error) => {
-            line.detail("error", &error);
-            (DnsReply::error(query, &error), error.label())
+            line.detail("error", error);
+            error_reply = DnsReply::error(query, error);
+            (&error_reply, error.label())
         }
     };
     line.detail("rcode", rcode::label(reply.rcode())).detail("source", &reply.source);

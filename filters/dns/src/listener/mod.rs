@@ -1,6 +1,7 @@
 //! The edge: where queries come in, over UDP and TCP on one port.
 
 mod answer;
+mod datagram;
 mod tcp;
 mod udp;
 
@@ -22,7 +23,7 @@ use crate::wire::{MIN_UDP, OWN_UDP};
 use crate::{Dns, DnsFilters, DnsSettings};
 
 use answer::Shared;
-use udp::Datagrams;
+use udp::Group;
 
 /// RFC 9715 section 3.2 (R3): no larger datagrams.
 const MAX_UDP_REPLY: u16 = 1400;
@@ -136,27 +137,30 @@ impl ListenerSpec for DnsListener {
 }
 
 /// Both sockets on one port.
-async fn sockets(address: &HostPort, env: &Env) -> io::Result<(Datagrams, Socket, SocketAddr)> {
+async fn sockets(address: &HostPort, env: &Env) -> io::Result<(Group, Socket, SocketAddr)> {
     let ips = match &address.host {
         Host::Ip(ip) => vec![*ip],
         Host::Name(name) => env.resolve.resolve(name).await?,
     };
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for ip in ips {
-        // With port 0 the port that is free for UDP may be taken for TCP.
+        // With port 0 the port that is free for TCP may be taken for UDP.
         for _ in 0..16 {
             let named = |what: &str, why: io::Error| io::Error::new(why.kind(), format!("{what}: {why}"));
-            let udp = match Datagrams::bind(SocketAddr::new(ip, address.port)) {
-                Ok(udp) => udp,
+            // TCP first: its port is nobody else's, whereas UDP sockets share theirs with those of another sidecar.
+            let wanted = Address::Tcp(SocketAddr::new(ip, address.port).into());
+            let tcp = match Socket::bind(&wanted, env.resolve.as_ref()).await {
+                Ok(tcp) => tcp,
                 Err(why) => {
-                    last = named("UDP", why);
+                    last = named("TCP", why);
                     break;
                 }
             };
-            let addr = udp.local_addr()?;
-            match Socket::bind(&Address::Tcp(addr.into()), env.resolve.as_ref()).await {
-                Ok(tcp) => return Ok((udp, tcp, addr)),
-                Err(why) => last = named("TCP", why),
+            let Address::Tcp(addr) = tcp.address() else { break };
+            let Some(addr) = addr.socket_addr() else { break };
+            match Group::bind(addr) {
+                Ok(udp) => return Ok((udp, tcp, addr)),
+                Err(why) => last = named("UDP", why),
             }
             if address.port != 0 || last.kind() != io::ErrorKind::AddrInUse {
                 break;
@@ -167,7 +171,7 @@ async fn sockets(address: &HostPort, env: &Env) -> io::Result<(Datagrams, Socket
 }
 
 struct DnsFront {
-    udp: Datagrams,
+    udp: Group,
     tcp: Socket,
     addr: SocketAddr,
     listening: Listening,

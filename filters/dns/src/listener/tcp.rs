@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use super::answer::{Received, Shared};
+use super::answer::{Intake, Message, Received, Shared};
 use crate::Transport;
 
 /// How many queries of one connection are under way; further ones are not read before.
@@ -35,6 +35,7 @@ pub(super) async fn connection(mut stream: Stream, shared: Arc<Shared>, drain: D
         return stream.reset();
     };
     let mut buffer = BytesMut::with_capacity(BUFFER);
+    let mut intake = Intake::new(Arc::clone(&shared));
     let mut queries: JoinSet<Vec<u8>> = JoinSet::new();
     let (mut reading, mut asked) = (true, false);
     let mut active = Instant::now();
@@ -43,10 +44,13 @@ pub(super) async fn connection(mut stream: Stream, shared: Arc<Shared>, drain: D
             let Some(message) = frame(&mut buffer) else { break };
             active = Instant::now();
             asked = true;
-            match shared.receive(message, client, Transport::Tcp) {
+            let mut reply = Vec::new();
+            let message = Message { wire: &message, client, transport: Transport::Tcp };
+            let received = intake.batch().receive(message, &mut reply);
+            match received {
                 // Whoever sends what is not a query is not understood any further.
                 Received::Nothing => return stream.reset(),
-                Received::Reply(reply) => {
+                Received::Replied => {
                     if !write(&mut stream, &reply, idle_limit(&shared)).await {
                         return stream.reset();
                     }

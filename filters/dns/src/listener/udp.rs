@@ -1,164 +1,128 @@
-//! Queries in datagrams.
+//! Queries in datagrams: a thread for each core, with a socket of its own.
 
-use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use bytes::Bytes;
 use metrics::counter;
 use qudag_filter_common::Drain;
-use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::Interest;
-use tokio::net::UdpSocket;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
-use super::answer::{Received, Shared};
+use super::answer::{Intake, Message, Received, Shared};
+use super::datagram::{Datagrams, Inbox, Outbox, Route};
 use crate::Transport;
 
-/// How many datagrams one system call receives.
-const BATCH: usize = 8;
-/// Room for one of them: the kernel may join several of one sender (`UDP_GRO`).
-const ROOM: usize = 65_535;
-/// What is asked of the kernel for bursts; it gives what `net.core.rmem_max` allows.
-const RECEIVE_BUFFER: usize = 4 << 20;
 /// How many more batches are received at most when the drain has started: a flood must not hold it up.
 const LAST_BATCHES: usize = 64;
+/// How long a thread pauses when the kernel refuses to give it anything.
+const PAUSE: Duration = Duration::from_millis(50);
 
-/// A UDP socket that knows which of the host's addresses each datagram was sent to, and answers from there: a client
-/// that asked one address takes no reply from another.
-pub(super) struct Datagrams {
-    socket: Arc<Sending>,
+/// Sockets on one address, among which the kernel shares the clients out (`SO_REUSEPORT`).
+pub(super) struct Group {
+    sockets: Vec<Arc<Datagrams>>,
 }
 
-struct Sending {
-    socket: UdpSocket,
-    state: UdpSocketState,
-}
-
-/// The way back to a client.
-#[derive(Clone, Copy)]
-struct Route {
-    client: SocketAddr,
-    from: Option<IpAddr>,
-}
-
-impl Datagrams {
+impl Group {
+    /// As many sockets as the current runtime has threads, on an address with a port.
     pub(super) fn bind(addr: SocketAddr) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
-        if addr.is_ipv6() && addr.ip().is_unspecified() {
-            socket.set_only_v6(false)?;
-        }
-        // Only bursts suffer when it stays small.
-        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
-        socket.set_nonblocking(true)?;
-        socket.bind(&addr.into())?;
-        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
-        let socket = UdpSocket::from_std(socket.into())?;
-        Ok(Self { socket: Arc::new(Sending { socket, state }) })
+        let threads = Handle::current().metrics().num_workers();
+        let sockets = (0..threads).map(|_| Datagrams::bind(addr).map(Arc::new));
+        Ok(Self { sockets: sockets.collect::<io::Result<_>>()? })
     }
 
-    pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.socket.local_addr()
-    }
-
-    /// Receives until the drain starts, then what has arrived by then. Each query that needs the chain becomes a task of the
+    /// Receives until the drain starts, then what has arrived by then. Each query that has to wait becomes a task of the
     /// drain.
     pub(super) async fn serve(self, shared: Arc<Shared>, drain: Drain) {
-        let mut room = vec![0_u8; BATCH * ROOM];
+        let mut threads = Vec::new();
+        for socket in self.sockets {
+            let (intake, drain) = (Intake::new(Arc::clone(&shared)), drain.clone());
+            let (ended, end) = oneshot::channel::<()>();
+            let receiver = Receiver { socket, runtime: Handle::current(), drain };
+            let work = move || {
+                receiver.run(intake);
+                drop(ended);
+            };
+            match thread::Builder::new().name("dns".to_owned()).spawn(work) {
+                Ok(_) => threads.push(end),
+                Err(why) => tracing::error!(error = %why, "cannot start a thread for DNS queries"),
+            }
+        }
+        for end in threads {
+            // Ends when the sender is dropped, which is all that is waited for.
+            let _ = end.await;
+        }
+    }
+}
+
+/// What a thread needs.
+struct Receiver {
+    socket: Arc<Datagrams>,
+    runtime: Handle,
+    drain: Drain,
+}
+
+impl Receiver {
+    #[expect(clippy::disallowed_methods, reason = "it has a thread of its own, which may sleep")]
+    fn run(&self, mut intake: Intake) {
+        let mut inbox = Inbox::new(&self.socket);
+        let mut outbox = Outbox::new();
         let mut last_batches = LAST_BATCHES;
         while last_batches > 0 {
-            let mut meta = [RecvMeta::default(); BATCH];
-            let mut buffers: Vec<_> = room.chunks_exact_mut(ROOM).map(IoSliceMut::new).collect();
-            let received = tokio::select! {
-                biased;
-                () = drain.stopping() => {
-                    last_batches -= 1;
-                    match self.socket.try_receive(&mut buffers, &mut meta) {
-                        Err(why) if why.kind() == io::ErrorKind::WouldBlock => return,
-                        received => received,
-                    }
-                }
-                received = self.socket.receive(&mut buffers, &mut meta) => received,
-            };
-            let count = match received {
-                Ok(count) => count,
+            let stopping = self.drain.is_stopping();
+            match inbox.receive(&self.socket, !stopping) {
+                Ok(0) if stopping => return,
+                Ok(0) => {}
+                Ok(count) => self.batch(&inbox, count, &mut intake, &mut outbox),
                 Err(why) => {
                     tracing::warn!(error = %why, "cannot receive DNS queries");
                     counter!("qudag_sidecar_dns_receive_errors_total").increment(1);
-                    tokio::select! {
-                        () = drain.stopping() => return,
-                        () = tokio::time::sleep(Duration::from_millis(50)) => continue,
-                    }
+                    thread::sleep(PAUSE);
                 }
-            };
-            for (meta, buffer) in meta.iter().zip(room.chunks_exact(ROOM)).take(count) {
-                let route = Route { client: meta.addr, from: meta.dst_ip };
-                let joined = buffer.get(..meta.len).unwrap_or_default();
-                // An empty datagram has no stride.
-                for message in joined.chunks(meta.stride.max(1)) {
-                    self.take(message, route, &shared, &drain);
-                }
+            }
+            if stopping {
+                last_batches -= 1;
             }
         }
     }
 
-    fn take(&self, message: &[u8], route: Route, shared: &Shared, drain: &Drain) {
-        // The kernel shows IPv4 clients of an IPv6 socket as mapped addresses, and wants them back like that.
-        let client = SocketAddr::new(route.client.ip().to_canonical(), route.client.port());
-        match shared.receive(Bytes::copy_from_slice(message), client, Transport::Udp) {
-            Received::Nothing => {}
-            Received::Reply(reply) => self.socket.try_send(&reply, route),
-            Received::Query(asking) => {
-                let (socket, ending) = (Arc::clone(&self.socket), drain.clone());
-                drain.spawn(async move {
-                    tokio::select! {
-                        biased;
-                        reply = asking.answer() => socket.send(&reply, route).await,
-                        () = ending.aborted() => {}
-                    }
-                });
+    fn batch(&self, inbox: &Inbox, count: usize, intake: &mut Intake, outbox: &mut Outbox) {
+        let mut batch = intake.batch();
+        for (wire, route) in inbox.datagrams(count) {
+            let Some(client) = route.client() else { continue };
+            match batch.receive(Message { wire, client, transport: Transport::Udp }, &mut outbox.bytes) {
+                Received::Nothing => {}
+                Received::Replied => outbox.close(route),
+                Received::Query(asking) => self.spawn(*asking, route),
             }
         }
+        let (failed, why) = outbox.send(&self.socket);
+        if let Some(why) = why {
+            note(failed, &why);
+        }
+    }
+
+    fn spawn(&self, asking: super::answer::Asking, route: Route) {
+        let (socket, ending) = (Arc::clone(&self.socket), self.drain.clone());
+        let answer = async move {
+            tokio::select! {
+                biased;
+                reply = asking.answer() => {
+                    if let Err(why) = socket.send(&reply, &route) {
+                        note(1, &why);
+                    }
+                }
+                () = ending.aborted() => {}
+            }
+        };
+        let _runtime = self.runtime.enter();
+        self.drain.spawn(answer);
     }
 }
 
-impl Sending {
-    async fn receive(&self, buffers: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> io::Result<usize> {
-        let receive = || self.state.recv(UdpSockRef::from(&self.socket), buffers, meta);
-        self.socket.async_io(Interest::READABLE, receive).await
-    }
-
-    /// Without waiting, and without asking the runtime, which may not have looked at the socket since something arrived.
-    fn try_receive(&self, buffers: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> io::Result<usize> {
-        self.state.recv(UdpSockRef::from(&self.socket), buffers, meta)
-    }
-
-    async fn send(&self, reply: &[u8], route: Route) {
-        let sent = self.socket.async_io(Interest::WRITABLE, || self.transmit(reply, route)).await;
-        Self::note(sent);
-    }
-
-    /// Without waiting: the loop that receives must not be held up by errors that it answers.
-    fn try_send(&self, reply: &[u8], route: Route) {
-        Self::note(self.socket.try_io(Interest::WRITABLE, || self.transmit(reply, route)));
-    }
-
-    fn transmit(&self, reply: &[u8], route: Route) -> io::Result<()> {
-        let transmit = Transmit {
-            destination: route.client,
-            ecn: None,
-            contents: reply,
-            segment_size: None,
-            src_ip: route.from,
-        };
-        self.state.try_send(UdpSockRef::from(&self.socket), &transmit)
-    }
-
-    fn note(sent: io::Result<()>) {
-        if let Err(why) = sent {
-            counter!("qudag_sidecar_dns_send_errors_total").increment(1);
-            tracing::debug!(error = %why, "cannot send a DNS reply");
-        }
-    }
+fn note(failed: usize, why: &io::Error) {
+    counter!("qudag_sidecar_dns_send_errors_total").increment(failed as u64);
+    tracing::debug!(error = %why, failed, "cannot send DNS replies");
 }

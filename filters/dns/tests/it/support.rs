@@ -10,7 +10,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode}
 use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::rdata::{A, AAAA, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use qudag_filter_api::{Address, ChainSpec, Chains, Env, Lease, Svc};
+use qudag_filter_api::{Address, Chain, ChainSpec, Chains, Env, Lease, Svc};
 use qudag_filter_common::testing::{self, Names};
 use qudag_filter_common::{Drain, ListenerSpec};
 use qudag_filter_dns::{Dns, DnsFilters, DnsListener, DnsSettings, DnsStates, UpstreamState};
@@ -194,7 +194,7 @@ pub(crate) fn env() -> Env {
 }
 
 struct Generation {
-    chain: Svc<Dns>,
+    chain: Chain<Dns>,
     settings: Arc<DnsSettings>,
     states: DnsStates,
     upstream: Arc<UpstreamState>,
@@ -261,7 +261,7 @@ impl Sidecar {
     }
 
     pub(crate) fn chain(&self) -> Svc<Dns> {
-        self.generation.lock().unwrap().as_ref().unwrap().chain.clone()
+        self.generation.lock().unwrap().as_ref().unwrap().chain.service()
     }
 
     pub(crate) fn states(&self) -> DnsStates {
