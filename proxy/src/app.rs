@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use qudag_filter_api::Resolve;
 use sd_notify::NotifyState;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::admin;
+use crate::bypass::{Publisher, Serials};
 use crate::config::{self, ConfigFailure, Loaded, Source, last_good};
 use crate::control::{ConfigOrigin, Control, Parts, Status};
 use crate::flags::{DISABLE_ALL, Flags, KillFile, Operator, disabled_by};
@@ -165,14 +168,24 @@ async fn serve(
     let operator = Arc::new(Operator::open(instance_dir.join("operator.json")));
     let disabled = disabled_by(std::env::var(DISABLE_ALL).ok().as_deref());
     let flags = Arc::new(Flags::new(Arc::clone(&kill_file), disabled, Arc::clone(&operator)));
-    let resolve = Arc::new(SystemResolver::new());
-    let manager = Manager::new(Arc::clone(&flags), Arc::clone(&kill_file), resolve, data.handle().clone());
+    let resolve: Arc<dyn Resolve> = Arc::new(SystemResolver::new());
+    let serials = Serials::open(instance_dir.join("service-serial.json"));
+    let publisher = Arc::new(Publisher::new(resolve.clone()));
+    let manager = Manager::new(
+        Arc::clone(&flags),
+        Arc::clone(&kill_file),
+        serials,
+        resolve.clone(),
+        data.handle().clone(),
+    );
     let stop = CancellationToken::new();
     let control = Control::new(Parts {
         manager,
         flags,
         operator,
         kill_file,
+        publisher,
+        resolve,
         source: source.clone(),
         instance_dir: instance_dir.clone(),
         on_adopted: {
@@ -202,18 +215,24 @@ async fn serve(
         on_ready(&control.status(), &instance.admin);
     }
 
+    // Not before everything listens, and until the names lead elsewhere.
+    let publishing = {
+        let control = control.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move { control.follow_publication().await }))
+    };
     Box::pin(follow(&control, &telemetry)).await?;
 
     tell_systemd(&[NotifyState::Stopping, NotifyState::Status("draining")]);
     tracing::info!("draining");
     let mut again = Signals::listen()?;
     let aborted = tokio::select! {
-        aborted = control.finish() => aborted,
+        (aborted, ()) = async { tokio::join!(control.finish(), control.withdraw()) } => aborted,
         () = again.stop.recv() => {
             tracing::warn!("told to stop a second time: work under way is dropped");
             0
         }
     };
+    drop(publishing);
     tracing::info!(aborted, "stopped");
     closed.cancel();
     // The API's last answer may be the one to `drain`.

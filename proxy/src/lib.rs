@@ -4,11 +4,13 @@
 
 pub mod admin;
 pub mod app;
+pub mod bypass;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod flags;
 pub mod generation;
+pub mod net;
 pub mod resolve;
 pub mod state_dir;
 pub mod telemetry;

@@ -37,6 +37,11 @@ impl Default for SystemResolver {
 
 impl Resolve for SystemResolver {
     fn resolve(&self, name: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {
+        // Nobody outside may learn of names under `.dark`.
+        if name.trim_end_matches('.').rsplit('.').next().is_some_and(|top| top.eq_ignore_ascii_case("dark")) {
+            let why = "names under .dark are never asked for; write the address";
+            return Box::pin(std::future::ready(Err(io::Error::new(io::ErrorKind::NotFound, why))));
+        }
         let resolver = self.get();
         // A trailing dot keeps the search list out of names that are already complete.
         let name = if name.contains('.') { format!("{name}.") } else { name.to_owned() };
@@ -48,5 +53,18 @@ impl Resolve for SystemResolver {
             }
             Ok(addresses)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn dark_names_are_not_asked_for() {
+        for name in ["peer.dark", "a.b.DARK.", "dark"] {
+            let refused = SystemResolver::new().resolve(name).await.unwrap_err();
+            assert!(refused.to_string().contains("never asked for"), "{name}: {refused}");
+        }
     }
 }

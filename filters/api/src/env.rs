@@ -27,6 +27,17 @@ pub trait Resolve: Send + Sync + 'static {
     fn resolve(&self, name: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>>;
 }
 
+/// The names that a bypass moves, with where they lead in one generation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// The zone of those names that the DNS listener answers for itself; none where it answers for none.
+    pub zone: Option<String>,
+    /// The zone's serial number, which grows with every change of what follows (RFC 1982).
+    pub serial: u32,
+    /// Each name and its addresses: the sidecar's, or the node's own while everything is bypassed.
+    pub names: Vec<(String, Vec<IpAddr>)>,
+}
+
 /// What a filter may use besides its settings.
 #[derive(Clone)]
 pub struct Env {
@@ -34,4 +45,6 @@ pub struct Env {
     pub node: Arc<Node>,
     /// Name resolution.
     pub resolve: Arc<dyn Resolve>,
+    /// The names that a bypass moves.
+    pub service: Arc<Service>,
 }

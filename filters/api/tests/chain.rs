@@ -154,7 +154,7 @@ fn env() -> Env {
         rpc: "127.0.0.1:2".parse().unwrap(),
         http: "127.0.0.1:3".parse().unwrap(),
     };
-    Env { node: Arc::new(node), resolve: Arc::new(NoNames) }
+    Env { node: Arc::new(node), resolve: Arc::new(NoNames), service: Arc::default() }
 }
 
 fn terminal() -> Svc<Numbers> {

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::replies;
 use crate::wire::{self, Ede, Parsed, Refusal, flag3, rcode};
+use crate::zone::Zone;
 
 /// DNS: a query and its reply.
 #[derive(Debug)]
@@ -253,6 +254,10 @@ impl Flow for DnsGlance<'_> {
 pub enum Source {
     /// The hosts file.
     Hosts,
+    /// A zone of the configuration.
+    LocalZone,
+    /// The zone of the names that a bypass moves.
+    ServiceZone,
     /// The cache.
     Cache,
     /// An upstream server, as the configuration names it.
@@ -266,6 +271,8 @@ impl Source {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Hosts => "hosts",
+            Self::LocalZone => "local_zones",
+            Self::ServiceZone => "service_zone",
             Self::Cache => "cache",
             Self::Upstream(_) => "upstream",
             Self::Sidecar => "sidecar",
@@ -276,9 +283,10 @@ impl Source {
     pub fn filter(&self) -> &'static str {
         match self {
             Self::Hosts => "hosts",
+            Self::LocalZone => "local_zones",
             Self::Cache => "dns_cache",
             Self::Upstream(_) => "dns_upstream",
-            Self::Sidecar => "listener",
+            Self::ServiceZone | Self::Sidecar => "listener",
         }
     }
 }
@@ -375,6 +383,8 @@ pub struct DnsSettings {
     pub max_in_flight: usize,
     /// The largest UDP reply in bytes.
     pub max_udp_reply: usize,
+    /// The zone of the names that a bypass moves; answered before any filter.
+    pub service: Option<Arc<Zone>>,
 }
 
 /// The failure that a code reports.

@@ -4,12 +4,17 @@ pub mod dns_cache;
 pub mod hosts;
 pub mod kind;
 pub mod listener;
+pub mod local_zones;
 pub mod lookup;
 pub mod replies;
+pub mod service;
 #[cfg(test)]
 mod testing;
+pub mod update;
 pub mod upstream;
+mod watched;
 pub mod wire;
+pub mod zone;
 
 use qudag_filter_api::chain;
 use qudag_filter_common::RateLimit;
@@ -18,7 +23,9 @@ pub use dns_cache::{CacheState, CacheStats, DnsCache, FlushSelector, RebuildErro
 pub use hosts::{Hosts, HostsState};
 pub use kind::{Dns, DnsGlance, DnsQuery, DnsReply, DnsSettings, Source, Trace, TraceStep, Transport, Way};
 pub use listener::DnsListener;
+pub use local_zones::{LocalZone, LocalZones, LocalZonesState};
 pub use lookup::{Lookup, LookupError, Question, lookup};
+pub use service::SERVICE_TTL;
 pub use upstream::{DnsUpstream, Server, UpstreamState};
 pub use wire::parse_query;
 
@@ -27,6 +34,8 @@ chain! {
     pub struct DnsFilters for Dns, states DnsStates {
         /// Names from a hosts file.
         hosts: Hosts,
+        /// Zones that the sidecar answers for itself.
+        local_zones: LocalZones,
         /// A limit for each client and for all together.
         rate_limit: RateLimit<Dns>,
         /// Replies from earlier queries.

@@ -26,6 +26,8 @@ pub trait Operations: Clone + Send + Sync + 'static {
     fn clear_override(&self, filter: &str) -> impl Future<Output = Result<Applied, ControlError>> + Send;
     /// Takes all filters out of the chains, or puts them back.
     fn bypass(&self, on: bool) -> impl Future<Output = Result<Applied, ControlError>> + Send;
+    /// Where the bypass stands.
+    fn bypass_state(&self) -> Value;
     /// What each layer says of a filter.
     ///
     /// # Errors
@@ -103,6 +105,10 @@ impl Operations for Control {
 
     async fn bypass(&self, on: bool) -> Result<Applied, ControlError> {
         self.bypass(on).await
+    }
+
+    fn bypass_state(&self) -> Value {
+        json(self.bypass_state())
     }
 
     fn explain(&self, filter: &str) -> Result<Vec<Explanation>, ControlError> {

@@ -145,7 +145,7 @@ async fn cache_flush<C: Operations>(State(api): State<Api<C>>, Wish(what): Wish<
 }
 
 async fn bypass_state<C: Operations>(State(api): State<Api<C>>) -> Json<Value> {
-    Json(json!({ "bypass": api.control.status().bypass }))
+    Json(api.control.bypass_state())
 }
 
 /// `{}` means on: who types the command without an argument is in a hurry.

@@ -209,7 +209,14 @@ Exit code 1 when no filter and no server had an answer.")]
         #[command(flatten)]
         format: Format,
     },
-    /// Take every filter out of the way, or put them back
+    /// Take every filter out of the way and move names to the node itself, or undo that; verified step by step
+    #[command(after_help = "\
+With names under `bypass` in the configuration each step is verified and timed: the switches, the zone that the sidecar serves, the
+update of other servers, what they show, this host's resolver, a connection to the node, and that nothing is left in the sidecar.
+Exit code 1 when a step failed.
+
+`withdraw` and `guard` need no running sidecar, but its configuration file (--config): they move the names in `bypass.update.zone`
+to the node, at once, or when the sidecar gives no sign of life for 1.5 seconds.")]
     Bypass {
         /// What to do.
         #[arg(value_enum)]
@@ -360,8 +367,12 @@ pub enum BypassState {
     On,
     /// Filters as configured and switched
     Off,
-    /// Show which
+    /// Show which, where names lead, and the last verification
     Status,
+    /// Move the names in `bypass.update.zone` to the node, without the sidecar
+    Withdraw,
+    /// Do that whenever the sidecar is dead; runs until it is stopped
+    Guard,
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use crate::config::ConfigFailure;
 
 /// Exit codes, after sysexits.h.
 pub(super) const FAILED: u8 = 1;
+/// The command line makes no sense.
+pub(super) const USAGE: u8 = 2;
 /// No sidecar can be reached (EX_UNAVAILABLE).
 pub(super) const UNAVAILABLE: u8 = 69;
 /// Not now (EX_TEMPFAIL).

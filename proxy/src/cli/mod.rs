@@ -2,6 +2,7 @@
 
 pub mod args;
 mod banner;
+mod bypass;
 mod check;
 mod exit;
 mod find;
@@ -60,7 +61,7 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Cache { command, target, format } => Ask::cache(command).run(&common, &target, format),
         Command::Dns { command, target, format } => Ask::dns(command).run(&common, &target, format),
         Command::Tap { tap: wish, target, format } => tap::run(&wish, &common, &target, format),
-        Command::Bypass { state, target, format } => Ask::bypass(state).run(&common, &target, format),
+        Command::Bypass { state, target, format } => bypass::run(state, &common, &target, format),
         Command::Drain { target, format } => Ask::drain().run(&common, &target, format),
         Command::Reload { target, format } => Ask::reload().run(&common, &target, format),
         Command::Completions { shell } => local::completions(shell),

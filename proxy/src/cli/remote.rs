@@ -3,9 +3,7 @@
 use qudag_filter_api::{Percent, Period};
 use serde_json::{Map, Value, json};
 
-use super::args::{
-    BypassState, CacheCommand, Common, DnsCommand, FiltersCommand, FlagsCommand, Format, Target,
-};
+use super::args::{CacheCommand, Common, DnsCommand, FiltersCommand, FlagsCommand, Format, Target};
 use super::exit::{FAILED, Failure};
 use super::{find, output, view};
 use crate::admin::client::{Client, ClientError};
@@ -50,15 +48,6 @@ impl Ask {
     /// `drain`
     pub(super) fn drain() -> Self {
         Self::post("/drain", json!({}), view::draining)
-    }
-
-    /// `bypass …`
-    pub(super) fn bypass(state: BypassState) -> Self {
-        match state {
-            BypassState::On => Self::post("/bypass", json!({"on": true}), view::applied),
-            BypassState::Off => Self::post("/bypass", json!({"on": false}), view::applied),
-            BypassState::Status => Self::get("/bypass", view::bypass),
-        }
     }
 
     /// `filters …`

@@ -38,6 +38,7 @@ pub(super) fn check(config: &Config) -> Vec<ConfigError> {
     errors.extend(config.filters.db.check(&filters.key("db")));
     errors.extend(node(config));
     errors.extend(own(config));
+    errors.extend(super::bypass::check(config));
     errors.extend(loops(config));
     errors.extend(addresses(config, bound));
     errors

@@ -3,6 +3,7 @@
 //! Text becomes a [tree] that knows where everything was written; variables are merged into it; it becomes the typed
 //! [`Config`]; and the parts check themselves and each other. What is wrong at any step is collected.
 
+mod bypass;
 mod check;
 mod de;
 mod env;
@@ -19,6 +20,7 @@ pub mod tree;
 mod typed;
 mod yaml;
 
+pub use bypass::{BypassConfig, BypassName, KeyConfig, UpdateConfig, VerifyConfig, secret as bypass_secret};
 pub use check::restart_only_changes;
 pub use env::PREFIX as ENV_PREFIX;
 pub use load::{Loaded, QUICKSTART, Source, load, load_text, parse, problems};

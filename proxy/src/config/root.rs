@@ -15,6 +15,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, Unexpected};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::bypass::BypassConfig;
 use crate::telemetry::logs::LogFormat;
 use crate::telemetry::{FlowLog, Flows};
 
@@ -34,6 +35,8 @@ pub struct Config {
     pub admin: AdminConfig,
     /// What switches filters besides this file.
     pub flags: FlagsConfig,
+    /// The names that a bypass moves from the sidecar to the node itself, and how that is verified.
+    pub bypass: BypassConfig,
     /// Logs.
     pub telemetry: TelemetryConfig,
     /// Threads and time limits of the process.

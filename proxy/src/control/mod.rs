@@ -1,5 +1,6 @@
 //! What an operator can see and do, whichever way the wish arrives: admin API, signal or file watch.
 
+mod bypass;
 mod lookup;
 mod operate;
 
@@ -8,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use qudag_filter_api::{Address, Percent};
 use serde::{Deserialize, Serialize};
 
+pub use bypass::BypassState;
 pub use lookup::{LookedUp, TracedFilter};
 pub use operate::{Control, OnAdopted, Parts};
 

@@ -6,15 +6,17 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use metrics::{counter, gauge};
-use qudag_filter_api::SlotInfo;
+use qudag_filter_api::{Resolve, SlotInfo};
 use qudag_filter_common::Watch;
 use qudag_filter_dns::{CacheState, CacheStats, FlushSelector, Question};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Applied, ConfigOrigin, ConfigStatus, ControlError, Explanation, FilterStatus, LookedUp, Override,
     Readiness, Refusal, Status,
 };
+use crate::bypass::{Publisher, Verification};
 use crate::config::{self, Config, Loaded, Source, last_good};
 use crate::flags::{Flags, KillFile, Operator, names};
 use crate::generation::{Adopted, Generation, Kinds, Manager, Refused, place, question};
@@ -27,13 +29,17 @@ const CONFIG_SETTLE: Duration = Duration::from_millis(50);
 
 /// What the sidecar is operated through. Cheap to clone.
 #[derive(Clone)]
-pub struct Control(Arc<Inner>);
+pub struct Control(pub(super) Arc<Inner>);
 
-struct Inner {
-    manager: Manager,
-    flags: Arc<Flags>,
-    operator: Arc<Operator>,
+pub(super) struct Inner {
+    pub(super) manager: Manager,
+    pub(super) flags: Arc<Flags>,
+    pub(super) operator: Arc<Operator>,
     kill_file: Arc<KillFile>,
+    pub(super) publisher: Arc<Publisher>,
+    pub(super) resolve: Arc<dyn Resolve>,
+    /// The latest verification and its task, which ends with the next one.
+    pub(super) verification: Mutex<Option<(Verification, AbortOnDropHandle<()>)>>,
     source: Source,
     instance_dir: PathBuf,
     started: Instant,
@@ -42,7 +48,7 @@ struct Inner {
     on_adopted: OnAdopted,
     /// Held from reading the configuration until it is in force, so that what was read last is what stays.
     reloading: tokio::sync::Mutex<()>,
-    stop: CancellationToken,
+    pub(super) stop: CancellationToken,
 }
 
 /// Told of each configuration that comes into force.
@@ -58,6 +64,10 @@ pub struct Parts {
     pub operator: Arc<Operator>,
     /// The layer of the kill file.
     pub kill_file: Arc<KillFile>,
+    /// Moves names in the zones of other servers.
+    pub publisher: Arc<Publisher>,
+    /// Finds servers that are given by name.
+    pub resolve: Arc<dyn Resolve>,
     /// Where the configuration is read from.
     pub source: Source,
     /// Where the last configuration that worked is kept.
@@ -71,12 +81,26 @@ pub struct Parts {
 impl Control {
     /// A handle over the parts.
     pub fn new(parts: Parts) -> Self {
-        let Parts { manager, flags, operator, kill_file, source, instance_dir, on_adopted, stop } = parts;
+        let Parts {
+            manager,
+            flags,
+            operator,
+            kill_file,
+            publisher,
+            resolve,
+            source,
+            instance_dir,
+            on_adopted,
+            stop,
+        } = parts;
         Self(Arc::new(Inner {
             manager,
             flags,
             operator,
             kill_file,
+            publisher,
+            resolve,
+            verification: Mutex::default(),
             source,
             instance_dir,
             started: Instant::now(),
@@ -88,11 +112,11 @@ impl Control {
         }))
     }
 
-    fn generation(&self) -> Arc<Generation> {
+    pub(super) fn generation(&self) -> Arc<Generation> {
         self.0.manager.current()
     }
 
-    fn loaded(&self) -> Result<Arc<Loaded>, ControlError> {
+    pub(super) fn loaded(&self) -> Result<Arc<Loaded>, ControlError> {
         let source = self.generation().source.as_ref().map(|adopted| Arc::clone(&adopted.loaded));
         source.ok_or_else(|| ControlError::Unavailable("no configuration is in force yet".to_owned()))
     }
@@ -144,6 +168,7 @@ impl Control {
         let adopted = Adopted { loaded: Arc::new(loaded), origin };
         let number = self.0.manager.adopt(adopted.clone()).await?;
         (self.0.on_adopted)(&adopted.loaded.config);
+        self.publish();
         *self.0.since.lock().unwrap_or_else(PoisonError::into_inner) = SystemTime::now();
         if origin == ConfigOrigin::File
             && let Err(why) = last_good::save(&self.0.instance_dir, &text)
@@ -204,6 +229,7 @@ impl Control {
             .rebuild()
             .await
             .map_err(|Refused(problems)| ControlError::Refused { generation: before, problems })?;
+        self.publish();
         let touches = |filter: &FilterStatus| {
             touched.iter().any(|slot| slot.kind == filter.kind && slot.filter == filter.name)
         };
@@ -292,6 +318,7 @@ impl Control {
         gauge!("qudag_sidecar_bypass").set(f64::from(u8::from(on)));
         let mut applied = self.reswitch(start, &[]).await?;
         applied.notes = notes;
+        self.verify(on, start, &applied);
         Ok(applied)
     }
 
@@ -356,9 +383,9 @@ impl Control {
     pub async fn dns_lookup(&self, question: &Question) -> Result<LookedUp, ControlError> {
         let generation = self.generation();
         let line = generation.kinds.dns.as_ref();
-        let chain = line
-            .ok_or_else(|| ControlError::NotFound("DNS is not served: no listeners.dns".to_owned()))?
-            .chain();
+        let line =
+            line.ok_or_else(|| ControlError::NotFound("DNS is not served: no listeners.dns".to_owned()))?;
+        let chain = qudag_filter_dns::service::before(line.settings().service.clone(), line.chain());
         let lookup = qudag_filter_dns::lookup(chain, question)
             .await
             .map_err(|why| ControlError::Invalid(why.to_string()))?;

@@ -87,4 +87,8 @@ impl Layer for Arc<KillFile> {
         let path = path.as_deref().map(|path| path.display().to_string()).unwrap_or_default();
         killed.then(|| Opinion::off(path))
     }
+
+    fn everything_off(&self) -> bool {
+        matches!(self.killed.load().as_ref(), Killed::Everything)
+    }
 }

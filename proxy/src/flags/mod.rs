@@ -63,6 +63,10 @@ pub trait Layer: Send + Sync {
     fn name(&self) -> &'static str;
     /// What it says of a filter, if it says anything.
     fn opinion(&self, question: &Question<'_>) -> Option<Opinion>;
+    /// Whether it switches everything off, whatever there is.
+    fn everything_off(&self) -> bool {
+        false
+    }
 }
 
 /// The switch of one filter and the layer that set it.
@@ -113,6 +117,11 @@ impl Flags {
         }
     }
 
+    /// The highest layer that switches everything off, if one does: then the node serves for itself.
+    pub fn everything_off(&self) -> Option<&'static str> {
+        self.layers.iter().find(|layer| layer.everything_off()).map(|layer| layer.name())
+    }
+
     /// What every layer says of a filter.
     pub fn explain(&self, question: &Question<'_>) -> Vec<LayerOpinion> {
         let mut decided = false;
@@ -156,6 +165,9 @@ impl Layer for Environment {
     fn opinion(&self, _: &Question<'_>) -> Option<Opinion> {
         self.disabled.then(|| Opinion::off(DISABLE_ALL))
     }
+    fn everything_off(&self) -> bool {
+        self.disabled
+    }
 }
 
 struct Bypass(Arc<Operator>);
@@ -166,6 +178,9 @@ impl Layer for Bypass {
     }
     fn opinion(&self, _: &Question<'_>) -> Option<Opinion> {
         self.0.bypassed().then(|| Opinion::off("everything is bypassed"))
+    }
+    fn everything_off(&self) -> bool {
+        self.0.bypassed()
     }
 }
 

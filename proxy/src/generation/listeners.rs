@@ -90,6 +90,11 @@ impl Listeners {
         self.running.values().map(|running| running.status.clone()).collect()
     }
 
+    /// What counts the work of each listener under way, with its kind of traffic.
+    pub(super) fn drains(&self) -> Vec<(&'static str, Drain)> {
+        self.running.values().map(|running| (running.status.kind, running.drain.clone())).collect()
+    }
+
     /// Stops all listeners and waits for the work under way. Returns how many units were aborted.
     pub(super) async fn finish(&mut self, deadline: Duration, data: &Handle) -> usize {
         let ends: Vec<_> = std::mem::take(&mut self.running)

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use metrics::{counter, gauge};
-use qudag_filter_api::Resolve;
+use qudag_filter_api::{Resolve, Service};
+use qudag_filter_common::Drain;
 use tokio::runtime::Handle;
 
 use super::listeners::Listeners;
 use super::{Adopted, Current, Generation, Kinds, Switches, env};
+use crate::bypass::{self, Serials};
 use crate::config::{problems, restart_only_changes};
 use crate::control::{ConfigOrigin, ListenerStatus};
 use crate::flags::{Flags, KillFile};
@@ -24,26 +26,37 @@ pub struct Manager {
     current: Current,
     flags: Arc<Flags>,
     kill_file: Arc<KillFile>,
+    serials: Serials,
     resolve: Arc<dyn Resolve>,
     data: Handle,
     /// Held while a generation is built; a swap is made by its holder only.
     listeners: tokio::sync::Mutex<Listeners>,
     /// A copy of the listeners' statuses, so that `status` never waits for a build.
     statuses: ArcSwap<Vec<ListenerStatus>>,
+    /// Their drains, which count the work under way.
+    drains: ArcSwap<Vec<(&'static str, Drain)>>,
     retired: Mutex<Vec<Weak<Generation>>>,
 }
 
 impl Manager {
     /// A manager that serves nothing yet. Listeners, filters and their tasks run on `data`.
-    pub fn new(flags: Arc<Flags>, kill_file: Arc<KillFile>, resolve: Arc<dyn Resolve>, data: Handle) -> Self {
+    pub fn new(
+        flags: Arc<Flags>,
+        kill_file: Arc<KillFile>,
+        serials: Serials,
+        resolve: Arc<dyn Resolve>,
+        data: Handle,
+    ) -> Self {
         Self {
             current: Arc::new(ArcSwap::from_pointee(Generation::empty())),
             flags,
             kill_file,
+            serials,
             resolve,
             data,
             listeners: tokio::sync::Mutex::default(),
             statuses: ArcSwap::default(),
+            drains: ArcSwap::default(),
             retired: Mutex::default(),
         }
     }
@@ -56,6 +69,12 @@ impl Manager {
     /// The listeners with their real addresses.
     pub fn listeners(&self) -> Vec<ListenerStatus> {
         self.statuses.load().as_ref().clone()
+    }
+
+    /// How many units of work each listener has under way, by its kind of traffic: connections, and queries.
+    pub fn in_flight(&self) -> Vec<(&'static str, usize)> {
+        // The listener's own loop is one unit.
+        self.drains.load().iter().map(|(kind, drain)| (*kind, drain.in_flight().saturating_sub(1))).collect()
     }
 
     /// How many superseded generations still have work under way.
@@ -101,7 +120,7 @@ impl Manager {
         let mut listeners = self.listeners.lock().await;
         let before = self.current();
         let Some(adopted) = before.source.clone() else { return Ok(before.number) };
-        if self.switches(&adopted) == before.switches {
+        if self.switches(&adopted) == before.switches && self.service(&adopted) == *before.service {
             return Ok(before.number);
         }
         self.build(&mut listeners, &before, adopted).await
@@ -114,6 +133,11 @@ impl Manager {
         }
     }
 
+    fn service(&self, adopted: &Adopted) -> Service {
+        let direct = self.flags.everything_off().is_some();
+        bypass::service(&adopted.loaded.config.bypass, direct, &self.serials)
+    }
+
     async fn build(
         &self,
         listeners: &mut Listeners,
@@ -123,7 +147,8 @@ impl Manager {
         let refused = |why: String| Refused(vec![why]);
         let loaded = Arc::clone(&adopted.loaded);
         let config = &loaded.config;
-        let env = env(config, &self.resolve);
+        let service = Arc::new(self.service(&adopted));
+        let env = env(config, &self.resolve, Arc::clone(&service));
         let switches = self.switches(&adopted);
         let kinds = {
             // Filters may start tasks; these belong to the data plane.
@@ -133,12 +158,13 @@ impl Manager {
         let bound = listeners.bind(config, &self.current, &env, &self.data).await.map_err(refused)?;
 
         let number = before.number + 1;
-        let generation = Generation { number, source: Some(adopted), switches, kinds };
+        let generation = Generation { number, source: Some(adopted), switches, service, kinds };
         let drain_timeout = config.runtime.drain_timeout.0;
         generation.switches.publish();
         self.current.store(Arc::new(generation));
         listeners.adopt(config, bound, drain_timeout, &self.data);
         self.statuses.store(Arc::new(listeners.statuses()));
+        self.drains.store(Arc::new(listeners.drains()));
         gauge!("qudag_sidecar_generation").set(number as f64);
         self.retire(before, drain_timeout);
         Ok(number)

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use metrics::gauge;
 use qudag_filter_api::{
-    BuildError, Chain, ChainSpec, Chains, Decide, Env, Lease, Node, Resolve, SlotInfo, Svc, Toggle,
+    BuildError, Chain, ChainSpec, Chains, Decide, Env, Lease, Node, Resolve, Service, SlotInfo, Svc, Toggle,
 };
 use qudag_filter_common::{KindOf, ListenerSpec};
 
@@ -37,6 +37,8 @@ pub struct Generation {
     pub source: Option<Adopted>,
     /// The switches in force, in the order of the chains.
     pub switches: Switches,
+    /// The names that a bypass moves, as this generation serves them.
+    pub service: Arc<Service>,
     /// The chain of each kind that is served.
     pub kinds: Kinds,
 }
@@ -44,7 +46,13 @@ pub struct Generation {
 impl Generation {
     /// Serves nothing.
     pub fn empty() -> Self {
-        Self { number: 0, source: None, switches: Switches::default(), kinds: Kinds::default() }
+        Self {
+            number: 0,
+            source: None,
+            switches: Switches::default(),
+            service: Arc::default(),
+            kinds: Kinds::default(),
+        }
     }
 }
 
@@ -56,6 +64,9 @@ pub struct Adopted {
     /// The boot step that gave it.
     pub origin: ConfigOrigin,
 }
+
+/// The settings of a listener's kind of traffic.
+type KindSettings<L> = <KindOf<L> as qudag_filter_api::Kind>::Settings;
 
 /// A kind's part of a generation.
 pub struct Line<L: ListenerSpec> {
@@ -81,6 +92,11 @@ impl<L: ListenerSpec> Line<L> {
         let states = previous.map_or(&none, |line| &line.states);
         let (chain, states) = filters.build(env, decide, states, terminal)?;
         Ok(Self { chain, settings, states, upstream })
+    }
+
+    /// What the listener reads.
+    pub fn settings(&self) -> &KindSettings<L> {
+        &self.settings
     }
 
     /// A copy of the chain, for a request that the sidecar makes itself.
@@ -170,7 +186,7 @@ pub fn question<'a>(slot: &SlotInfo, place: Option<&'a str>) -> Question<'a> {
 }
 
 /// What filters get from a configuration.
-fn env(config: &Config, resolve: &Arc<dyn Resolve>) -> Env {
+fn env(config: &Config, resolve: &Arc<dyn Resolve>, service: Arc<Service>) -> Env {
     let node = &config.node;
     Env {
         node: Arc::new(Node {
@@ -180,5 +196,6 @@ fn env(config: &Config, resolve: &Arc<dyn Resolve>) -> Env {
             http: node.http.clone(),
         }),
         resolve: Arc::clone(resolve),
+        service,
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 use super::{Adopted, Generation, Manager, Refused};
+use crate::bypass::Serials;
 use crate::config::parse;
 use crate::control::{ConfigOrigin, Override};
 use crate::flags::{Flags, KillFile, Operator};
@@ -25,7 +26,9 @@ impl House {
         let kill_file = Arc::new(KillFile::new(None));
         let operator = Arc::new(Operator::open(state.path().join("operator.json")));
         let flags = Arc::new(Flags::new(Arc::clone(&kill_file), false, Arc::clone(&operator)));
-        let manager = Manager::new(flags, kill_file, Arc::new(SystemResolver::new()), Handle::current());
+        let serials = Serials::open(state.path().join("serial.json"));
+        let manager =
+            Manager::new(flags, kill_file, serials, Arc::new(SystemResolver::new()), Handle::current());
         Self { manager, operator, _state: state }
     }
 

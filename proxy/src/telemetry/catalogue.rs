@@ -153,6 +153,12 @@ pub const CATALOGUE: &[Metric] = &[
         &["outcome"],
         "Readings of the hosts file after it changed, by outcome.",
     ),
+    gauge("qudag_sidecar_dns_local_zone_records", &["zone"], "Records in a local zone."),
+    counter(
+        "qudag_sidecar_dns_local_zone_reloads_total",
+        &["zone", "outcome"],
+        "Readings of a local zone's file, by outcome.",
+    ),
     counter(
         "qudag_sidecar_dns_upstream_queries_total",
         &["server", "outcome"],
@@ -206,6 +212,28 @@ pub const CATALOGUE: &[Metric] = &[
         "Superseded generations that still had work under way when the drain's time was over.",
     ),
     gauge("qudag_sidecar_bypass", &[], "Whether every filter is bypassed: 1 or 0."),
+    gauge(
+        "qudag_sidecar_service_zone_serial",
+        &[],
+        "The serial number of the zone whose names a bypass moves; 0 without one.",
+    ),
+    counter(
+        "qudag_sidecar_bypass_updates_total",
+        &["outcome"],
+        "Attempts to make other servers lead a name to the sidecar or to the node: changed, already so, or why not.",
+    ),
+    gauge(
+        "qudag_sidecar_bypass_published",
+        &[],
+        "Whether every name leads where it should on other servers, as of the last attempt: 1 or 0.",
+    ),
+    counter(
+        "qudag_sidecar_bypass_steps_total",
+        &["step", "outcome"],
+        "Steps of verifying a bypass or its end, by outcome: ok, failed or skipped.",
+    ),
+    gauge("qudag_sidecar_bypass_step_seconds", &["step"], "How long a step took in the last verification."),
+    gauge("qudag_sidecar_bypass_verified", &[], "Whether no step of the last verification failed: 1 or 0."),
     gauge(
         "qudag_sidecar_filter_rollout_percent",
         &["kind", "filter"],

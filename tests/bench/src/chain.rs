@@ -155,7 +155,7 @@ impl Resolve for NoNames {
 fn env() -> Env {
     let here = |port| HostPort { host: qudag_filter_api::Host::Ip(Ipv4Addr::LOCALHOST.into()), port };
     let node = Node { name: "bench".into(), p2p: here(1), rpc: Address::Tcp(here(2)), http: here(3) };
-    Env { node: Arc::new(node), resolve: Arc::new(NoNames) }
+    Env { node: Arc::new(node), resolve: Arc::new(NoNames), service: Arc::default() }
 }
 
 /// One call as a listener makes it: clone the chain, call it once, poll it to its end.

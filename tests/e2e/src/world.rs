@@ -26,6 +26,7 @@ pub const RECORDS: &[&str] = &[
 /// Every filter, by its full name.
 pub const FILTERS: &[&str] = &[
     "dns.hosts",
+    "dns.local_zones",
     "dns.rate_limit",
     "dns.dns_cache",
     "peer.circuit_breaker",
@@ -173,6 +174,9 @@ impl World {
     fn settings(&self, filter: &str, filters: &Filters) -> String {
         match filter {
             "dns.hosts" => format!(", file: \"{}\"", self.hosts().display()),
+            "dns.local_zones" => {
+                ", zones: [{ zone: local.test, records: [\"a 60 A 192.0.2.60\"] }]".to_owned()
+            }
             "dns.dns_cache" => filters.max_ttl.map_or(String::new(), |ttl| format!(", max_ttl: {ttl}s")),
             // Wide enough for every load that the tests make: what is tested is that the filter lets it pass.
             _ if filter.ends_with(".rate_limit") => {

@@ -131,6 +131,17 @@ fn every_key_of_the_listeners_and_the_node_is_documented_with_its_default() {
     for key in ["node", "admin"] {
         check_table(key, section(&text, &format!("### `{key}`")), &schema, property(&schema, &schema, key));
     }
+    let bypass = property(&schema, &schema, "bypass");
+    check_table("bypass", section(&text, "### `bypass`\n"), &schema, bypass);
+    for key in ["update", "verify"] {
+        let what = format!("bypass.{key}");
+        check_table(
+            &what,
+            section(&text, &format!("#### `{what}`")),
+            &schema,
+            property(&schema, bypass, key),
+        );
+    }
     for (top, _) in properties(&schema, &schema) {
         assert!(
             text.contains(&format!("{top}:")) || text.contains(&format!("`{top}")),

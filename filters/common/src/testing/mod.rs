@@ -60,7 +60,7 @@ pub fn nowhere() -> Node {
 
 /// A node nowhere, and a resolver that knows no names.
 pub fn env() -> Env {
-    Env { node: Arc::new(nowhere()), resolve: Arc::new(Names::default()) }
+    Env { node: Arc::new(nowhere()), resolve: Arc::new(Names::default()), service: Arc::default() }
 }
 
 /// Names for tests; none at first. Clones share them.

@@ -30,7 +30,7 @@ impl<L: ListenerSpec> Sidecar<L> {
     pub async fn start(node: Node, listener: Value, filters: Value) -> Self {
         record::start();
         let names = Names::default();
-        let env = Env { node: Arc::new(node), resolve: Arc::new(names.clone()) };
+        let env = Env { node: Arc::new(node), resolve: Arc::new(names.clone()), service: Arc::default() };
         let mut sidecar = Self {
             addresses: Vec::new(),
             names,

@@ -1,7 +1,6 @@
 //! Names from a hosts file, answered before anything else.
 
 mod table;
-mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,9 +14,9 @@ use serde::{Deserialize, Serialize};
 use tower::ServiceExt;
 
 pub use table::Table;
-use watch::Watched;
 
 use crate::dns_cache::HARD_LIMIT;
+use crate::watched::{Watched, readable};
 use crate::{Dns, DnsGlance, DnsQuery, DnsReply, Source};
 
 /// Names from a hosts file: A, AAAA and PTR. The file is read again when it changes.
@@ -39,13 +38,13 @@ impl Default for Hosts {
 /// The contents of the file, which outlive a reload.
 #[derive(Debug)]
 pub struct HostsState {
-    watched: Watched,
+    watched: Watched<Table>,
 }
 
 impl HostsState {
     /// How many names the file has.
     pub fn names(&self) -> usize {
-        self.watched.table().names()
+        self.watched.contents().names()
     }
 }
 
@@ -58,7 +57,7 @@ impl FilterSpec for Hosts {
         let mut errors = Vec::new();
         if self.file.as_os_str().is_empty() {
             errors.push(at.key("file").error("no path").hint("name a file, such as /etc/hosts"));
-        } else if let Err(why) = watch::readable(&self.file) {
+        } else if let Err(why) = readable(&self.file) {
             let problem = format!("cannot read {}: {why}", self.file.display());
             errors.push(at.key("file").error(problem).hint("name a file that the sidecar may read"));
         }
@@ -80,7 +79,7 @@ impl FilterSpec for Hosts {
         {
             return Ok(state);
         }
-        let watched = Watched::open(&self.file).map_err(|why| {
+        let watched = Watched::open(&self.file, ()).map_err(|why| {
             BuildError::new("filters.dns.hosts.file", format!("cannot read {}: {why}", self.file.display()))
         })?;
         Ok(Arc::new(HostsState { watched }))
@@ -90,7 +89,7 @@ impl FilterSpec for Hosts {
         let ttl = seconds(self.ttl.0);
         let file: Arc<str> = self.file.display().to_string().into();
         service_fn::<Dns, _, _>(move |query: DnsQuery| {
-            let table = state.watched.table();
+            let table = state.watched.contents();
             let known = table.answer(query.parsed(), ttl);
             query.note(Self::NAME, || match &known {
                 Some(_) => format!("answered: {file} has the name"),
@@ -119,7 +118,7 @@ struct Known {
 
 impl Quick<Dns> for Known {
     fn look(&self, glance: &mut DnsGlance<'_>) -> Look {
-        let Some(wire) = self.state.watched.table().answer(glance.parsed, self.ttl) else {
+        let Some(wire) = self.state.watched.contents().answer(glance.parsed, self.ttl) else {
             return Look::Pass;
         };
         glance.source = Source::Hosts;

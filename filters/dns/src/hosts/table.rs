@@ -1,23 +1,57 @@
 //! The contents of a hosts file (hosts(5)).
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::collections::hash_map::Entry;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
 
+use metrics::{counter, gauge};
+
+use crate::watched::Contents;
 use crate::wire::{CLASS_IN, Name, Parsed, answer, rtype};
 
-/// The addresses of one name, in the file's order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Addresses {
-    v4: Vec<Ipv4Addr>,
-    v6: Vec<Ipv6Addr>,
+/// The addresses of one name, in the file's order. Most names have one, which takes no memory of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Addresses {
+    One(IpAddr),
+    Many(Vec<IpAddr>),
 }
 
-/// What a hosts file says.
+impl Addresses {
+    fn add(&mut self, ip: IpAddr) {
+        match self {
+            Self::One(first) if *first == ip => {}
+            Self::One(first) => *self = Self::Many(vec![*first, ip]),
+            Self::Many(all) if all.contains(&ip) => {}
+            Self::Many(all) => all.push(ip),
+        }
+    }
+
+    fn all(&self) -> &[IpAddr] {
+        match self {
+            Self::One(ip) => std::slice::from_ref(ip),
+            Self::Many(all) => all,
+        }
+    }
+
+    /// The records of one type.
+    fn records(&self, qtype: u16, ttl: u32) -> Vec<(u16, u32, Vec<u8>)> {
+        let record = |ip: &IpAddr| match (ip, qtype) {
+            (IpAddr::V4(ip), rtype::A) => Some((rtype::A, ttl, ip.octets().to_vec())),
+            (IpAddr::V6(ip), rtype::AAAA) => Some((rtype::AAAA, ttl, ip.octets().to_vec())),
+            _ => None,
+        };
+        self.all().iter().filter_map(record).collect()
+    }
+}
+
+/// What a hosts file says. Names are held by their wire form, which takes what the name needs: files of a million names are common.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
-    names: HashMap<Name, Addresses>,
+    names: HashMap<Box<[u8]>, Addresses>,
     /// The first name on the first line of each address, by its reverse name.
-    reverse: HashMap<Name, Name>,
+    reverse: HashMap<Box<[u8]>, Box<[u8]>>,
     /// Numbers of lines that say nothing: the first, and how many there are.
     wrong: Option<(usize, usize)>,
 }
@@ -44,17 +78,18 @@ impl Table {
             }
             let mut names = names.into_iter().flatten().peekable();
             if let Some(first) = names.peek() {
-                table.reverse.entry(Name::reverse(ip)).or_insert_with(|| first.clone());
+                let address = Name::reverse(ip).wire().into();
+                table.reverse.entry(address).or_insert_with(|| first.wire().into());
             }
             for name in names {
-                let addresses = table.names.entry(name).or_default();
-                match ip {
-                    IpAddr::V4(ip) if !addresses.v4.contains(&ip) => addresses.v4.push(ip),
-                    IpAddr::V6(ip) if !addresses.v6.contains(&ip) => addresses.v6.push(ip),
-                    _ => {}
+                match table.names.entry(name.wire().into()) {
+                    Entry::Occupied(mut known) => known.get_mut().add(ip),
+                    Entry::Vacant(new) => drop(new.insert(Addresses::One(ip))),
                 }
             }
         }
+        table.names.shrink_to_fit();
+        table.reverse.shrink_to_fit();
         table
     }
 
@@ -74,26 +109,48 @@ impl Table {
         if query.qclass != CLASS_IN {
             return None;
         }
-        if let Some(addresses) = self.names.get(&query.name) {
-            let records: Vec<_> = match query.qtype {
-                rtype::A => addresses.v4.iter().map(|ip| (rtype::A, ttl, ip.octets().to_vec())).collect(),
-                rtype::AAAA => {
-                    addresses.v6.iter().map(|ip| (rtype::AAAA, ttl, ip.octets().to_vec())).collect()
-                }
-                _ => Vec::new(),
-            };
-            return Some(answer(query, &records));
+        if let Some(addresses) = self.names.get(query.name.wire()) {
+            return Some(answer(query, &addresses.records(query.qtype, ttl)));
         }
-        let name = self.reverse.get(&query.name)?;
+        let name = self.reverse.get(query.name.wire())?;
         match query.qtype {
-            rtype::PTR => Some(answer(query, &[(rtype::PTR, ttl, name.wire().to_vec())])),
+            rtype::PTR => Some(answer(query, &[(rtype::PTR, ttl, name.to_vec())])),
             _ => Some(answer(query, &[])),
         }
     }
 }
 
+impl Contents for Table {
+    type Terms = ();
+
+    fn parse(text: &str, (): &()) -> io::Result<Self> {
+        Ok(Self::parse(text))
+    }
+
+    fn loaded(&self, path: &Path) {
+        counter!("qudag_sidecar_dns_hosts_reloads_total", "outcome" => "ok").increment(1);
+        gauge!("qudag_sidecar_dns_hosts_names").set(self.names() as f64);
+        tracing::info!(file = %path.display(), names = self.names(), "hosts file read");
+        if let Some((line, count)) = self.wrong() {
+            tracing::warn!(
+                file = %path.display(), line, count,
+                "lines of the hosts file make no sense, the first is at this line"
+            );
+        }
+    }
+
+    fn failed(path: &Path, (): &(), why: &io::Error) {
+        counter!("qudag_sidecar_dns_hosts_reloads_total", "outcome" => "error").increment(1);
+        tracing::warn!(
+            file = %path.display(), error = %why, "cannot read the hosts file; its last contents stay in use"
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use proptest::prelude::*;
 
     use super::*;

@@ -11,6 +11,7 @@ use qudag_filter_common::{Audience, FlowLine, FlowTally, Seat, Seats};
 use tokio::time::Instant;
 
 use crate::replies::ReplyTally;
+use crate::service;
 use crate::wire::{self, MIN_UDP, Parsed, Refusal, rcode, rtype};
 use crate::{Dns, DnsGlance, DnsQuery, DnsReply, DnsSettings, Source, Transport, replies};
 
@@ -147,6 +148,10 @@ impl Batch<'_> {
         if parsed.qtype == rtype::ANY {
             glance.reply(&wire::hinfo(&parsed), None);
             return self.answered(&message, &parsed, &Source::Sidecar, start, out);
+        }
+        if let Some(reply) = service::answer(lease.settings.service.as_deref(), &parsed) {
+            glance.reply(&reply.wire, None);
+            return self.answered(&message, &parsed, &reply.source, start, out);
         }
         match lease.chain.look(&mut glance, &mut self.intake.tally) {
             Looked::Answered => {

@@ -15,6 +15,8 @@ use qudag_filter_common::{Drain, Front, ListenerSpec, Socket, Terminal};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::local_zones::dark;
+use crate::service;
 use crate::upstream::own::{Listening, reaches};
 use crate::upstream::{UpstreamState, terminal};
 use crate::wire::{MIN_UDP, OWN_UDP};
@@ -85,13 +87,14 @@ impl ListenerSpec for DnsListener {
         vec![("dns".to_owned(), Address::Tcp(self.bind.clone()))]
     }
 
-    fn settings(&self, _env: &Env) -> DnsSettings {
+    fn settings(&self, env: &Env) -> DnsSettings {
         let count = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
         DnsSettings {
             tcp_idle: self.tcp_idle.0,
             max_tcp_connections: count(self.max_tcp_connections),
             max_in_flight: count(self.max_in_flight),
             max_udp_reply: self.max_udp_reply.into(),
+            service: service::zone(&env.service),
         }
     }
 
@@ -111,7 +114,8 @@ impl ListenerSpec for DnsListener {
             }
         }
         let state = previous.cloned().unwrap_or_default();
-        Ok((terminal(upstream, Arc::clone(&state), Arc::clone(&env.resolve)), state))
+        let servers = terminal(upstream, Arc::clone(&state), Arc::clone(&env.resolve));
+        Ok((dark::guard(servers), state))
     }
 
     fn bind(

@@ -23,6 +23,8 @@ pub const OWN_UDP: u16 = 1232;
 pub mod rtype {
     /// An IPv4 address.
     pub const A: u16 = 1;
+    /// A name server.
+    pub const NS: u16 = 2;
     /// An alias.
     pub const CNAME: u16 = 5;
     /// The start of a zone of authority.
@@ -31,8 +33,16 @@ pub mod rtype {
     pub const PTR: u16 = 12;
     /// Host information; what RFC 8482 answers `ANY` with.
     pub const HINFO: u16 = 13;
+    /// A mail server.
+    pub const MX: u16 = 15;
+    /// Text.
+    pub const TXT: u16 = 16;
     /// An IPv6 address.
     pub const AAAA: u16 = 28;
+    /// Where a service is (RFC 2782).
+    pub const SRV: u16 = 33;
+    /// An alias for all names below a name (RFC 6672).
+    pub const DNAME: u16 = 39;
     /// EDNS (RFC 6891).
     pub const OPT: u16 = 41;
     /// Transfers of zones (RFC 1995, RFC 5936).

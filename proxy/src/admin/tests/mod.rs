@@ -104,6 +104,9 @@ impl Operations for Double {
         *self.bypass.lock().unwrap() = on;
         Ok(applied())
     }
+    fn bypass_state(&self) -> Value {
+        json!({"bypass": *self.bypass.lock().unwrap()})
+    }
     fn explain(&self, filter: &str) -> Result<Vec<Explanation>, ControlError> {
         Err(ControlError::NotFound(format!("no filter {filter}")))
     }

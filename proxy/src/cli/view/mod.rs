@@ -163,11 +163,77 @@ pub(super) fn applied(applied: &Value, colour: bool) -> String {
 
 /// `bypass status`
 pub(super) fn bypass(answer: &Value, colour: bool) -> String {
-    if is(answer, "bypass") {
-        format!("{}\n", cell("on: no filter is in use", Tone::Warn).paint(colour))
-    } else {
-        "off\n".to_owned()
+    let mut out = match (answer.get("by").and_then(Value::as_str), is(answer, "bypass")) {
+        (Some(layer), _) if layer != "bypass" => {
+            let text = format!("on: no filter is in use, by the layer {layer}");
+            format!("{}\n", cell(text, Tone::Warn).paint(colour))
+        }
+        (None, false) => "off\n".to_owned(),
+        _ => format!("{}\n", cell("on: no filter is in use", Tone::Warn).paint(colour)),
+    };
+    if let Some(zone) = answer.get("zone").filter(|zone| zone.is_object()) {
+        out += &format!("\n{} serial {}\n", plain(text(zone, "zone")).paint(colour), number(zone, "serial"));
+        let rows = list(zone, "names").map(|name| {
+            let addresses = list(name, "addresses").filter_map(Value::as_str).collect::<Vec<_>>().join(", ");
+            vec![plain(text(name, "name")), plain(addresses)]
+        });
+        out += &table(&["NAME", "LEADS TO"], rows.collect(), colour);
     }
+    if let Some(update) = answer.get("update").filter(|update| update.is_object()) {
+        out += "\n";
+        let rows = list(update, "names").map(|name| {
+            let failed = name.get("error").and_then(Value::as_str);
+            let tone = if failed.is_some() { Tone::Bad } else { Tone::Good };
+            vec![
+                plain(text(name, "name")),
+                cell(text(name, "outcome"), tone),
+                plain(failed.unwrap_or_else(|| text(name, "server"))),
+            ]
+        });
+        out += &table(&["UPDATED NAME", "OUTCOME", ""], rows.collect(), colour);
+    }
+    if let Some(report) = answer.get("verification").filter(|report| report.is_object()) {
+        out += "\n";
+        let rows = list(report, "steps").map(step).collect();
+        out += &columns(rows, colour);
+        out += &verdict(report, colour);
+    }
+    out
+}
+
+/// A step of a verification.
+fn step(step: &Value) -> Vec<Cell> {
+    let (mark, tone) = match text(step, "state") {
+        "ok" => ("✔", Tone::Good),
+        "failed" => ("✗", Tone::Bad),
+        "skipped" => ("-", Tone::Faint),
+        _ => ("…", Tone::Warn),
+    };
+    let took = step.get("took_ms").and_then(Value::as_f64).unwrap_or_default();
+    vec![
+        cell(mark, tone),
+        cell(text(step, "name"), Tone::Head),
+        plain(format!("{took:.0} ms")),
+        plain(text(step, "detail")),
+    ]
+}
+
+/// A step on a line of its own, for a verification under way.
+pub(super) fn step_line(it: &Value, colour: bool) -> String {
+    let cells: Vec<_> = step(it).iter().map(|cell| cell.paint(colour)).collect();
+    format!("{}\n", cells.join("  "))
+}
+
+/// The end of a verification.
+pub(super) fn verdict(report: &Value, colour: bool) -> String {
+    let took = report.get("took_ms").and_then(Value::as_f64).unwrap_or_default();
+    let what = if is(report, "bypass") { "bypass on" } else { "bypass off" };
+    let (text, tone) = match (is(report, "done"), is(report, "ok")) {
+        (false, _) => (format!("{what}: under way for {took:.0} ms"), Tone::Warn),
+        (true, true) => (format!("{what}: verified in {took:.0} ms"), Tone::Good),
+        (true, false) => (format!("{what}: a step failed, {took:.0} ms"), Tone::Bad),
+    };
+    format!("{}\n", cell(text, tone).paint(colour))
 }
 
 /// `drain`

@@ -1,4 +1,4 @@
-//! Keeps the table of a hosts file up to date.
+//! A file that is read again when it changes, with the last good contents in use in between.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -7,11 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use metrics::{counter, gauge};
-use qudag_filter_common::{LiveGauge, Watch};
+use qudag_filter_common::Watch;
 use tokio_util::task::AbortOnDropHandle;
-
-use super::table::Table;
 
 /// Larger files are refused.
 const MAX_FILE: u64 = 32 << 20;
@@ -20,40 +17,57 @@ const POLL: Duration = Duration::from_secs(1);
 /// How long the file must be left alone before it is read: writers write in several steps.
 const SETTLE: Duration = Duration::from_millis(30);
 
-/// A hosts file that is followed. Dropping it ends that.
+/// What is made of a file's text.
+pub(crate) trait Contents: PartialEq + Sized + Send + Sync + 'static {
+    /// What reading needs to know besides the text.
+    type Terms: Clone + Send + Sync + 'static;
+
+    /// Reads the text.
+    ///
+    /// # Errors
+    /// When it makes no sense as a whole; the last contents stay in use then.
+    fn parse(text: &str, terms: &Self::Terms) -> io::Result<Self>;
+
+    /// Says that these contents are in use from now on.
+    fn loaded(&self, path: &Path);
+
+    /// Says that the file cannot be read.
+    fn failed(path: &Path, terms: &Self::Terms, why: &io::Error);
+}
+
+/// A file that is followed. Dropping it ends that.
 #[derive(Debug)]
-pub(super) struct Watched {
-    table: Arc<ArcSwap<Table>>,
+pub(crate) struct Watched<T> {
+    contents: Arc<ArcSwap<T>>,
     _follower: AbortOnDropHandle<()>,
 }
 
-impl Watched {
+impl<T: Contents> Watched<T> {
     /// Reads the file and follows it from now on, in a task of the current runtime.
     ///
     /// # Errors
     /// When the file cannot be read or is larger than 32 MiB, or there is no runtime.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path, terms: T::Terms) -> io::Result<Self> {
         let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
         // Before the first reading, so that no change is lost between the two.
         let watch = {
             let _context = runtime.enter();
             Watch::new(path.to_owned(), POLL, SETTLE)
         };
-        let first = read(path)?;
-        let names = LiveGauge::new(gauge!("qudag_sidecar_dns_hosts_names"), 0.0);
-        loaded(path, &first, &names);
-        let table = Arc::new(ArcSwap::from_pointee(first));
-        let follower = runtime.spawn(follow(watch, Arc::clone(&table), path.to_owned(), names));
-        Ok(Self { table, _follower: AbortOnDropHandle::new(follower) })
+        let first: T = read(path, &terms)?;
+        first.loaded(path);
+        let contents = Arc::new(ArcSwap::from_pointee(first));
+        let follower = runtime.spawn(follow(watch, Arc::clone(&contents), path.to_owned(), terms));
+        Ok(Self { contents, _follower: AbortOnDropHandle::new(follower) })
     }
 
     /// What the file said when it could last be read.
-    pub(super) fn table(&self) -> arc_swap::Guard<Arc<Table>> {
-        self.table.load()
+    pub(crate) fn contents(&self) -> arc_swap::Guard<Arc<T>> {
+        self.contents.load()
     }
 }
 
-async fn follow(mut watch: Watch, table: Arc<ArcSwap<Table>>, path: PathBuf, names: LiveGauge) {
+async fn follow<T: Contents>(mut watch: Watch, contents: Arc<ArcSwap<T>>, path: PathBuf, terms: T::Terms) {
     let mut failing = false;
     loop {
         tokio::select! {
@@ -61,51 +75,41 @@ async fn follow(mut watch: Watch, table: Arc<ArcSwap<Table>>, path: PathBuf, nam
             // What made the file unreadable need not show in its fingerprint, nor need its end.
             () = tokio::time::sleep(POLL), if failing => {}
         }
-        let file = path.clone();
-        let result = tokio::task::spawn_blocking(move || read(&file)).await;
+        let (file, known) = (path.clone(), terms.clone());
+        let result = tokio::task::spawn_blocking(move || read::<T>(&file, &known)).await;
         match result.unwrap_or_else(|why| Err(io::Error::other(why))) {
             Ok(new) => {
                 failing = false;
-                if **table.load() != new {
-                    loaded(&path, &new, &names);
-                    table.store(Arc::new(new));
+                if **contents.load() != new {
+                    new.loaded(&path);
+                    contents.store(Arc::new(new));
                 }
             }
             Err(why) if !failing => {
                 failing = true;
-                counter!("qudag_sidecar_dns_hosts_reloads_total", "outcome" => "error").increment(1);
-                tracing::warn!(
-                    file = %path.display(), error = %why, "cannot read the hosts file; its last contents stay in use"
-                );
+                T::failed(&path, &terms, &why);
             }
             Err(_) => {}
         }
     }
 }
 
-fn loaded(path: &Path, table: &Table, names: &LiveGauge) {
-    counter!("qudag_sidecar_dns_hosts_reloads_total", "outcome" => "ok").increment(1);
-    names.set(table.names() as f64);
-    tracing::info!(file = %path.display(), names = table.names(), "hosts file read");
-    if let Some((line, count)) = table.wrong() {
-        tracing::warn!(
-            file = %path.display(), line, count, "lines of the hosts file make no sense, the first is at this line"
-        );
-    }
-}
-
 /// Whether a file can be read.
-pub(super) fn readable(path: &Path) -> io::Result<()> {
+pub(crate) fn readable(path: &Path) -> io::Result<()> {
     File::open(path)?.read(&mut [0]).map(drop)
 }
 
-fn read(path: &Path) -> io::Result<Table> {
+/// The contents of a file.
+///
+/// # Errors
+/// When it cannot be read, is larger than 32 MiB, or makes no sense.
+pub(crate) fn read<T: Contents>(path: &Path, terms: &T::Terms) -> io::Result<T> {
     let mut bytes = Vec::new();
     File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the file is larger than 32 MiB"));
     }
-    Ok(Table::parse(&String::from_utf8_lossy(&bytes)))
+    T::parse(&String::from_utf8_lossy(&bytes), terms)
 }
 
 #[cfg(test)]
@@ -114,12 +118,13 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::hosts::Table;
     use crate::testing::{query_wire, until};
     use crate::wire::{parse_query, rtype};
 
-    fn knows(watched: &Watched, name: &str) -> bool {
+    fn knows(watched: &Watched<Table>, name: &str) -> bool {
         let query = parse_query(&query_wire(name, rtype::A, None)).unwrap();
-        watched.table().answer(&query, 1).is_some()
+        watched.contents().answer(&query, 1).is_some()
     }
 
     #[tokio::test]
@@ -127,7 +132,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("hosts");
         fs::write(&path, "192.0.2.1 one\n").unwrap();
-        let watched = Watched::open(&path).unwrap();
+        let watched = Watched::<Table>::open(&path, ()).unwrap();
         assert!(knows(&watched, "one"));
 
         fs::write(&path, "192.0.2.1 number-two\n").unwrap();
@@ -154,8 +159,8 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_cannot_be_read_is_an_error_and_not_an_empty_one() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(Watched::open(&directory.path().join("absent")).is_err());
-        assert!(Watched::open(directory.path()).is_err());
+        assert!(Watched::<Table>::open(&directory.path().join("absent"), ()).is_err());
+        assert!(Watched::<Table>::open(directory.path(), ()).is_err());
     }
 
     #[tokio::test]
@@ -163,8 +168,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("hosts");
         fs::write(&path, "").unwrap();
-        let watched = Watched::open(&path).unwrap();
-        let table = Arc::downgrade(&watched.table);
+        let watched = Watched::<Table>::open(&path, ()).unwrap();
+        let table = Arc::downgrade(&watched.contents);
         drop(watched);
         until("the task is gone", || table.upgrade().is_none()).await;
     }
