@@ -164,7 +164,7 @@ async fn what_is_left_in_the_sidecar_is_waited_for_and_then_named() {
     let yaml = format!(
         "node: {{ http: \"{}\" }}\nlisteners:\n  dns: {{ bind: \"127.0.0.1:0\" }}\n  http: {{ bind: \"127.0.0.1:0\" \
          }}\nbypass:\n  zone: svc.internal\n  names: [{{ name: web.svc.internal, sidecar: [127.0.0.1], node: [127.0.0.2], \
-         port: {port} }}]\n  verify: {{ resolver: false, drain_timeout: 300ms }}\n",
+         port: {port} }}]\n  verify: {{ resolver: false, drain_timeout: 2s }}\n",
         node.addr()
     );
     let sidecar = TestSidecar::start(&yaml).await;
@@ -231,7 +231,7 @@ fn updating(servers: &[SocketAddr], secret: &str, dir: &Path) -> String {
     format!(
         "listeners:\n  dns: {{ bind: \"127.0.0.1:0\" }}\nbypass:\n  names:\n    - {{ name: rpc.example.test, sidecar: \
          [127.0.0.1, \"::1\"], node: [127.0.0.2, \"2001:db8::2\"] }}\n  update:\n    zone: example.test\n    servers: [{}]\n    \
-         key: {{ name: {KEY}, secret: {{ file: \"{}\" }} }}\n    timeout: 300ms\n    refresh: 1s\n  verify: {{ resolver: false \
+         key: {{ name: {KEY}, secret: {{ file: \"{}\" }} }}\n    timeout: 2s\n    refresh: 1s\n  verify: {{ resolver: false \
          }}\n",
         servers.join(", "),
         file.display()
@@ -274,7 +274,10 @@ async fn updates_move_a_name_on_a_real_server_and_back() {
         assert_eq!(knot.addresses(RPC).await.unwrap(), expected);
     }
     assert_eq!(knot.serial().await, claimed + 2, "A and AAAA in one transaction each time");
-    assert!(sidecar.metric("qudag_sidecar_bypass_updates_total", &[("outcome", "changed")]).await >= 3.0);
+    // A server whose answer came too late has changed it already.
+    let moved = sidecar.metric("qudag_sidecar_bypass_updates_total", &[("outcome", "changed")]).await
+        + sidecar.metric("qudag_sidecar_bypass_updates_total", &[("outcome", "already")]).await;
+    assert!(moved >= 3.0, "{moved}");
     assert_eq!(sidecar.metric("qudag_sidecar_bypass_published", &[]).await, 1.0);
     // A sidecar that stops gives the name back.
     sidecar.stop(PATIENCE).await;
@@ -471,7 +474,9 @@ async fn glibc_and_musl_follow_the_bypass_and_survive_the_sidecar() {
     needs_namespaces!();
     needs_program!("knotd", "getent");
     let dir = tempfile::tempdir().unwrap();
-    let space = Namespace::new();
+    // getent asks for families only of which the host has addresses besides loopback's (AI_ADDRCONFIG).
+    let (space, outside) = (Namespace::new(), Namespace::new());
+    space.connect("10.93.0.1/24", &outside, "10.93.0.2/24");
     let _resolv =
         ResolvConf::new(&space, "nameserver 127.0.0.1\nnameserver 127.0.0.2\noptions timeout:1 attempts:2\n");
     let _knot = Knot::within(&space, "127.0.0.2:53".parse().unwrap(), &["api A 127.0.0.9"]).await;
