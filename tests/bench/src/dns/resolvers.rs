@@ -250,7 +250,7 @@ fn unbound_conf(at: SocketAddr, folder: &TempDir, setting: &Setting) -> String {
          num-threads: {threads}\n  so-reuseport: yes\n  so-rcvbuf: 4m\n  do-not-query-localhost: no\n  module-config: \"iterator\"\n  \
          msg-cache-size: {cache}m\n  rrset-cache-size: {cache}m\n  outgoing-range: 8192\n  \
          num-queries-per-thread: 4096\n  minimal-responses: yes\n  prefetch: yes\n  serve-expired: yes\n  \
-         serve-expired-ttl: 300\n  serve-expired-client-timeout: 50\n\
+         serve-expired-ttl: 300\n  serve-expired-client-timeout: 50\n  wait-limit: 0\n  discard-timeout: 5000\n\
          forward-zone:\n  name: \".\"\n{forward}\
          remote-control:\n  control-enable: yes\n  control-interface: \"{dir}/control\"\n  control-use-cert: no\n",
         ip = at.ip(),
