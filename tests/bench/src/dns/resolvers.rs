@@ -319,3 +319,26 @@ fn hickory_conf(at: SocketAddr, folder: &TempDir, setting: &Setting) -> String {
         setting.entries * 2,
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_configuration_names_every_server() {
+        let servers = ["127.0.0.1:1053", "127.0.0.2:2053"].map(|server| server.parse().unwrap());
+        let setting = Setting { threads: 2, ..Setting::new(servers) };
+        let (at, folder) = ("127.0.0.1:53".parse().unwrap(), tempfile::tempdir().unwrap());
+        let texts = [
+            sidecar_yaml(&setting),
+            unbound_conf(at, &folder, &setting),
+            dnsmasq_conf(at, &setting),
+            dnsdist_conf(at, &setting),
+            hickory_conf(at, &folder, &setting),
+        ];
+        for text in texts {
+            let named = ["1053", "2053"].map(|port| text.matches(port).count());
+            assert_eq!(named, [1, 1], "{text}");
+        }
+    }
+}
