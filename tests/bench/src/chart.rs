@@ -14,7 +14,7 @@ const TITLE: f64 = 34.0;
 const BELOW: f64 = 18.0;
 
 /// What the rows have and the picture does not: beside the 99th percentile the median says little, and so on.
-const LEFT_OUT: [&str; 2] = ["latency p50", "lost at"];
+const LEFT_OUT: [&str; 2] = ["latency p50", "worst round"];
 
 /// Between the shortest bar and the longest one; beyond it a panel has a logarithmic scale.
 const LINEAR: f64 = 30.0;

@@ -53,6 +53,9 @@ impl Setting {
     }
 }
 
+/// The number of a name that no part of the benchmark asks for.
+const READY: u32 = 99_999_999;
+
 enum Process {
     Sidecar(Sidecar),
     Program(Program, TempDir),
@@ -154,18 +157,20 @@ impl Who {
     /// # Errors
     /// When it does not come up.
     pub fn start(self, stage: &Stage, setting: &Setting) -> Result<Resolver, Failure> {
-        let (address, process) = match self {
-            Self::Sidecar => {
-                let sidecar = stage.sidecar(&sidecar_yaml(setting))?;
-                (sidecar.at("dns")?, Process::Sidecar(sidecar))
-            }
-            _ => {
-                let (address, folder) = (ports::free(), tempfile::tempdir()?);
-                let start = self.command(address, &folder, setting)?;
-                (address, Process::Program(start.spawn(folder.path()), folder))
-            }
-        };
-        let resolver = Resolver { who: self, address, process };
+        if self != Self::Sidecar {
+            return self.start_program(setting);
+        }
+        let sidecar = stage.sidecar(&sidecar_yaml(setting))?;
+        let resolver =
+            Resolver { who: self, address: sidecar.at("dns")?, process: Process::Sidecar(sidecar) };
+        resolver.wait_until_it_answers()?;
+        Ok(resolver)
+    }
+
+    fn start_program(self, setting: &Setting) -> Result<Resolver, Failure> {
+        let (address, folder) = (ports::free(), tempfile::tempdir()?);
+        let program = self.command(address, &folder, setting)?.spawn(folder.path());
+        let resolver = Resolver { who: self, address, process: Process::Program(program, folder) };
         resolver.wait_until_it_answers()?;
         Ok(resolver)
     }
@@ -202,8 +207,7 @@ impl Who {
 
 impl Resolver {
     fn wait_until_it_answers(&self) -> Result<(), Failure> {
-        // A name that no part of the benchmark asks for.
-        let questions = Questions::new(99_999_999..100_000_000);
+        let questions = Questions::new(READY..READY + 1);
         let socket = UdpSocket::bind("127.0.0.1:0")?;
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -322,7 +326,11 @@ fn hickory_conf(at: SocketAddr, folder: &TempDir, setting: &Setting) -> String {
 
 #[cfg(test)]
 mod tests {
+    use qudag_kit::FaultyDns;
+    use qudag_kit::dns::hickory_proto::rr::RecordType;
+
     use super::*;
+    use crate::dns::question::name;
 
     #[test]
     fn each_configuration_names_every_server() {
@@ -339,6 +347,24 @@ mod tests {
         for text in texts {
             let named = ["1053", "2053"].map(|port| text.matches(port).count());
             assert_eq!(named, [1, 1], "{text}");
+        }
+    }
+
+    #[test]
+    fn each_program_starts_with_its_configuration_and_asks_the_servers() {
+        for who in Who::OTHERS {
+            if let Some(command) = who.missing() {
+                // Nothing of the tests needs hickory-dns, and building it takes long.
+                if who != Who::Hickory {
+                    qudag_kit::skip::note(&format!("{} is missing: {command}", who.name()));
+                }
+                continue;
+            }
+            let server = FaultyDns::start();
+            let setting = Setting { threads: 2, ..Setting::new([server.addr()]) };
+            let resolver = who.start_program(&setting).unwrap();
+            assert!(server.queries(&name(READY), RecordType::A) > 0, "{}", who.name());
+            assert!(resolver.memory() > 1 << 20);
         }
     }
 }
