@@ -10,7 +10,7 @@ use crate::row::Row;
 const ENTRIES: u32 = 100_000;
 
 pub(super) fn rows(table: &Table<'_>) -> Result<Vec<Row>, Failure> {
-    let entries = if table.plan.is_quick() { ENTRIES / 5 } else { ENTRIES };
+    let entries = if table.plan.is_quick() { ENTRIES / 2 } else { ENTRIES };
     let questions = Questions::new(0..entries);
     let progress = Progress::new("dns, memory", 1 + table.others.len() as u64);
     let mut figures: Vec<(Who, f64)> = Vec::new();
