@@ -1,7 +1,7 @@
 //! Side-by-side benchmarks: the same traffic direct, through the sidecar, and through the programs that people use today,
 //! interleaved in one run.
 //!
-//! `cargo run --release -p qudag-bench -- chain|dns|peer|front|db|all [--quick] [--json] [--chart FILE]`
+//! `cargo run --release -p qudag-bench -- chain|dns|peer|front|db|all [--quick] [--json] [--chart FILE] [--markdown FILE]`
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 use qudag_bench::measure::Plan;
 use qudag_bench::row::{Row, table};
 use qudag_bench::suites::Suite;
-use qudag_bench::{Failure, chain, chart, dns};
+use qudag_bench::{Failure, chain, chart, dns, pivot};
 
 /// Measures what the sidecar adds to the traffic that it carries.
 ///
@@ -31,6 +31,9 @@ struct Args {
     /// Draw the rows as SVG into this file.
     #[arg(long, global = true, value_name = "FILE")]
     chart: Option<PathBuf>,
+    /// Write the rows as a table in Markdown into this file, a column for each program.
+    #[arg(long, global = true, value_name = "FILE")]
+    markdown: Option<PathBuf>,
 }
 
 #[derive(Clone, Subcommand)]
@@ -105,8 +108,11 @@ fn run(args: &Args) -> Result<(), Failure> {
             }
         }
     }
-    if let Some(file) = &args.chart {
-        std::fs::write(file, chart::svg(&all)).map_err(|why| format!("{}: {why}", file.display()))?;
+    let files = [(&args.chart, chart::svg as fn(&[Row]) -> String), (&args.markdown, pivot::markdown)];
+    for (file, draw) in files {
+        if let Some(file) = file {
+            std::fs::write(file, draw(&all)).map_err(|why| format!("{}: {why}", file.display()))?;
+        }
     }
     Ok(())
 }

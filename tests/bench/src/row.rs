@@ -23,6 +23,9 @@ pub struct Row {
     pub target: Option<f64>,
     /// Whether it was reached.
     pub met: Option<bool>,
+    /// Whether the target is one of the ratio.
+    #[serde(skip)]
+    pub of_ratio: bool,
 }
 
 impl Row {
@@ -37,6 +40,7 @@ impl Row {
             ratio: None,
             target: None,
             met: None,
+            of_ratio: false,
         }
     }
 
@@ -61,7 +65,12 @@ impl Row {
     /// Demands that the ratio to the peer is at least `target`.
     #[must_use]
     pub fn ratio_at_least(self, target: f64) -> Self {
-        Self { target: Some(target), met: Some(self.ratio.is_some_and(|ratio| ratio >= target)), ..self }
+        Self {
+            target: Some(target),
+            met: Some(self.ratio.is_some_and(|ratio| ratio >= target)),
+            of_ratio: true,
+            ..self
+        }
     }
 
     /// Demands that our figure is at least `target`.
@@ -113,9 +122,10 @@ pub fn table(rows: &[Row]) -> String {
     text
 }
 
-/// Three significant digits, without an exponent.
-fn number(value: f64) -> String {
+/// Three significant digits, without an exponent; more of a share that is almost the whole.
+pub(crate) fn number(value: f64) -> String {
     match value.abs() {
+        v if v > 99.0 && v < 100.0 => format!("{value:.3}"),
         v if v >= 100.0 => format!("{value:.0}"),
         v if v >= 10.0 => format!("{value:.1}"),
         _ => format!("{value:.2}"),

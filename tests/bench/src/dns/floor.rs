@@ -30,3 +30,25 @@ pub fn serve(at: SocketAddr) -> Result<(), Failure> {
         batch.send(&socket, &replies, &clients)?;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::dns::load::{self, Load, Order, Pace};
+    use crate::dns::question::Questions;
+
+    #[test]
+    fn it_answers_every_question_of_the_benchmark() {
+        let at = qudag_kit::ports::free();
+        std::thread::spawn(move || serve(at));
+        let questions = Questions::new(0..300);
+        let pace = Pace::Open { rate: 3_000.0, queries: 300 };
+        let patience = Duration::from_secs(1);
+        let load = Load { to: at, questions: &questions, order: Order::Spread, pace, patience };
+        // The thread may bind its socket later than the first queries leave.
+        let right = (0..10).map(|_| load::run(load).unwrap().right).find(|right| *right == 300);
+        assert_eq!(right, Some(300));
+    }
+}

@@ -403,3 +403,75 @@ impl<W: FnMut(Answer)> Run<'_, W> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use qudag_kit::{Behaviour, FaultyDns};
+
+    use super::*;
+
+    fn load<'a>(server: &FaultyDns, questions: &'a Questions, pace: Pace) -> Load<'a> {
+        let patience = Duration::from_millis(400);
+        Load { to: server.addr(), questions, order: Order::InTurn, pace, patience }
+    }
+
+    #[test]
+    fn every_query_of_an_open_load_has_one_end() {
+        let (server, questions) = (FaultyDns::start(), Questions::new(0..700));
+        let pace = Pace::Open { rate: 2_000.0, queries: 700 };
+        let outcome = run(load(&server, &questions, pace)).unwrap();
+        assert_eq!((outcome.sent, outcome.right, outcome.failed()), (700, 700, 0));
+        assert_eq!((server.total(), outcome.took.len()), (700, 700));
+        assert!(outcome.elapsed >= Duration::from_millis(349), "{:?}", outcome.elapsed);
+
+        server.behave(Behaviour::ServFail);
+        let outcome = run(load(&server, &questions, pace)).unwrap();
+        assert_eq!((outcome.sent, outcome.refused, outcome.failed()), (700, 700, 700));
+        server.behave(Behaviour::BlackHole);
+        let outcome = run(load(&server, &questions, pace)).unwrap();
+        assert_eq!((outcome.lost, outcome.failed_percent()), (700, 100.0));
+        assert!(outcome.micros(0.5) >= 399_000.0, "a lost query counts with the whole patience");
+        server.behave(Behaviour::WrongId);
+        let outcome = run(load(&server, &questions, pace)).unwrap();
+        assert_eq!((outcome.right, outcome.lost), (0, 700), "a reply to nothing is none");
+    }
+
+    #[test]
+    fn a_closed_load_keeps_so_many_under_way() {
+        let (server, questions) = (FaultyDns::start(), Questions::new(0..10));
+        server.behave(Behaviour::Delay(Duration::from_millis(50)));
+        let pace = Pace::Closed { in_flight: 32, time: Duration::from_millis(210) };
+        let mut seen = 0;
+        let outcome = run_watched(load(&server, &questions, pace), |answer| {
+            assert!(answer.took >= Duration::from_millis(50));
+            seen += 1;
+        })
+        .unwrap();
+        assert_eq!((outcome.right, seen, outcome.failed()), (outcome.sent, outcome.sent, 0));
+        // Five turns at most, and at least two on a machine that does other things too.
+        assert!((64..=160).contains(&outcome.sent), "{}", outcome.sent);
+    }
+
+    #[test]
+    fn the_delay_of_a_server_is_what_is_measured() {
+        let (server, questions) = (FaultyDns::start(), Questions::new(0..500));
+        server.behave(Behaviour::Delay(Duration::from_millis(150)));
+        let pace = Pace::Open { rate: 1_000.0, queries: 500 };
+        let outcome = run(load(&server, &questions, pace)).unwrap();
+        assert_eq!(outcome.right, 500);
+        assert!(outcome.micros(0.01) >= 150_000.0);
+    }
+
+    #[test]
+    fn a_slot_is_not_taken_for_another_use_of_it() {
+        let (mut slots, now) = (Slots::new(), Instant::now());
+        let first = slots.take(1, now).unwrap();
+        slots.release(first);
+        let second = slots.take(2, now).unwrap();
+        assert_eq!(first % SLOTS as u16, second % SLOTS as u16);
+        assert_eq!((slots.waiting(first), slots.waiting(second)), (None, Some((2, now))));
+        assert_eq!(slots.expire(now), 0);
+        assert_eq!(slots.expire(now + Duration::from_nanos(1)), 1);
+        assert_eq!((slots.under_way(), slots.expire(now + Duration::from_secs(1))), (0, 0));
+    }
+}

@@ -53,6 +53,9 @@ impl Setting {
     }
 }
 
+/// The number of a name that no part of the benchmark asks for.
+const READY: u32 = 99_999_999;
+
 enum Process {
     Sidecar(Sidecar),
     Program(Program, TempDir),
@@ -154,18 +157,20 @@ impl Who {
     /// # Errors
     /// When it does not come up.
     pub fn start(self, stage: &Stage, setting: &Setting) -> Result<Resolver, Failure> {
-        let (address, process) = match self {
-            Self::Sidecar => {
-                let sidecar = stage.sidecar(&sidecar_yaml(setting))?;
-                (sidecar.at("dns")?, Process::Sidecar(sidecar))
-            }
-            _ => {
-                let (address, folder) = (ports::free(), tempfile::tempdir()?);
-                let start = self.command(address, &folder, setting)?;
-                (address, Process::Program(start.spawn(folder.path()), folder))
-            }
-        };
-        let resolver = Resolver { who: self, address, process };
+        if self != Self::Sidecar {
+            return self.start_program(setting);
+        }
+        let sidecar = stage.sidecar(&sidecar_yaml(setting))?;
+        let resolver =
+            Resolver { who: self, address: sidecar.at("dns")?, process: Process::Sidecar(sidecar) };
+        resolver.wait_until_it_answers()?;
+        Ok(resolver)
+    }
+
+    fn start_program(self, setting: &Setting) -> Result<Resolver, Failure> {
+        let (address, folder) = (ports::free(), tempfile::tempdir()?);
+        let program = self.command(address, &folder, setting)?.spawn(folder.path());
+        let resolver = Resolver { who: self, address, process: Process::Program(program, folder) };
         resolver.wait_until_it_answers()?;
         Ok(resolver)
     }
@@ -202,8 +207,7 @@ impl Who {
 
 impl Resolver {
     fn wait_until_it_answers(&self) -> Result<(), Failure> {
-        // A name that no part of the benchmark asks for.
-        let questions = Questions::new(99_999_999..100_000_000);
+        let questions = Questions::new(READY..READY + 1);
         let socket = UdpSocket::bind("127.0.0.1:0")?;
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -250,7 +254,7 @@ fn unbound_conf(at: SocketAddr, folder: &TempDir, setting: &Setting) -> String {
          num-threads: {threads}\n  so-reuseport: yes\n  so-rcvbuf: 4m\n  do-not-query-localhost: no\n  module-config: \"iterator\"\n  \
          msg-cache-size: {cache}m\n  rrset-cache-size: {cache}m\n  outgoing-range: 8192\n  \
          num-queries-per-thread: 4096\n  minimal-responses: yes\n  prefetch: yes\n  serve-expired: yes\n  \
-         serve-expired-ttl: 300\n  serve-expired-client-timeout: 50\n\
+         serve-expired-ttl: 300\n  serve-expired-client-timeout: 50\n  wait-limit: 0\n  discard-timeout: 5000\n\
          forward-zone:\n  name: \".\"\n{forward}\
          remote-control:\n  control-enable: yes\n  control-interface: \"{dir}/control\"\n  control-use-cert: no\n",
         ip = at.ip(),
@@ -318,4 +322,49 @@ fn hickory_conf(at: SocketAddr, folder: &TempDir, setting: &Setting) -> String {
         servers.join(", "),
         setting.entries * 2,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use qudag_kit::FaultyDns;
+    use qudag_kit::dns::hickory_proto::rr::RecordType;
+
+    use super::*;
+    use crate::dns::question::name;
+
+    #[test]
+    fn each_configuration_names_every_server() {
+        let servers = ["127.0.0.1:1053", "127.0.0.2:2053"].map(|server| server.parse().unwrap());
+        let setting = Setting { threads: 2, ..Setting::new(servers) };
+        let (at, folder) = ("127.0.0.1:53".parse().unwrap(), tempfile::tempdir().unwrap());
+        let texts = [
+            sidecar_yaml(&setting),
+            unbound_conf(at, &folder, &setting),
+            dnsmasq_conf(at, &setting),
+            dnsdist_conf(at, &setting),
+            hickory_conf(at, &folder, &setting),
+        ];
+        for text in texts {
+            let named = ["1053", "2053"].map(|port| text.matches(port).count());
+            assert_eq!(named, [1, 1], "{text}");
+        }
+    }
+
+    #[test]
+    fn each_program_starts_with_its_configuration_and_asks_the_servers() {
+        for who in Who::OTHERS {
+            if let Some(command) = who.missing() {
+                // Nothing of the tests needs hickory-dns, and building it takes long.
+                if who != Who::Hickory {
+                    qudag_kit::skip::note(&format!("{} is missing: {command}", who.name()));
+                }
+                continue;
+            }
+            let server = FaultyDns::start();
+            let setting = Setting { threads: 2, ..Setting::new([server.addr()]) };
+            let resolver = who.start_program(&setting).unwrap();
+            assert!(server.queries(&name(READY), RecordType::A) > 0, "{}", who.name());
+            assert!(resolver.memory() > 1 << 20);
+        }
+    }
 }
