@@ -272,17 +272,12 @@ impl CacheState {
         held.filter(|entry| entry.is_sound() && self.holds(entry)).collect()
     }
 
-    /// Removes entries and returns how many there were. From the moment when it returns no query is answered with
+    /// Removes entries and returns how many there were. From the moment when it returns, and long before, no query is answered with
     /// what was asked for before.
     pub fn flush(&self, selector: &FlushSelector) -> u64 {
         let now = Instant::now();
-        let empty = (*selector == FlushSelector::All).then(|| store(self.max_bytes, &self.lasting.counts));
-        let mut old = None;
-        self.lasting.flushes.bury(selector, now, || {
-            old = empty.map(|empty| self.store.swap(Arc::new(empty)));
-        });
+        let old = self.forbid(selector, now);
         self.lasting.counts.flushes.add();
-        self.lasting.failures.clear();
         lock(&self.lasting.ratio).0.flushed(now);
         if let Some(file) = self.snapshot_file() {
             // It may hold what was flushed; the next one will not.
@@ -305,6 +300,18 @@ impl CacheState {
                 keys.len() as u64
             }
         }
+    }
+
+    /// From the moment when this returns nothing that matches and was asked for before is served, stored or restored. What is in the way of
+    /// that is taken out afterwards; the whole store, when it is all of it, is returned.
+    fn forbid(&self, selector: &FlushSelector, now: Instant) -> Option<Arc<Store>> {
+        let empty = (*selector == FlushSelector::All).then(|| store(self.max_bytes, &self.lasting.counts));
+        let mut old = None;
+        self.lasting.flushes.bury(selector, now, || {
+            old = empty.map(|empty| self.store.swap(Arc::new(empty)));
+        });
+        self.lasting.failures.clear();
+        old
     }
 
     /// A generation that asks upstream from now on.

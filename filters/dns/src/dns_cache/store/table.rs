@@ -16,35 +16,51 @@ const MOST: usize = 16 << 10;
 const FEWEST: usize = 64;
 /// How many bytes of the shared level go with one place in a table.
 const BYTES_PER_PLACE: u64 = 512;
-/// Places for keys with the same lower bits of their hash.
-const WAYS: usize = 8;
+/// Places for keys with the same lower bits of their hash: enough that 10,000 names hardly ever get into each other's way.
+const WAYS: usize = 16;
 /// One of so many hits is also one of the shared level, which must not think that nobody needs the entry.
 const TOUCH_EVERY: u32 = 64;
 
 #[derive(Default)]
 #[repr(align(64))]
 struct Set {
-    hashes: [u64; WAYS],
-    entries: [Option<Arc<Entry>>; WAYS],
-    /// The generation of flushes that each entry was found in.
-    generations: [u32; WAYS],
+    /// The upper bits of the hashes of the entries.
+    tags: [u16; WAYS],
     /// Which entries were hit since the last search for a victim.
-    used: u8,
+    used: u16,
     next: u8,
+    entries: [Option<Arc<Entry>>; WAYS],
 }
 
 impl Set {
-    fn clear(&mut self, way: usize) {
-        if let Some(place) = self.entries.get_mut(way) {
-            *place = None;
+    /// The places that may hold an entry with a tag.
+    fn ways(&self, tag: u16) -> impl Iterator<Item = usize> + use<> {
+        // Without a branch for each place.
+        let mut found = 0_u32;
+        for (way, held) in self.tags.iter().enumerate() {
+            found |= u32::from(*held == tag) << way;
         }
+        std::iter::from_fn(move || {
+            let way = found.trailing_zeros();
+            found &= found.wrapping_sub(1);
+            (way < u32::BITS).then_some(way as usize)
+        })
     }
 
-    /// The place for a new entry: its key's own, an empty one, one that was not hit lately, or any.
-    fn place(&mut self, hash: u64) -> usize {
-        if let Some(way) = self.hashes.iter().position(|held| *held == hash) {
-            return way;
+    fn find(&mut self, tag: u16, key: &[u8]) -> Option<&Arc<Entry>> {
+        let is_it = |way: &usize| matches!(self.entries.get(*way), Some(Some(entry)) if entry.key() == key);
+        let way = self.ways(tag).find(is_it)?;
+        let place = self.entries.get_mut(way)?;
+        if !place.as_ref()?.is_alive() {
+            *place = None;
+            return None;
         }
+        self.used |= 1 << way;
+        place.as_ref()
+    }
+
+    /// The place for a new entry: an empty one, one that was not hit lately, or any.
+    fn place(&mut self) -> usize {
         if let Some(way) = self.entries.iter().position(Option::is_none) {
             return way;
         }
@@ -63,58 +79,59 @@ struct Sets {
     sets: Box<[Set]>,
     /// The next set to be freed of what is gone.
     hand: usize,
+    /// The generation of flushes that all entries were found in.
+    generation: u32,
 }
 
 impl Sets {
     fn new(max_bytes: u64) -> Self {
         let places = usize::try_from(max_bytes / BYTES_PER_PLACE).unwrap_or(MOST);
         let sets = places.clamp(FEWEST, MOST).next_power_of_two() / WAYS;
-        Self { sets: (0..sets).map(|_| Set::default()).collect(), hand: 0 }
+        Self { sets: (0..sets).map(|_| Set::default()).collect(), hand: 0, generation: 0 }
     }
 
-    /// There is a power of two of sets.
-    fn set(&mut self, hash: u64) -> Option<&mut Set> {
+    /// The set and the tag of a hash. There is a power of two of sets.
+    fn set(&mut self, hash: u64) -> Option<(&mut Set, u16)> {
         let mask = self.sets.len().wrapping_sub(1);
-        self.sets.get_mut(hash as usize & mask)
+        // The upper sixteen bits.
+        Some((self.sets.get_mut(hash as usize & mask)?, (hash >> 48) as u16))
+    }
+
+    /// Forgets everything when there was a flush: it is looked up again in the shared level.
+    fn at(&mut self, generation: u32) {
+        if self.generation != generation {
+            self.generation = generation;
+            self.sets.iter_mut().for_each(|set| *set = Set::default());
+        }
     }
 
     fn find(&mut self, hash: u64, key: &[u8], generation: u32) -> Option<&Arc<Entry>> {
-        let set = self.set(hash)?;
-        let way = set.hashes.iter().position(|held| *held == hash)?;
-        let current = set.generations.get(way) == Some(&generation);
-        let entry = set.entries.get(way)?.as_ref()?;
-        if !current || !entry.is_alive() {
-            set.clear(way);
-            return None;
-        }
-        if entry.key() != key {
-            return None;
-        }
-        set.used |= 1 << way;
-        set.entries.get(way)?.as_ref()
+        self.at(generation);
+        let (set, tag) = self.set(hash)?;
+        set.find(tag, key)
     }
 
     fn put(&mut self, hash: u64, entry: &Arc<Entry>, generation: u32) {
         if entry.size() > LARGEST {
             return;
         }
-        if let Some(set) = self.set(hash) {
-            let way = set.place(hash);
-            if let (Some(held), Some(place), Some(valid)) =
-                (set.hashes.get_mut(way), set.entries.get_mut(way), set.generations.get_mut(way))
-            {
-                (*held, *place, *valid) = (hash, Some(Arc::clone(entry)), generation);
+        self.at(generation);
+        if let Some((set, tag)) = self.set(hash) {
+            let way = set.place();
+            if let (Some(held), Some(place)) = (set.tags.get_mut(way), set.entries.get_mut(way)) {
+                (*held, *place) = (tag, Some(Arc::clone(entry)));
+                set.used &= !(1 << way);
             }
         }
-        self.sweep(generation);
+        self.sweep();
     }
 
     /// Frees one more set of what is gone, so that nothing gone takes memory for long.
-    fn sweep(&mut self, generation: u32) {
+    fn sweep(&mut self) {
         self.hand = (self.hand + 1) % self.sets.len().max(1);
         let Some(set) = self.sets.get_mut(self.hand) else { return };
-        for (place, valid) in set.entries.iter_mut().zip(&set.generations) {
-            if place.as_ref().is_some_and(|entry| *valid != generation || !entry.is_alive()) {
+        for place in &mut set.entries {
+            if place.as_ref().is_some_and(|entry| !entry.is_alive()) {
                 *place = None;
             }
         }
@@ -207,6 +224,10 @@ mod tests {
         assert!(Arc::ptr_eq(sets.find(9, held.key(), 3).unwrap(), &held));
         assert!(sets.find(8, held.key(), 3).is_none());
         assert!(sets.find(9, b"another key", 3).is_none(), "a hash is not a key");
+        let same_hash = Arc::new(entry("b.example", 1));
+        sets.put(9, &same_hash, 3);
+        assert!(Arc::ptr_eq(sets.find(9, held.key(), 3).unwrap(), &held));
+        assert!(Arc::ptr_eq(sets.find(9, same_hash.key(), 3).unwrap(), &same_hash));
         assert!(sets.find(9, held.key(), 4).is_none());
         assert_eq!(Arc::strong_count(&held), 1, "nothing old takes memory");
         sets.put(9, &held, 4);
@@ -236,6 +257,16 @@ mod tests {
             sets.put(0, &Arc::new(entry("a.example", 1)), 0);
         }
         assert_eq!(Arc::strong_count(&gone), 1);
+    }
+
+    #[test]
+    fn ten_thousand_names_hardly_get_into_each_other_s_way() {
+        let mut sets = Sets::new(32 << 20);
+        let names: Vec<_> = (0..10_000).map(|i| Arc::new(entry(&format!("n{i}.example"), 1))).collect();
+        let hash = |entry: &Entry| xxhash_rust::xxh3::xxh3_64(entry.key());
+        names.iter().for_each(|entry| sets.put(hash(entry), entry, 0));
+        let found = names.iter().filter(|entry| sets.find(hash(entry), entry.key(), 0).is_some()).count();
+        assert!(found > 9_900, "{found}");
     }
 
     #[test]
