@@ -18,7 +18,7 @@ pub use hosts::{Hosts, HostsState};
 pub use kind::{Dns, DnsQuery, DnsReply, DnsSettings, Source, Trace, TraceStep, Transport};
 pub use listener::DnsListener;
 pub use lookup::{Lookup, LookupError, lookup};
-pub use upstream::{DnsUpstream, Server, UpstreamState};
+pub use upstream::{DnsUpstream, Protocol, Server, ServerStatus, UpstreamState, try_server};
 pub use wire::parse_query;
 
 chain! {
