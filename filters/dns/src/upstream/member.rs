@@ -298,7 +298,10 @@ impl Member {
                     known.health.succeeded(now, &means.breaker);
                 });
             }
-            Outcome::Strange(_) => self.meters.ended("mismatch"),
+            Outcome::Strange(_) => {
+                self.meters.ended("mismatch");
+                self.update(now, |known| known.health.doubt());
+            }
             Outcome::Failed(why) => {
                 self.meters.ended(why.label());
                 self.update(now, |known| {

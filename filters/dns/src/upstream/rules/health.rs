@@ -182,6 +182,11 @@ impl Health {
         self.heard = Some(now);
     }
 
+    /// Something came from the server's address that was no reply.
+    pub(in super::super) fn doubt(&mut self) {
+        self.doubted = true;
+    }
+
     /// A query had a good answer.
     pub(in super::super) fn succeeded(&mut self, now: Instant, limits: &BreakerLimits) {
         self.heard(now);

@@ -199,8 +199,10 @@ impl Plan {
         if entry.open == 0 && entry.asked >= MOST_UNREACHABLE {
             return None;
         }
-        // Each time a little later: 1, 1½, 2 … times.
-        Some(entry.last? + entry.candidate.resend * (entry.asked + 1) / 2)
+        // Each time a little later: 1, 1½, 2 … times; and not before the newest one has had its time.
+        let due = entry.last? + entry.candidate.resend * (entry.asked + 1) / 2;
+        let newest = self.newest.and_then(|(_, until)| until);
+        Some(newest.map_or(due, |until| due.max(until)))
     }
 
     /// When the silent ones have had their time, where an error is in hand.
