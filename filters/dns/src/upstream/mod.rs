@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use qudag_core::budget::Budget;
 use qudag_filter_api::{BuildError, Resolve, Svc, service_fn};
 use tokio::time::Instant;
 
@@ -49,6 +50,8 @@ pub struct UpstreamState {
     system: SystemServers,
     /// When a query came last.
     last: Mutex<Option<Instant>>,
+    /// Hedges and repetitions.
+    extra: Mutex<Budget>,
 }
 
 impl Default for UpstreamState {
@@ -60,6 +63,7 @@ impl Default for UpstreamState {
             gate: Arc::default(),
             system: SystemServers::new(RESOLV_CONF),
             last: Mutex::default(),
+            extra: Mutex::new(Budget::new(Instant::now().into_std())),
         }
     }
 }

@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use metrics::counter;
+use qudag_core::budget;
 use qudag_filter_api::FilterError;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -21,12 +22,17 @@ use crate::{DnsQuery, DnsReply, Source};
 /// Who remarks.
 const NAME: &str = "dns_upstream";
 
+/// How many queries to servers there may be because others are silent, beside the first ones: enough where three of ten are lost, or
+/// where all servers are slower than the longest hedge.
+const EXTRA: budget::Settings = budget::Settings { percent: 150, min_per_second: 50 };
+
 /// The answer to a query: the first good one of a server.
 pub(super) async fn answer(upstream: Arc<Upstream>, query: DnsQuery) -> Result<DnsReply, FilterError> {
     let limit = upstream.settings.timeout.0;
     let start = Instant::now();
     let deadline = start + limit;
     *lock(&upstream.state.last) = Some(start);
+    lock(&upstream.state.extra).request(start.into_std());
     let (seats, queue) = (count(upstream.settings.max_in_flight), count(upstream.settings.max_queued));
     let _seat = match timeout_at(deadline, upstream.state.gate.enter(seats, queue)).await {
         Ok(Some(seat)) => seat,
@@ -130,7 +136,8 @@ impl<'a> Trial<'a> {
 
     async fn run(&mut self) -> Option<DnsReply> {
         loop {
-            let until = match self.plan.next(Instant::now()) {
+            let (now, budget) = (Instant::now(), &self.upstream.state.extra);
+            let until = match self.plan.next(now, || lock(budget).retry(&EXTRA, now.into_std())) {
                 Step::Ask(number, why) => {
                     self.ask(number, why);
                     continue;
@@ -141,7 +148,9 @@ impl<'a> Trial<'a> {
             if until.is_none() && self.running.is_empty() {
                 return None;
             }
+            // What has come goes before what is due: when this host was slow, nobody was silent.
             let event = tokio::select! {
+                biased;
                 event = self.running.next(), if !self.running.is_empty() => event,
                 () = sleep_until(until.unwrap_or(self.start)), if until.is_some() => None,
             };

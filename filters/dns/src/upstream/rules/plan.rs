@@ -1,8 +1,12 @@
 //! Whom to ask for one query, and when.
 //!
 //! Servers are asked one after the other: at once where the last one failed, else when it has been silent for longer than it usually
-//! takes (a hedge). Those that are silent are asked again while there is nothing better, for a datagram may have been lost. The next list
-//! is asked when nobody of the earlier ones is healthy, all of them failed, or all of them are silent.
+//! takes (a hedge). Those that are silent are asked again while there is nothing better, for a datagram may have been lost. Those with
+//! an open breaker come behind the healthy ones of every list but the last resort. The next ones of these groups are asked when all
+//! of the earlier ones failed, or were silent for as long as a server may be.
+//!
+//! Hedges and repetitions need an allowance: where servers or this host are slow because they have too much to do, asking more
+//! often makes it worse.
 
 use std::time::Duration;
 
@@ -14,6 +18,8 @@ use super::{List, Rank};
 const MOST: u32 = 20;
 /// How many times a server is asked that cannot be reached.
 const MOST_UNREACHABLE: u32 = 3;
+/// Where a hedge is not allowed, it is tried again after this time.
+const PAUSE: Duration = Duration::from_millis(25);
 
 /// A server that can be asked.
 #[derive(Clone, Copy, Debug)]
@@ -96,20 +102,19 @@ pub(in super::super) struct Plan {
 impl Plan {
     /// A plan for candidates in their configured order. `attempt` is the time after which the next list is asked.
     pub(in super::super) fn new(candidates: &[Candidate], attempt: Duration) -> Self {
-        let healthy = |list| candidates.iter().any(|one| one.list == list && one.rank < Rank::Open);
-        let tier = |list| match list {
-            List::Servers if healthy(list) => 0,
-            List::Alternative if healthy(list) => 1,
-            List::Servers => 2,
-            List::Alternative => 3,
-            List::Direct => 4,
+        let tier = |candidate: &Candidate| match (candidate.list, candidate.rank) {
+            (List::Servers, Rank::Clean | Rank::Doubtful) => 0,
+            (List::Alternative, Rank::Clean | Rank::Doubtful) => 1,
+            (List::Servers, Rank::Open) => 2,
+            (List::Alternative, Rank::Open) => 3,
+            (List::Direct, _) => 4,
         };
         let mut entries: Vec<_> = candidates
             .iter()
             .enumerate()
             .map(|(number, candidate)| Entry {
                 number,
-                tier: tier(candidate.list),
+                tier: tier(candidate),
                 candidate: *candidate,
                 asked: 0,
                 first: None,
@@ -122,8 +127,8 @@ impl Plan {
         Self { entries, attempt, newest: None, asks: 0, refused: false }
     }
 
-    /// What to do now. What is to be asked counts as asked.
-    pub(in super::super) fn next(&mut self, now: Instant) -> Step {
+    /// What to do now. What is to be asked counts as asked. `allowed` is asked before a hedge or a repetition.
+    pub(in super::super) fn next(&mut self, now: Instant, allowed: impl FnOnce() -> bool) -> Step {
         let is_open = self.entries.iter().any(|entry| entry.open > 0);
         let mut best: Option<(Instant, usize, Why)> = None;
         if self.asks < MOST {
@@ -136,14 +141,23 @@ impl Plan {
             best = first.into_iter().chain(again).min_by_key(|(due, ..)| *due);
         }
         match best {
-            Some((due, at, why)) if due <= now => self.ask(at, why, now),
-            Some((due, ..)) => Step::Wait(Some(due)),
-            None if !is_open => Step::Over,
-            None if self.refused => match self.given_up() {
-                Some(until) if until > now => Step::Wait(Some(until)),
-                _ => Step::Over,
-            },
-            None => Step::Wait(None),
+            Some((due, at, why)) if due <= now => {
+                if matches!(why, Why::First | Why::Failover) || allowed() {
+                    return self.ask(at, why, now);
+                }
+                best = Some((now + PAUSE, at, why));
+            }
+            Some((due, ..)) => return Step::Wait(Some(due)),
+            None => {}
+        }
+        if !is_open {
+            return Step::Over;
+        }
+        let next = best.map(|(due, ..)| due);
+        match self.given_up().filter(|_| self.refused) {
+            Some(until) if until <= now => Step::Over,
+            Some(until) => Step::Wait(Some(next.map_or(until, |next| next.min(until)))),
+            None => Step::Wait(next),
         }
     }
 
@@ -176,15 +190,17 @@ impl Plan {
             None => (now, at, Why::Failover),
             Some(until) => (until, at, Why::Hedge),
         };
-        let earlier = || self.entries.iter().filter(|earlier| earlier.tier < entry.tier);
         let same = self.entries.get(newest).is_some_and(|newest| newest.tier == entry.tier);
-        let hopeless = earlier().all(|earlier| earlier.open == 0 || earlier.candidate.rank == Rank::Open);
-        if same || hopeless {
+        if same {
             return Some(next);
         }
-        // The other list is for when this one gives no answer at all.
-        let last = earlier().filter_map(|earlier| earlier.first).max()?;
-        Some((last + self.attempt, at, Why::Hedge))
+        // The next group is for when the earlier ones give no answer at all.
+        let earlier = self.entries.iter().filter(|earlier| earlier.tier < entry.tier);
+        let hopeful = earlier.filter(|earlier| earlier.open > 0 && earlier.candidate.rank != Rank::Open);
+        match hopeful.filter_map(|earlier| earlier.first).max() {
+            None => Some(next),
+            Some(last) => Some((next.0.max(last + self.attempt), at, Why::Hedge)),
+        }
     }
 
     /// When a candidate is asked again.
@@ -252,7 +268,7 @@ mod tests {
         let mut asked = Vec::new();
         let at = |now: Instant| (now - start).as_millis() as u64;
         while now < start + ms(1500) {
-            match plan.next(now) {
+            match plan.next(now, || true) {
                 Step::Ask(number, why) => {
                     asked.push((at(now), number, why));
                     if let Some(end) = ends(number) {
@@ -323,6 +339,36 @@ mod tests {
     }
 
     #[test]
+    fn without_an_allowance_only_failures_lead_to_the_next_one() {
+        let start = Instant::now();
+        let mut plan = Plan::new(&[of(List::Servers, Rank::Clean); 2], ATTEMPT);
+        assert_eq!(plan.next(start, || false), Step::Ask(0, Why::First));
+        assert_eq!(plan.next(start, || false), Step::Wait(Some(start + ms(50))));
+        assert_eq!(plan.next(start + ms(50), || false), Step::Wait(Some(start + ms(75))));
+        plan.ended(0, End::Refused);
+        assert_eq!(plan.next(start + ms(60), || false), Step::Ask(1, Why::Failover));
+        // It still gets its time, and no more.
+        assert_eq!(plan.next(start + ms(459), || false), Step::Wait(Some(start + ms(460))));
+        assert_eq!(plan.next(start + ms(460), || false), Step::Over);
+    }
+
+    #[test]
+    fn a_server_with_an_open_breaker_comes_behind_the_healthy_ones_of_all_lists() {
+        let candidates = [
+            of(List::Servers, Rank::Clean),
+            of(List::Servers, Rank::Open),
+            of(List::Alternative, Rank::Clean),
+            of(List::Direct, Rank::Clean),
+        ];
+        let (asked, _) = run(&candidates, |_| Some(End::Useless));
+        assert_eq!(asked.iter().map(|(_, number, _)| *number).collect::<Vec<_>>(), [0, 2, 1, 3]);
+        let (asked, _) = run(&candidates, |_| None);
+        let firsts =
+            asked.iter().filter(|(.., why)| *why != Why::Again).map(|(at, number, _)| (*at, *number));
+        assert_eq!(firsts.collect::<Vec<_>>(), [(0, 0), (400, 2), (800, 1), (850, 3)]);
+    }
+
+    #[test]
     fn the_other_lists_are_for_when_there_is_no_answer() {
         let lists = |rank| {
             [
@@ -346,7 +392,7 @@ mod tests {
             [(0, 0), (0, 1), (0, 2), (400, 3)]
         );
         // Nobody is well: the alternative comes first.
-        assert_eq!(firsts(&lists(Rank::Open), |_| None), [(0, 2), (400, 0), (450, 1), (850, 3)]);
+        assert_eq!(firsts(&lists(Rank::Open), |_| None), [(0, 2), (400, 0), (450, 1), (500, 3)]);
     }
 
     proptest! {
@@ -354,6 +400,7 @@ mod tests {
         fn a_plan_asks_everybody_ends_and_never_waits_for_what_is_past(
             candidates in proptest::collection::vec((0_u8..3, 0_u8..3, 1_u64..100, 1_u64..400), 1..12),
             ends in proptest::collection::vec(0_u8..8, 64),
+            allowed in proptest::collection::vec(any::<bool>(), 64),
             delays in proptest::collection::vec(0_u64..300, 64),
         ) {
             let list = |n| [List::Servers, List::Alternative, List::Direct][usize::from(n)];
@@ -371,8 +418,9 @@ mod tests {
             loop {
                 steps += 1;
                 prop_assert!(steps < 1000, "it goes on for ever");
-                match plan.next(now) {
+                match plan.next(now, || allowed[steps % 64]) {
                     Step::Ask(number, why) => {
+                        prop_assert!(allowed[steps % 64] || matches!(why, Why::First | Why::Failover));
                         prop_assert!(number < candidates.len());
                         prop_assert_eq!(why == Why::First, asked == 0);
                         prop_assert!(!failed.contains(&number), "asked although of no use");
@@ -407,7 +455,7 @@ mod tests {
                 }
             }
             let everybody = plan.entries.iter().all(|entry| entry.asked > 0);
-            prop_assert!(everybody || asked == MOST as usize);
+            prop_assert!(everybody || asked == MOST as usize || allowed.contains(&false));
         }
     }
 }
