@@ -26,7 +26,7 @@ pub use listener::DnsListener;
 pub use local_zones::{LocalZone, LocalZones, LocalZonesState};
 pub use lookup::{Lookup, LookupError, Question, lookup};
 pub use service::SERVICE_TTL;
-pub use upstream::{DnsUpstream, Server, UpstreamState};
+pub use upstream::{DnsUpstream, Protocol, Server, ServerStatus, UpstreamState, try_server};
 pub use wire::parse_query;
 
 chain! {

@@ -86,11 +86,11 @@ fn loops(config: &Config) -> Vec<ConfigError> {
         at.error(format!("{to} is {listener}: the sidecar would ask itself")).hint("name another server")
     };
     if let Some(listener) = &config.listeners.dns {
-        let at = root.key("filters").key("dns").key("dns_upstream").key("servers");
-        for (index, server) in config.filters.dns.dns_upstream.servers.iter().enumerate() {
-            let address = Address::Tcp(server.0.clone());
+        let at = root.key("filters").key("dns").key("dns_upstream");
+        for (list, index, server) in config.filters.dns.dns_upstream.named() {
+            let address = Address::Tcp(server.address().clone());
             if listener.binds().iter().any(|(_, bind)| overlap(bind, &address)) {
-                errors.push(own(at.index(index), server, "listeners.dns"));
+                errors.push(own(at.key(list).index(index), server, "listeners.dns"));
             }
         }
     }

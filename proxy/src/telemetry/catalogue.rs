@@ -165,6 +165,37 @@ pub const CATALOGUE: &[Metric] = &[
         "Queries to the configured servers, by outcome.",
     ),
     histogram("qudag_sidecar_dns_upstream_seconds", &["server"], "Time that a server took to answer."),
+    gauge(
+        "qudag_sidecar_dns_upstream_healthy",
+        &["server"],
+        "Whether a server is asked in its configured place: 1, or 0 when it is asked behind the others.",
+    ),
+    gauge(
+        "qudag_sidecar_dns_upstream_breaker_state",
+        &["server"],
+        "State of a server's circuit breaker: 0 closed, 1 half-open, 2 open.",
+    ),
+    gauge("qudag_sidecar_dns_upstream_in_flight", &["server"], "Queries that a server has to answer."),
+    counter(
+        "qudag_sidecar_dns_upstream_hedges_total",
+        &["server"],
+        "Queries that a server was asked because those before it were silent.",
+    ),
+    counter(
+        "qudag_sidecar_dns_upstream_probes_total",
+        &["server", "outcome"],
+        "Probes of servers, by outcome.",
+    ),
+    counter(
+        "qudag_sidecar_dns_upstream_answers_total",
+        &["list", "reason"],
+        "Answers by the list of the server, and why that list was asked: preferred, unhealthy or no_answer.",
+    ),
+    counter(
+        "qudag_sidecar_dns_upstream_overflows_total",
+        &[],
+        "Queries that failed because too many were waiting for the servers.",
+    ),
     counter(
         "qudag_sidecar_dns_replies_total",
         &["source", "rcode"],

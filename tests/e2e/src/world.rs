@@ -164,7 +164,9 @@ impl World {
             }
             if kind == "dns" {
                 let server = self.unbound.addr();
-                writeln!(yaml, "    dns_upstream: {{ servers: [\"{server}\"] }}").unwrap();
+                // Queries are counted: on a busy machine none is to be sent twice because the answer takes its time.
+                let hedge = "hedge: { min: 1s, max: 1s }, attempt_timeout: 1s";
+                writeln!(yaml, "    dns_upstream: {{ servers: [\"{server}\"], {hedge} }}").unwrap();
             }
         }
         yaml.push_str(&filters.extra);

@@ -169,7 +169,7 @@ async fn name_server_timeouts() {
     // Both are longer than the defaults, so that a busy machine changes nothing.
     let yaml = format!(
         "listeners:\n  dns: {{ bind: \"127.0.0.1:0\" }}\nfilters:\n  dns:\n    dns_upstream: {{ servers: [\"{}\", \"{}\"], \
-         timeout: 3s, attempt_timeout: 1s }}\n",
+         timeout: 3s, attempt_timeout: 1s, hedge: {{ min: 1s, max: 1s }}, probe: {{ interval: 1h }} }}\n",
         one.local_addr().unwrap(),
         two.local_addr().unwrap()
     );
@@ -195,7 +195,7 @@ async fn limits_of_the_cache() {
     let unbound = Unbound::start(&["short.test. 1 IN A 192.0.2.1"]).await;
     let yaml = format!(
         "listeners:\n  dns: {{ bind: \"127.0.0.1:0\" }}\nfilters:\n  dns:\n    dns_cache: {{ enabled: true, max_size: 2MiB, \
-         min_ttl: 200s, negative_ttl: 7s }}\n    dns_upstream: {{ servers: [\"{}\"], timeout: 4s, attempt_timeout: 4s }}\n",
+         min_ttl: 200s, negative_ttl: 7s }}\n    dns_upstream: {{ servers: [\"{}\"], timeout: 4s, attempt_timeout: 4s, hedge: {{ max: 4s }} }}\n",
         unbound.addr()
     );
     let sidecar = TestSidecar::start(&yaml).await;

@@ -108,13 +108,16 @@ impl ListenerSpec for DnsListener {
         let upstream = filters.dns_upstream.clone();
         if let Some(bind) = self.bind.socket_addr().filter(|bind| bind.port() != 0) {
             let own = |addr: &SocketAddr| reaches(*addr, bind);
-            if let Some(own) = upstream.servers.iter().filter_map(|server| server.0.socket_addr()).find(own) {
+            let ours = upstream
+                .named()
+                .find_map(|(list, _, server)| Some((list, server.address().socket_addr().filter(own)?)));
+            if let Some((list, own)) = ours {
                 let why = format!("{own} is where the sidecar itself listens; it would ask itself for ever");
-                return Err(BuildError::new("filters.dns.dns_upstream.servers", why));
+                return Err(BuildError::new(format!("filters.dns.dns_upstream.{list}"), why));
             }
         }
         let state = previous.cloned().unwrap_or_default();
-        let servers = terminal(upstream, Arc::clone(&state), Arc::clone(&env.resolve));
+        let servers = terminal(upstream, Arc::clone(&state), Arc::clone(&env.resolve))?;
         Ok((dark::guard(servers), state))
     }
 

@@ -1,260 +1,314 @@
 //! One query's way through the servers.
 
-use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use metrics::{counter, histogram};
-use qudag_filter_api::{FilterError, Host};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use metrics::counter;
+use qudag_core::budget;
+use qudag_filter_api::FilterError;
+use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::exchange::{self, Failure};
+use super::member::{Means, Member, Outcome};
+use super::message::Failure;
+use super::rules::{Candidate, End, List, Plan, Rank, Step, Why};
 use super::system::RESOLV_CONF;
-use super::{Server, Upstream, own};
+use super::{Members, Upstream, lock};
 use crate::wire::{Parsed, Stripped};
-use crate::{DnsReply, Source};
+use crate::{DnsQuery, DnsReply, Source};
 
-/// How many times servers are asked for one query.
-const MOST: usize = 16;
-/// How many addresses of one server's name are asked.
-const MOST_ADDRESSES: usize = 4;
+/// Who remarks.
+const NAME: &str = "dns_upstream";
 
-/// The answer to a query: the first good one of a server. A server that fails is left for the next one at once. One that is silent for
-/// `attempt_timeout` is still listened to while the next ones are asked, and is asked again after them, for its datagram may
-/// have been lost.
-pub(super) async fn answer(upstream: &Upstream, asked: &Parsed) -> Result<DnsReply, FilterError> {
+/// How many queries to servers there may be because others are silent, beside the first ones: enough where three of ten are lost, or
+/// where all servers are slower than the longest hedge.
+const EXTRA: budget::Settings = budget::Settings { percent: 150, min_per_second: 50 };
+
+/// The answer to a query: the first good one of a server.
+pub(super) async fn answer(upstream: Arc<Upstream>, query: DnsQuery) -> Result<DnsReply, FilterError> {
     let limit = upstream.settings.timeout.0;
-    let mut trial = Trial {
-        upstream,
-        asked,
-        targets: VecDeque::new(),
-        asks: Vec::new(),
-        refusal: None,
-        error: None,
-        own: false,
+    let start = Instant::now();
+    let deadline = start + limit;
+    *lock(&upstream.state.last) = Some(start);
+    lock(&upstream.state.extra).request(start.into_std());
+    let (seats, queue) = (count(upstream.settings.max_in_flight), count(upstream.settings.max_queued));
+    let _seat = match timeout_at(deadline, upstream.state.gate.enter(seats, queue)).await {
+        Ok(Some(seat)) => seat,
+        Ok(None) => {
+            counter!("qudag_sidecar_dns_upstream_overflows_total").increment(1);
+            query.note(NAME, || format!("{seats} queries are under way and {queue} wait"));
+            return Err(FilterError::Overloaded("too many queries wait for the servers".into()));
+        }
+        Err(_) => {
+            query.note(NAME, || format!("no turn within {limit:?}: {seats} queries are under way"));
+            return Err(FilterError::Timeout { after: limit });
+        }
     };
-    let outcome = timeout_at(Instant::now() + limit, trial.run()).await;
-    trial
-        .asks
-        .iter()
-        .filter(|ask| ask.slow && !ask.done)
-        .for_each(|ask| count(&ask.target.server, "timeout"));
+    let members = upstream.members().await;
+    let mut trial = Trial::new(&upstream, &query, members, start);
+    let outcome = timeout_at(deadline, trial.run()).await;
     match outcome {
-        Ok(Some(reply)) => Ok(reply),
+        Ok(Some(reply)) => {
+            trial.let_the_others_end();
+            Ok(reply)
+        }
         Ok(None) | Err(_) => trial.conclude(limit),
     }
 }
 
-/// Whom to ask.
-#[derive(Clone)]
-struct Target {
-    server: Server,
-    /// One of the server's addresses; `None` where its name has to be resolved first.
-    addr: Option<SocketAddr>,
-    /// How many times it was asked.
-    asked: u32,
+fn count(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 /// A server that was asked.
 struct Ask {
-    target: Target,
+    member: Arc<Member>,
     start: Instant,
-    /// It was silent for long enough that the next one was asked.
-    slow: bool,
-    /// It answered or failed.
-    done: bool,
+    /// How it ended; `None` while it is open.
+    end: Option<Ended>,
 }
 
-enum Event {
-    Resolved(Server, Result<Vec<IpAddr>, String>),
-    /// The number of the ask, and what came of it.
-    Ended(usize, Result<Stripped, Failure>),
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// With an error that the server answered with.
+    Code,
+    /// Otherwise.
+    Otherwise,
 }
+
+/// The number of an ask, and what came of it.
+type Event = (usize, Outcome);
 
 struct Trial<'a> {
     upstream: &'a Upstream,
-    asked: &'a Parsed,
-    targets: VecDeque<Target>,
+    query: &'a DnsQuery,
+    asked: Arc<Parsed>,
+    members: Members,
+    candidates: Vec<Candidate>,
+    plan: Plan,
+    start: Instant,
     asks: Vec<Ask>,
+    /// The member of each ask.
+    numbers: Vec<usize>,
+    running: FuturesUnordered<BoxFuture<'static, Event>>,
     /// The first error that a server answered with.
     refusal: Option<DnsReply>,
     /// Why the last server gave no answer at all.
     error: Option<FilterError>,
     /// A server was left out because it is this process.
     own: bool,
+    /// Something came that is no reply, and the reply did not.
+    strange: bool,
 }
 
 impl<'a> Trial<'a> {
-    async fn run(&mut self) -> Option<DnsReply> {
-        let servers = match self.upstream.settings.servers.as_slice() {
-            [] => self.upstream.state.system.servers().await,
-            servers => servers.to_vec(),
-        };
-        if servers.is_empty() {
+    fn new(upstream: &'a Upstream, query: &'a DnsQuery, members: Members, start: Instant) -> Self {
+        let limits = &upstream.means.hedge;
+        let candidates: Vec<_> =
+            members.iter().map(|(list, member)| member.candidate(*list, start, limits)).collect();
+        let error = members.is_empty().then(|| {
             let why = "it names no server, nor does filters.dns.dns_upstream.servers".into();
-            self.error = Some(FilterError::Resolve { name: RESOLV_CONF.to_owned(), why });
+            FilterError::Resolve { name: RESOLV_CONF.to_owned(), why }
+        });
+        Self {
+            upstream,
+            query,
+            asked: Arc::new(query.parsed().clone()),
+            plan: Plan::new(&candidates, limits.attempt),
+            members,
+            candidates,
+            start,
+            asks: Vec::new(),
+            numbers: Vec::new(),
+            running: FuturesUnordered::new(),
+            refusal: None,
+            error,
+            own: false,
+            strange: false,
         }
-        let servers = self.upstream.state.health.order(servers, Instant::now());
-        self.targets = servers.into_iter().map(Target::new).collect();
+    }
 
-        let mut running = FuturesUnordered::new();
-        let mut due = true;
+    fn note(&self, what: impl FnOnce() -> String) {
+        self.query.note(NAME, || format!("{} ms: {}", self.start.elapsed().as_millis(), what()));
+    }
+
+    async fn run(&mut self) -> Option<DnsReply> {
         loop {
-            if due {
-                running.extend(self.next());
-            }
-            // With an error in hand there is no point in waiting for those that are silent.
-            if running.is_empty() || self.refusal.is_some() && self.is_exhausted(running.len()) {
+            let (now, budget) = (Instant::now(), &self.upstream.state.extra);
+            let until = match self.plan.next(now, || lock(budget).retry(&EXTRA, now.into_std())) {
+                Step::Ask(number, why) => {
+                    self.ask(number, why);
+                    continue;
+                }
+                Step::Wait(until) => until,
+                Step::Over => return None,
+            };
+            if until.is_none() && self.running.is_empty() {
                 return None;
             }
-            let patience = self.patience();
-            due = tokio::select! {
-                Some(event) = running.next() => match event {
-                    Event::Resolved(server, result) => {
-                        self.resolved(&server, result);
-                        true
-                    }
-                    Event::Ended(number, Ok(reply)) => return self.answered(number, reply),
-                    Event::Ended(number, Err(failure)) => self.failed(number, failure),
-                },
-                () = sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => {
-                    self.silent();
-                    true
-                }
+            // What has come goes before what is due: when this host was slow, nobody was silent.
+            let event = tokio::select! {
+                biased;
+                event = self.running.next(), if !self.running.is_empty() => event,
+                () = sleep_until(until.unwrap_or(self.start)), if until.is_some() => None,
             };
+            match event {
+                Some((number, Outcome::Good(reply, took))) => return self.answered(number, reply, took),
+                Some((number, Outcome::Failed(failure))) => self.failed(number, failure),
+                Some((number, Outcome::Strange(open))) => {
+                    self.strange = true;
+                    let Some(ask) = self.asks.get(number) else { continue };
+                    self.note(|| format!("{} sent something that is no reply to the query", ask.member.name));
+                    let (member, means) = (Arc::clone(&ask.member), Arc::clone(&self.upstream.means));
+                    let listening = member.listen(means, Arc::clone(&self.asked), open);
+                    self.running.push(Box::pin(async move { (number, listening.await) }));
+                    self.ended(number, End::Strange);
+                }
+                None => {}
+            }
         }
     }
 
-    /// When the server asked last has been silent for too long; `None` when that is known already.
-    fn patience(&self) -> Option<Instant> {
-        let last = self.asks.last().filter(|ask| !ask.slow && !ask.done)?;
-        Some(last.start + self.upstream.settings.attempt_timeout.0)
-    }
-
-    /// Whether everybody has been asked, and of what is still running there are only those that are silent.
-    fn is_exhausted(&self, running: usize) -> bool {
-        let silent = self.asks.iter().filter(|ask| ask.slow && !ask.done).count();
-        running == silent && self.targets.iter().all(|target| !self.is_worth(target))
-    }
-
-    /// Servers that were silent are asked again and again while there is nothing better, and once more in any case.
-    fn is_worth(&self, target: &Target) -> bool {
-        self.asks.len() < MOST && (self.refusal.is_none() || target.asked < 2)
-    }
-
-    /// Starts on the next server.
-    fn next(&mut self) -> Option<BoxFuture<'a, Event>> {
-        let upstream = self.upstream;
-        loop {
-            let target = self.targets.pop_front().filter(|target| self.is_worth(target))?;
-            let server = target.server.clone();
-            let addr = match (&server.0.host, target.addr) {
-                (_, Some(addr)) => addr,
-                (Host::Ip(ip), None) => SocketAddr::new(*ip, server.0.port),
-                (Host::Name(name), None) => {
-                    let resolving =
-                        timeout(upstream.settings.attempt_timeout.0, upstream.resolve.resolve(name));
-                    return Some(Box::pin(async move {
-                        let ips = match resolving.await {
-                            Ok(resolved) => resolved.map_err(|why| why.to_string()),
-                            Err(_) => Err("timeout".to_owned()),
-                        };
-                        Event::Resolved(server, ips)
-                    }));
-                }
+    fn ask(&mut self, number: usize, why: Why) {
+        let (Some((list, member)), Some(candidate)) = (self.members.get(number), self.candidates.get(number))
+        else {
+            return;
+        };
+        let turn = self.numbers.iter().filter(|asked| **asked == number).count();
+        self.note(|| {
+            let why = match why {
+                Why::First if *list == List::Servers => "first".to_owned(),
+                Why::First => "first: nobody of the lists before is healthy".to_owned(),
+                Why::Failover => "the one before failed".to_owned(),
+                Why::Hedge => "those asked before are silent".to_owned(),
+                Why::Again => format!("once more, {turn} times before"),
             };
-            if own::is_own(addr) {
-                count(&server, "own_address");
-                self.own = true;
-                continue;
-            }
-            let number = self.asks.len();
-            let asked = self.asked;
-            let target = Target { server, addr: Some(addr), asked: target.asked + 1 };
-            self.asks.push(Ask { target, start: Instant::now(), slow: false, done: false });
-            return Some(Box::pin(async move {
-                // Never closed.
-                let _socket = upstream.state.sockets.acquire().await;
-                Event::Ended(number, exchange::ask(addr, asked, &upstream.state.ids).await)
-            }));
+            let rank = match candidate.rank {
+                Rank::Clean => "",
+                Rank::Doubtful => ", which is in doubt",
+                Rank::Open => ", whose breaker is open",
+            };
+            format!("asking {}{rank}, of {} ({why})", member.name, list.label())
+        });
+        if why == Why::Hedge {
+            member.meters.hedged();
+        }
+        let ask = self.asks.len();
+        let (means, asked) = (Arc::clone(&self.upstream.means), Arc::clone(&self.asked));
+        let turn = u32::try_from(turn).unwrap_or(0);
+        let asking = Arc::clone(member).ask(means, asked, turn);
+        self.running.push(Box::pin(async move { (ask, asking.await) }));
+        self.asks.push(Ask { member: Arc::clone(member), start: Instant::now(), end: None });
+        self.numbers.push(number);
+    }
+
+    fn ended(&mut self, ask: usize, end: End) {
+        if let Some(number) = self.numbers.get(ask) {
+            self.plan.ended(*number, end);
         }
     }
 
-    fn resolved(&mut self, server: &Server, result: Result<Vec<IpAddr>, String>) {
-        match result {
-            Ok(ips) => {
-                for ip in ips.into_iter().take(MOST_ADDRESSES).rev() {
-                    let addr = Some(SocketAddr::new(ip, server.0.port));
-                    self.targets.push_front(Target { server: server.clone(), addr, asked: 0 });
-                }
-            }
-            Err(why) => {
-                count(server, "resolve");
-                self.upstream.state.health.failed(server, Instant::now());
-                self.error = Some(FilterError::Resolve { name: server.to_string(), why: why.into() });
-            }
-        }
-    }
-
-    fn answered(&mut self, number: usize, reply: Stripped) -> Option<DnsReply> {
-        let now = Instant::now();
+    fn answered(&mut self, number: usize, reply: Stripped, took: Duration) -> Option<DnsReply> {
         let ask = self.asks.get_mut(number)?;
-        ask.done = true;
-        let server = ask.target.server.clone();
-        count(&server, "ok");
-        histogram!("qudag_sidecar_dns_upstream_seconds", "server" => server.to_string())
-            .record((now - ask.start).as_secs_f64());
-        let health = &self.upstream.state.health;
-        health.succeeded(&server);
-        // A server that answers worse than the next one is in trouble. When all answer alike, the name is.
-        let failed = self.asks.iter().filter(|ask| ask.done && ask.target.server != server);
-        failed.for_each(|ask| health.failed(&ask.target.server, now));
-        Some(reply_of(&server, reply))
+        ask.end = Some(Ended::Otherwise);
+        let member = Arc::clone(&ask.member);
+        self.note(|| format!("{} answered after {:.1} ms", member.name, took.as_secs_f64() * 1e3));
+        // A server that answers worse than another one is in trouble. When all answer alike, the name is.
+        let wrong = self.asks.iter().filter(|ask| ask.end == Some(Ended::Code));
+        wrong
+            .filter(|ask| !Arc::ptr_eq(&ask.member, &member))
+            .for_each(|ask| ask.member.was_wrong(&self.upstream.means));
+        let list =
+            self.numbers.get(number).and_then(|number| self.members.get(*number)).map(|(list, _)| *list);
+        self.count_list(list.unwrap_or(List::Servers));
+        Some(reply_of(&member, reply))
     }
 
-    /// Notes a failure. Whether the next server is to be asked now: not when it is being asked already.
-    fn failed(&mut self, number: usize, failure: Failure) -> bool {
-        let is_last = number + 1 == self.asks.len();
-        let Some(ask) = self.asks.get_mut(number) else { return true };
-        ask.done = true;
-        let server = ask.target.server.clone();
-        count(&server, failure.label());
-        match failure {
-            Failure::Network(why) => {
-                self.upstream.state.health.failed(&server, Instant::now());
-                self.error = Some(FilterError::connect(server.to_string(), why));
+    /// Which list the answer came from, and why that one.
+    fn count_list(&self, list: List) {
+        let before = |candidate: &&Candidate| candidate.list < list;
+        let reason = match list {
+            List::Servers => "preferred",
+            _ if self.candidates.iter().filter(before).all(|candidate| candidate.rank == Rank::Open) => {
+                "unhealthy"
             }
-            Failure::Mismatch => {
-                self.error = Some(FilterError::Upstream("a reply to another query".into()));
+            _ => "no_answer",
+        };
+        counter!("qudag_sidecar_dns_upstream_answers_total", "list" => list.label(), "reason" => reason)
+            .increment(1);
+    }
+
+    /// Notes a failure.
+    fn failed(&mut self, number: usize, failure: Failure) {
+        let Some(ask) = self.asks.get_mut(number) else { return };
+        let member = Arc::clone(&ask.member);
+        ask.end = Some(match failure {
+            Failure::Code(..) => Ended::Code,
+            _ => Ended::Otherwise,
+        });
+        self.note(|| format!("{}: {}", member.name, failure.text()));
+        let name = || member.name.to_string();
+        let (end, error) = match failure {
+            Failure::Network(why) => (End::Unreachable, FilterError::connect(name(), why)),
+            Failure::Closed => {
+                (End::Unreachable, FilterError::Upstream("the server closed the connection".into()))
             }
-            Failure::Code(_, Some(reply)) if self.refusal.is_none() => {
-                self.refusal = Some(reply_of(&server, reply));
+            Failure::Busy => (
+                End::Unreachable,
+                FilterError::Overloaded("the server has too many queries to answer".into()),
+            ),
+            Failure::Resolve(why) => (End::Useless, FilterError::Resolve { name: name(), why: why.into() }),
+            Failure::Mismatch => (End::Useless, FilterError::Upstream("a reply to another query".into())),
+            Failure::Tls(why) => (End::Useless, FilterError::Upstream(format!("TLS: {why}").into())),
+            Failure::Http(why) => (End::Useless, FilterError::Upstream(format!("HTTP: {why}").into())),
+            Failure::Own => {
+                self.own = true;
+                return self.ended(number, End::Useless);
             }
-            Failure::Code(..) => {
-                self.error.get_or_insert(FilterError::Upstream("an error without a question".into()));
+            Failure::Code(_, Some(reply)) => {
+                self.refusal.get_or_insert_with(|| reply_of(&member, reply));
+                return self.ended(number, End::Refused);
             }
+            Failure::Code(_, None) => {
+                (End::Useless, FilterError::Upstream("an error without a question".into()))
+            }
+        };
+        self.error = Some(error);
+        self.ended(number, end);
+    }
+
+    /// Goes on listening to those that were asked as well, for a while: how long they take, and whether they answer at all, is known
+    /// only so.
+    fn let_the_others_end(self) {
+        let Self { upstream, asked, asks, running, .. } = self;
+        if !running.is_empty() {
+            drop(tokio::spawn(listen(asks, running, Arc::clone(&upstream.means), asked)));
         }
-        is_last || self.asks.iter().all(|ask| ask.done)
-    }
-
-    /// The server asked last has been silent for too long.
-    fn silent(&mut self) {
-        let Some(ask) = self.asks.last_mut() else { return };
-        ask.slow = true;
-        let target = ask.target.clone();
-        self.upstream.state.health.failed(&target.server, Instant::now());
-        self.targets.push_back(target);
     }
 
     /// What the client is told when no server gave a good answer: what a server said, or else why none could.
     fn conclude(self, limit: Duration) -> Result<DnsReply, FilterError> {
-        let silent = self.asks.iter().any(|ask| !ask.done);
+        let now = Instant::now();
+        let means = &self.upstream.means;
+        let open = || self.asks.iter().filter(|ask| ask.end.is_none());
+        let silent = open().next().is_some() && !self.strange;
+        // One verdict for each server, however often it was asked.
+        let mut judged: Vec<&Arc<Member>> = Vec::new();
+        for ask in open().filter(|ask| now.saturating_duration_since(ask.start) >= means.hedge.attempt) {
+            if !judged.iter().any(|member| Arc::ptr_eq(member, &ask.member)) {
+                ask.member.was_silent(ask.start, means);
+                judged.push(&ask.member);
+            }
+        }
+        self.note(|| "nobody has an answer".to_owned());
         match (self.refusal, self.error) {
             (Some(reply), _) => Ok(reply),
             (None, Some(error)) if !silent => Err(error),
+            (None, None) if self.strange => {
+                Err(FilterError::Upstream("nothing but replies to other queries".into()))
+            }
             (None, None) if !silent && self.own => {
                 Err(FilterError::Upstream("the upstream server is this sidecar itself".into()))
             }
@@ -263,21 +317,41 @@ impl<'a> Trial<'a> {
     }
 }
 
-impl Target {
-    fn new(server: Server) -> Self {
-        Self { server, addr: None, asked: 0 }
+/// Listens to servers whose answers are no longer needed.
+async fn listen(
+    mut asks: Vec<Ask>,
+    mut running: FuturesUnordered<BoxFuture<'static, Event>>,
+    means: Arc<Means>,
+    asked: Arc<Parsed>,
+) {
+    let last = asks.iter().filter(|ask| ask.end.is_none()).map(|ask| ask.start).max();
+    let until = last.unwrap_or_else(Instant::now) + means.hedge.attempt;
+    let listening = async {
+        while let Some((number, outcome)) = running.next().await {
+            let Some(ask) = asks.get_mut(number) else { continue };
+            match outcome {
+                Outcome::Good(..) => ask.end = Some(Ended::Otherwise),
+                Outcome::Failed(failure) => {
+                    ask.end = Some(Ended::Otherwise);
+                    if matches!(failure, Failure::Code(..)) {
+                        ask.member.was_wrong(&means);
+                    }
+                }
+                Outcome::Strange(open) => {
+                    let listening =
+                        Arc::clone(&ask.member).listen(Arc::clone(&means), Arc::clone(&asked), open);
+                    running.push(Box::pin(async move { (number, listening.await) }));
+                }
+            }
+        }
+    };
+    if timeout_at(until, listening).await.is_err() {
+        let open = asks.iter().filter(|ask| ask.end.is_none());
+        open.for_each(|ask| ask.member.was_silent(ask.start, &means));
     }
 }
 
-fn reply_of(server: &Server, reply: Stripped) -> DnsReply {
-    let source = Source::Upstream(server.to_string().into());
+fn reply_of(member: &Member, reply: Stripped) -> DnsReply {
+    let source = Source::Upstream(Arc::clone(&member.name));
     DnsReply { ede: reply.ede, ..DnsReply::new(reply.wire.into(), source) }
-}
-
-fn count(server: &Server, outcome: &'static str) {
-    counter!(
-        "qudag_sidecar_dns_upstream_queries_total",
-        "server" => server.to_string(), "outcome" => outcome
-    )
-    .increment(1);
 }

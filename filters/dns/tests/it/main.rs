@@ -3,8 +3,14 @@
 #[cfg(test)]
 mod chain;
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod front;
 #[cfg(test)]
+mod secure;
+#[cfg(test)]
 mod support;
+#[cfg(test)]
+mod transports;
 #[cfg(test)]
 mod upstream;

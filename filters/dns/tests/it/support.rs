@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::opt::EdnsOption;
@@ -13,8 +13,8 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use qudag_filter_api::{Address, Chain, ChainSpec, Chains, Env, Lease, Svc};
 use qudag_filter_common::testing::{self, Names};
 use qudag_filter_common::{Drain, ListenerSpec};
-use qudag_filter_dns::{Dns, DnsFilters, DnsListener, DnsSettings, DnsStates, UpstreamState};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use qudag_filter_dns::{Dns, DnsFilters, DnsListener, DnsSettings, DnsStates, ServerStatus, UpstreamState};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 
@@ -43,6 +43,16 @@ pub(crate) enum Does {
     TruncatedAlways,
     /// Answers late.
     Late(Duration),
+    /// Answers so many of a hundred queries over UDP.
+    Lossy(u8),
+    /// Answers with the name in lower case, over UDP.
+    LowerCase,
+    /// Sends a forged answer, with another address, before its own.
+    Forged,
+    /// Answers for a while and then is silent for as long, again and again.
+    Flapping(Duration),
+    /// Closes the connection in the middle of the reply; over UDP the reply is truncated.
+    HalfReply,
 }
 
 /// A DNS server on loopback, UDP and TCP on one port.
@@ -52,10 +62,44 @@ pub(crate) struct Server {
     _tasks: JoinSet<()>,
 }
 
-struct Seen {
-    does: Does,
-    udp: Vec<Message>,
-    tcp: Vec<Message>,
+pub(crate) struct Seen {
+    pub(crate) does: Does,
+    pub(crate) start: Instant,
+    pub(crate) udp: Vec<Message>,
+    pub(crate) tcp: Vec<Message>,
+    pub(crate) connections: usize,
+    /// Of these, how many are open.
+    pub(crate) open: usize,
+}
+
+impl Seen {
+    pub(crate) fn new(does: Does) -> Arc<Mutex<Self>> {
+        let start = Instant::now();
+        Arc::new(Mutex::new(Self { does, start, udp: Vec::new(), tcp: Vec::new(), connections: 0, open: 0 }))
+    }
+
+    /// What is to be done with the next query.
+    fn next(&mut self) -> Does {
+        match self.does {
+            Does::NothingOnce => {
+                self.does = Does::Answer(1);
+                Does::NothingOnce
+            }
+            Does::Flapping(time) if (self.start.elapsed().as_millis() / time.as_millis()) % 2 == 1 => {
+                Does::Nothing
+            }
+            Does::Flapping(_) => Does::Answer(1),
+            Does::Lossy(answers) => {
+                // The same at each run, and without a pattern.
+                let mut share = (self.udp.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                share = (share ^ (share >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                share = (share ^ (share >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+                let lost = (share ^ (share >> 31)) % 100 >= answers.into();
+                if lost { Does::Nothing } else { Does::Answer(1) }
+            }
+            does => does,
+        }
+    }
 }
 
 impl Server {
@@ -72,55 +116,43 @@ impl Server {
             }
         };
         let addr = udp.local_addr().unwrap();
-        let shared = Arc::new(Mutex::new(Seen { does, udp: Vec::new(), tcp: Vec::new() }));
+        let shared = Seen::new(does);
         let mut tasks = JoinSet::new();
         let state = Arc::clone(&shared);
         tasks.spawn(async move {
             let mut buffer = vec![0; 4096];
+            let mut replies = JoinSet::new();
             loop {
                 let (length, client) = udp.recv_from(&mut buffer).await.unwrap();
                 let query = Message::from_vec(&buffer[..length]).unwrap();
                 let does = {
                     let mut seen = state.lock().unwrap();
                     seen.udp.push(query.clone());
-                    let does = seen.does;
-                    if does == Does::NothingOnce {
-                        seen.does = Does::Answer(1);
-                    }
-                    does
+                    seen.next()
                 };
                 let udp = Arc::clone(&udp);
-                drop(tokio::spawn(async move {
+                replies.spawn(async move {
                     if let Does::Late(by) = does {
                         tokio::time::sleep(by).await;
+                    }
+                    if does == Does::Forged {
+                        let mut forged = reply(&query, Does::Answer(9), false).unwrap();
+                        forged[0] ^= 0x55;
+                        let _ = udp.send_to(&forged, client).await;
                     }
                     if let Some(reply) = reply(&query, does, false) {
                         let _ = udp.send_to(&reply, client).await;
                     }
-                }));
+                });
+                while replies.try_join_next().is_some() {}
             }
         });
         let state = Arc::clone(&shared);
         tasks.spawn(async move {
+            let mut connections = JoinSet::new();
             loop {
-                let (mut stream, _) = tcp.accept().await.unwrap();
-                let state = Arc::clone(&state);
-                drop(tokio::spawn(async move {
-                    let length = stream.read_u16().await?;
-                    let mut query = vec![0; length.into()];
-                    stream.read_exact(&mut query).await?;
-                    let query = Message::from_vec(&query).unwrap();
-                    let does = {
-                        let mut seen = state.lock().unwrap();
-                        seen.tcp.push(query.clone());
-                        seen.does
-                    };
-                    if let Some(reply) = reply(&query, does, true) {
-                        stream.write_u16(reply.len() as u16).await?;
-                        stream.write_all(&reply).await?;
-                    }
-                    io::Result::Ok(())
-                }));
+                let (stream, _) = tcp.accept().await.unwrap();
+                connections.spawn(serve_stream(stream, Arc::clone(&state)));
             }
         });
         Self { addr, shared, _tasks: tasks }
@@ -136,12 +168,84 @@ impl Server {
         (seen.udp.len(), seen.tcp.len())
     }
 
+    /// How many connections there were.
+    pub(crate) fn connections(&self) -> usize {
+        self.shared.lock().unwrap().connections
+    }
+
+    /// How many connections are open.
+    pub(crate) fn open(&self) -> usize {
+        self.shared.lock().unwrap().open
+    }
+
+    /// The names asked for over UDP, as they came.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let seen = self.shared.lock().unwrap();
+        seen.udp.iter().map(|query| query.queries[0].name().to_string()).collect()
+    }
+
     pub(crate) fn last(&self) -> Message {
         self.shared.lock().unwrap().udp.last().unwrap().clone()
     }
 }
 
-fn reply(query: &Message, does: Does, tcp: bool) -> Option<Vec<u8>> {
+/// Answers the queries on a stream, in the order in which the answers are ready.
+pub(crate) async fn serve_stream<S>(stream: S, state: Arc<Mutex<Seen>>) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    {
+        let mut seen = state.lock().unwrap();
+        (seen.connections, seen.open) = (seen.connections + 1, seen.open + 1);
+    }
+    let ended = queries(stream, &state).await;
+    state.lock().unwrap().open -= 1;
+    ended
+}
+
+async fn queries<S>(stream: S, state: &Mutex<Seen>) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (mut reader, writer) = tokio::io::split(stream);
+    let writer = Arc::new(tokio::sync::Mutex::new(writer));
+    // Dropped with the connection.
+    let mut replies = JoinSet::new();
+    loop {
+        let length = tokio::select! {
+            length = reader.read_u16() => length?,
+            Some(Ok(Err(why))) = replies.join_next(), if !replies.is_empty() => return Err(why),
+        };
+        let mut query = vec![0; length.into()];
+        reader.read_exact(&mut query).await?;
+        let query = Message::from_vec(&query).unwrap();
+        let does = {
+            let mut seen = state.lock().unwrap();
+            seen.tcp.push(query.clone());
+            seen.next()
+        };
+        let writer = Arc::clone(&writer);
+        replies.spawn(async move {
+            if let Does::Late(by) = does {
+                tokio::time::sleep(by).await;
+            }
+            let Some(reply) = reply(&query, does, true) else { return Ok(()) };
+            let mut framed = (reply.len() as u16).to_be_bytes().to_vec();
+            framed.extend(&reply);
+            let mut writer = writer.lock().await;
+            if does == Does::HalfReply {
+                writer.write_all(&framed[..framed.len() / 2]).await?;
+                writer.flush().await?;
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            writer.write_all(&framed).await?;
+            writer.flush().await
+        });
+    }
+}
+
+/// What a server replies.
+pub(crate) fn reply(query: &Message, does: Does, tcp: bool) -> Option<Vec<u8>> {
     let question = query.queries[0].clone();
     let mut reply = Message::new(query.metadata.id, MessageType::Response, OpCode::Query);
     reply.metadata.recursion_desired = query.metadata.recursion_desired;
@@ -164,9 +268,16 @@ fn reply(query: &Message, does: Does, tcp: bool) -> Option<Vec<u8>> {
     match does {
         Does::Nothing | Does::NothingOnce => return None,
         Does::Answer(count) => answers(&mut reply, count),
-        Does::Late(_) => answers(&mut reply, 1),
+        Does::Late(_) | Does::Lossy(_) | Does::Forged | Does::Flapping(_) => answers(&mut reply, 1),
+        Does::LowerCase => {
+            if !tcp {
+                reply.queries[0].set_name(question.name().to_lowercase());
+            }
+            answers(&mut reply, 1);
+        }
+        Does::HalfReply if tcp => answers(&mut reply, 1),
         Does::Truncated(count) if tcp => answers(&mut reply, count),
-        Does::Truncated(_) | Does::TruncatedAlways => reply.metadata.truncation = true,
+        Does::Truncated(_) | Does::TruncatedAlways | Does::HalfReply => reply.metadata.truncation = true,
         Does::NxDomain => {
             reply.metadata.response_code = ResponseCode::NXDomain;
             let zone = Name::from_ascii("example.").unwrap();
@@ -264,6 +375,11 @@ impl Sidecar {
         self.generation.lock().unwrap().as_ref().unwrap().chain.service()
     }
 
+    /// What is known of the servers.
+    pub(crate) fn servers(&self) -> Vec<ServerStatus> {
+        self.generation.lock().unwrap().as_ref().unwrap().upstream.servers()
+    }
+
     pub(crate) fn states(&self) -> DnsStates {
         self.generation.lock().unwrap().as_ref().unwrap().states.clone()
     }
@@ -290,13 +406,21 @@ pub(crate) fn upstream_settings(servers: &[&Server]) -> String {
 
 /// As [`upstream_settings`], for servers that are silent.
 pub(crate) fn impatient_settings(servers: &[&Server]) -> String {
-    upstream_settings(servers).replace("8s", "1500ms").replace("2s", "200ms")
+    upstream_settings(servers).replace("8s", "1500ms").replace("2s", "200ms").replace("1s", "50ms")
 }
 
-/// Patient enough for a machine that is busy with other things.
+/// Patient enough for a machine that is busy with other things, and without probes.
 pub(crate) fn upstream_key(servers: &[&Server]) -> String {
     let servers: Vec<_> = servers.iter().map(|server| server.addr.to_string()).collect();
-    format!(r#""dns_upstream": {{"servers": {servers:?}, "timeout": "8s", "attempt_timeout": "2s"}}"#)
+    patient_key(&servers)
+}
+
+/// As [`upstream_key`], with servers as the configuration names them.
+pub(crate) fn patient_key(servers: &[String]) -> String {
+    format!(
+        r#""dns_upstream": {{"servers": {servers:?}, "timeout": "8s", "attempt_timeout": "2s",
+            "hedge": {{"min": "1s", "max": "1s"}}, "probe": {{"interval": "1h"}}}}"#
+    )
 }
 
 /// Asks once over UDP. The socket is connected: a reply from another address is not seen.

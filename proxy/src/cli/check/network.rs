@@ -1,11 +1,13 @@
 //! What the sidecar listens on and what it leads to.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
 use std::time::Duration;
 
 use qudag_filter_api::{Address, Host, HostPort, Resolve};
 use qudag_filter_common::{ListenerSpec, connect};
+use qudag_filter_dns::{Server, try_server};
 use serde_json::Value;
 
 use super::{Check, Running};
@@ -14,7 +16,6 @@ use crate::resolve::SystemResolver;
 
 /// How long an upstream may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
-const DNS_PORT: u16 = 53;
 const DATABASE: &str = "postgres";
 
 /// Whether each address is held by the running sidecar or free.
@@ -138,16 +139,18 @@ pub(super) async fn names(config: &Config) -> Vec<Check> {
     if config.listeners.dns.is_none() {
         return Vec::new();
     }
-    let mut servers: Vec<HostPort> =
-        config.filters.dns.dns_upstream.servers.iter().map(|server| server.0.clone()).collect();
-    if servers.is_empty() {
+    let upstream = &config.filters.dns.dns_upstream;
+    let mut servers: Vec<Server> = upstream.named().map(|(_, _, server)| server.clone()).collect();
+    if upstream.servers.is_empty() {
         let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        servers = name_servers(&text).map(|ip| SocketAddr::new(ip, DNS_PORT).into()).collect();
+        servers.splice(..0, name_servers(&text).map(Server::from));
     }
+    let resolve: Arc<dyn Resolve> = Arc::new(SystemResolver::new());
     let mut answers = Vec::new();
     for server in servers {
-        let answered = tokio::time::timeout(TIMEOUT, ask(&server)).await;
-        answers.push((server, answered.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))));
+        let asking = try_server(upstream, &server, Arc::clone(&resolve));
+        let answered = tokio::time::timeout(TIMEOUT, asking).await;
+        answers.push((server, answered.unwrap_or_else(|_| Err("no answer".to_owned()))));
     }
     if answers.is_empty() {
         return vec![
@@ -156,10 +159,10 @@ pub(super) async fn names(config: &Config) -> Vec<Check> {
         ];
     }
     let one_answers = answers.iter().any(|(_, answer)| answer.is_ok());
-    let check = |(server, answer): (HostPort, io::Result<()>)| match answer {
-        Ok(()) => Check::ok(GROUP, server.to_string(), "answers"),
-        Err(why) if one_answers => Check::advice(GROUP, server.to_string(), why.to_string()),
-        Err(why) => Check::failed(GROUP, server.to_string(), why.to_string())
+    let check = |(server, answer): (Server, Result<Duration, String>)| match answer {
+        Ok(took) => Check::ok(GROUP, server.to_string(), format!("answers in {} ms", took.as_millis())),
+        Err(why) if one_answers => Check::advice(GROUP, server.to_string(), why),
+        Err(why) => Check::failed(GROUP, server.to_string(), why)
             .hint("is there a network? others can be named under `filters.dns.dns_upstream.servers`"),
     };
     answers.into_iter().map(check).collect()
@@ -170,35 +173,6 @@ fn name_servers(text: &str) -> impl Iterator<Item = IpAddr> {
     text.lines().filter_map(|line| line.strip_prefix("nameserver")?.split_whitespace().next()?.parse().ok())
 }
 
-/// Asks for the name servers of the root, which every resolver knows, and takes any reply to that question.
-async fn ask(server: &HostPort) -> io::Result<()> {
-    let ip = match &server.host {
-        Host::Ip(ip) => *ip,
-        Host::Name(name) => {
-            let found = SystemResolver::new().resolve(name).await?;
-            *found.first().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?
-        }
-    };
-    let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = tokio::net::UdpSocket::bind((any, 0)).await?;
-    socket.connect((ip, server.port)).await?;
-    let id = fastrand::u16(..).to_be_bytes();
-    // RFC 1035, section 4.1: recursion desired, one question: NS of the root.
-    let question = [id[0], id[1], 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1];
-    socket.send(&question).await?;
-    let mut reply = [0; 1500];
-    loop {
-        let length = socket.recv(&mut reply).await?;
-        if is_reply(reply.get(..length).unwrap_or_default(), id) {
-            return Ok(());
-        }
-    }
-}
-
-fn is_reply(message: &[u8], id: [u8; 2]) -> bool {
-    message.len() >= 12 && message.starts_with(&id) && message.get(2).is_some_and(|flags| flags & 0x80 != 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::Outcome;
@@ -207,18 +181,23 @@ mod tests {
     #[tokio::test]
     async fn a_name_server_that_replies_is_told_from_one_that_does_not() {
         let server = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let address = HostPort::from(server.local_addr().unwrap());
+        let address: Server = server.local_addr().unwrap().to_string().parse().unwrap();
         let replies = tokio::spawn(async move {
             let mut query = [0; 512];
             let (length, client) = server.recv_from(&mut query).await.unwrap();
             server.send_to(b"garbage", client).await.unwrap();
+            // REFUSED is an answer: somebody is there.
             query[2] |= 0x80;
+            query[3] = 5;
             server.send_to(&query[..length], client).await.unwrap();
         });
-        tokio::time::timeout(TIMEOUT, ask(&address)).await.unwrap().unwrap();
+        let resolve: Arc<dyn Resolve> = Arc::new(SystemResolver::new());
+        let settings = qudag_filter_dns::DnsUpstream::default();
+        let ask = || tokio::time::timeout(TIMEOUT, try_server(&settings, &address, Arc::clone(&resolve)));
+        ask().await.unwrap().unwrap();
         replies.await.unwrap();
         // Nobody is there any more: refused by ICMP.
-        assert!(tokio::time::timeout(TIMEOUT, ask(&address)).await.unwrap().is_err());
+        assert!(ask().await.unwrap().is_err());
     }
 
     #[test]
