@@ -12,7 +12,7 @@ use tower::ServiceExt;
 use crate::dns_cache::parse_type;
 use crate::kind::Way;
 use crate::replies;
-use crate::wire::{CLASS_IN, Name, NameError, OWN_UDP, Refusal, flag2, flag3, rtype};
+use crate::wire::{CLASS_IN, Ede, Name, NameError, OWN_UDP, Refusal, flag2, flag3, rtype};
 use crate::{Dns, DnsQuery, DnsReply, Trace, Transport};
 
 /// What to look up, and how.
@@ -90,9 +90,9 @@ pub struct Lookup {
     pub records: Vec<LookupRecord>,
     /// The records of the authority section.
     pub authority: Vec<LookupRecord>,
-    /// The extended error (RFC 8914), if there is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub extended_error: Option<ExtendedError>,
+    /// The extended errors (RFC 8914), if there are any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub extended_errors: Vec<ExtendedError>,
     /// Why the chain has no answer; the code is what a client is told then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -110,6 +110,12 @@ pub struct ExtendedError {
     pub reason: &'static str,
     /// More words.
     pub text: String,
+}
+
+impl From<Ede> for ExtendedError {
+    fn from(Ede { code, text }: Ede) -> Self {
+        Self { code, reason: replies::reason(code), text: text.into_owned() }
+    }
 }
 
 /// A record in presentation format.
@@ -205,11 +211,7 @@ pub async fn lookup(chain: Svc<Dns>, question: &Question) -> Result<Lookup, Look
         elapsed_ms: elapsed.as_secs_f64() * 1e3,
         records: message.answers.iter().map(LookupRecord::from).collect(),
         authority: message.authorities.iter().map(LookupRecord::from).collect(),
-        extended_error: reply.ede.map(|ede| ExtendedError {
-            code: ede.code,
-            reason: replies::reason(ede.code),
-            text: ede.text.into_owned(),
-        }),
+        extended_errors: reply.ede.into_iter().chain(reply.also).map(ExtendedError::from).collect(),
         error,
         way: trace.map(|trace| trace.way()),
     })

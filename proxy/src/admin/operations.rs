@@ -1,12 +1,18 @@
 //! What the API can do, apart from HTTP: [`Control`], or a double of it in tests.
 
 use std::future::Future;
+use std::time::Duration;
 
 use qudag_filter_dns::{FlushSelector, Question};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::control::{Applied, Control, ControlError, Explanation, Override, Readiness, Status};
+use crate::control::{
+    Applied, CacheRebuild, Control, ControlError, Explanation, Override, Readiness, Status,
+};
+
+/// How long an answer waits for a rebuild of the cache to be done.
+const REBUILD_PATIENCE: Duration = Duration::from_millis(250);
 
 /// What the routes call.
 pub trait Operations: Clone + Send + Sync + 'static {
@@ -43,6 +49,8 @@ pub trait Operations: Clone + Send + Sync + 'static {
     /// # Errors
     /// When there is no DNS cache, or the selection cannot be read.
     fn cache_flush(&self, what: &Flush) -> Result<u64, ControlError>;
+    /// Asks the servers again for everything that the DNS cache holds. Returns when it is done, or after a moment.
+    fn cache_rebuild(&self) -> impl Future<Output = Result<CacheRebuild, ControlError>> + Send;
     /// Asks the sidecar's own DNS chain.
     fn dns_lookup(&self, question: &Question) -> impl Future<Output = Result<Value, ControlError>> + Send;
     /// The configuration in force, as YAML without secrets.
@@ -121,6 +129,10 @@ impl Operations for Control {
 
     fn cache_flush(&self, what: &Flush) -> Result<u64, ControlError> {
         self.cache_flush(what.selector()?)
+    }
+
+    async fn cache_rebuild(&self) -> Result<CacheRebuild, ControlError> {
+        self.cache_rebuild(REBUILD_PATIENCE).await
     }
 
     async fn dns_lookup(&self, question: &Question) -> Result<Value, ControlError> {

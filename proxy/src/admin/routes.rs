@@ -21,7 +21,7 @@ use super::error::ApiError;
 use super::guard::{guard, may_probe, may_read, may_write};
 use super::operations::{Flush, Operations};
 use super::tap::Taps;
-use crate::control::{Applied, Explanation, FilterStatus, Override, Status};
+use crate::control::{Applied, CacheRebuild, Explanation, FilterStatus, Override, Status};
 use crate::telemetry::Metrics;
 
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -53,6 +53,7 @@ pub(super) fn router<C: Operations>(control: C, auth: &Arc<Auth>, metrics: Metri
         .route("/bypass", read(auth, bypass_state::<C>).merge(change(auth, bypass::<C>)))
         .route("/reload", change(auth, reload::<C>))
         .route("/cache/flush", change(auth, cache_flush::<C>))
+        .route("/cache/rebuild", change(auth, cache_rebuild::<C>))
         .route("/filters/{name}/enable", change(auth, enable::<C>))
         .route("/filters/{name}/disable", change(auth, disable::<C>))
         .route("/filters/{name}/reset", change(auth, reset::<C>))
@@ -142,6 +143,14 @@ async fn cache_flush<C: Operations>(State(api): State<Api<C>>, Wish(what): Wish<
     let flushed = api.control.cache_flush(&what)?;
     let left = api.control.cache_stats()?.get("entries").cloned().unwrap_or_default();
     Ok(Json(json!({ "flushed": flushed, "left": left })))
+}
+
+async fn cache_rebuild<C: Operations>(
+    State(api): State<Api<C>>,
+    _: Wish<Nothing>,
+) -> Result<(StatusCode, Json<CacheRebuild>), ApiError> {
+    let rebuild = api.control.cache_rebuild().await?;
+    Ok((if rebuild.rebuilding { StatusCode::ACCEPTED } else { StatusCode::OK }, Json(rebuild)))
 }
 
 async fn bypass_state<C: Operations>(State(api): State<Api<C>>) -> Json<Value> {

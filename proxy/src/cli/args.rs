@@ -148,14 +148,15 @@ Examples:
         #[command(flatten)]
         format: Format,
     },
-    /// Look at the DNS cache, or empty it
+    /// Look at the DNS cache, empty it, or fill it anew
     #[command(after_help = "\
 Examples:
   qudag-sidecar cache stats
   qudag-sidecar cache flush                          everything
   qudag-sidecar cache flush --name www.example.com
   qudag-sidecar cache flush --suffix example.com     the name and all below it
-  qudag-sidecar cache flush --type AAAA")]
+  qudag-sidecar cache flush --type AAAA
+  qudag-sidecar cache rebuild                        asks the servers again for all that is held")]
     Cache {
         /// What to do.
         #[command(subcommand)]
@@ -323,19 +324,25 @@ pub enum FlagsCommand {
 pub enum CacheCommand {
     /// Show how the cache does
     Stats,
+    /// Ask the servers again for everything that is held; it is served until it is replaced
+    Rebuild,
     /// Drop entries: all of them, or those chosen by one of the options
-    #[group(multiple = false)]
-    Flush {
-        /// All types of one name
-        #[arg(long, value_name = "NAME")]
-        name: Option<String>,
-        /// A name and everything below it
-        #[arg(long, value_name = "SUFFIX")]
-        suffix: Option<String>,
-        /// All names of one type, such as A, AAAA or TXT
-        #[arg(long = "type", value_name = "TYPE")]
-        rtype: Option<String>,
-    },
+    Flush(CacheFlush),
+}
+
+/// `cache flush …`
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub struct CacheFlush {
+    /// All types of one name
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// A name and everything below it
+    #[arg(long, value_name = "SUFFIX")]
+    pub suffix: Option<String>,
+    /// All names of one type, such as A, AAAA or TXT
+    #[arg(long = "type", value_name = "TYPE")]
+    pub rtype: Option<String>,
 }
 
 /// `dns …`

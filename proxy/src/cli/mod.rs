@@ -8,6 +8,7 @@ mod exit;
 mod find;
 mod local;
 mod output;
+mod rebuild;
 mod remote;
 mod tap;
 mod view;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 pub use args::Cli;
-use args::{Command, ConfigCommand};
+use args::{CacheCommand, Command, ConfigCommand};
 pub use exit::Failure;
 use remote::Ask;
 
@@ -58,7 +59,11 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Check { target, format } => check::run(&common, &target, format),
         Command::Filters { command, target, format } => Ask::filters(command)?.run(&common, &target, format),
         Command::Flags { command, target, format } => Ask::flags(command)?.run(&common, &target, format),
-        Command::Cache { command, target, format } => Ask::cache(command).run(&common, &target, format),
+        Command::Cache { command, target, format } => match command {
+            CacheCommand::Stats => Ask::cache_stats().run(&common, &target, format),
+            CacheCommand::Rebuild => rebuild::run(&common, &target, format),
+            CacheCommand::Flush(flush) => Ask::cache_flush(flush).run(&common, &target, format),
+        },
         Command::Dns { command, target, format } => Ask::dns(command).run(&common, &target, format),
         Command::Tap { tap: wish, target, format } => tap::run(&wish, &common, &target, format),
         Command::Bypass { state, target, format } => bypass::run(state, &common, &target, format),

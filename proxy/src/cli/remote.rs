@@ -3,7 +3,7 @@
 use qudag_filter_api::{Percent, Period};
 use serde_json::{Map, Value, json};
 
-use super::args::{CacheCommand, Common, DnsCommand, FiltersCommand, FlagsCommand, Format, Target};
+use super::args::{CacheFlush, Common, DnsCommand, FiltersCommand, FlagsCommand, Format, Target};
 use super::exit::{FAILED, Failure};
 use super::{find, output, view};
 use crate::admin::client::{Client, ClientError};
@@ -78,19 +78,19 @@ impl Ask {
         Ok(Self::get(path(&["flags", &name])?, view::explanations))
     }
 
-    /// `cache …`
-    pub(super) fn cache(command: CacheCommand) -> Self {
-        match command {
-            CacheCommand::Stats => Self::get("/cache", view::cache),
-            CacheCommand::Flush { name, suffix, rtype } => {
-                let chosen = [("name", name), ("suffix", suffix), ("type", rtype)];
-                let body: Map<String, Value> = chosen
-                    .into_iter()
-                    .filter_map(|(key, value)| Some((key.to_owned(), Value::String(value?))))
-                    .collect();
-                Self::post("/cache/flush", Value::Object(body), view::flushed)
-            }
-        }
+    /// `cache stats`
+    pub(super) fn cache_stats() -> Self {
+        Self::get("/cache", view::cache)
+    }
+
+    /// `cache flush …`
+    pub(super) fn cache_flush(flush: CacheFlush) -> Self {
+        let chosen = [("name", flush.name), ("suffix", flush.suffix), ("type", flush.rtype)];
+        let body: Map<String, Value> = chosen
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.to_owned(), Value::String(value?))))
+            .collect();
+        Self::post("/cache/flush", Value::Object(body), view::flushed)
     }
 
     /// `dns …`
@@ -191,8 +191,8 @@ mod tests {
         assert_eq!(switch(None, None), json!({}));
         let wish = switch(Percent::new(10.0), Some(Period::secs(90)));
         assert_eq!(wish, json!({"rollout": 10, "ttl": "1m 30s"}));
-        let flush = CacheCommand::Flush { name: None, suffix: Some("a".into()), rtype: None };
-        let Method::Post(body) = Ask::cache(flush).method else { panic!() };
+        let flush = CacheFlush { name: None, suffix: Some("a".into()), rtype: None };
+        let Method::Post(body) = Ask::cache_flush(flush).method else { panic!() };
         assert_eq!(body, json!({"suffix": "a"}));
     }
 }

@@ -83,7 +83,8 @@ async fn follow(tap: &TapOptions, path: &str, client: &Client, format: Format) -
     };
     let lost = if shown.lost > 0 { format!(", {} too fast to be shown", shown.lost) } else { String::new() };
     let why = ended.map(|why| format!("{why}: ")).unwrap_or_default();
-    output::remark(&format!("{why}{} flows{lost}", shown.flows));
+    let flows = if shown.flows == 1 { "flow" } else { "flows" };
+    output::remark(&format!("{why}{} {flows}{lost}", shown.flows));
     Ok(())
 }
 

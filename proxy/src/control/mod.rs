@@ -172,6 +172,19 @@ pub struct Applied {
     pub notes: Vec<String>,
 }
 
+/// How far a rebuild of the DNS cache is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct CacheRebuild {
+    /// Whether it goes on.
+    pub rebuilding: bool,
+    /// Entries that are asked for again.
+    pub total: u64,
+    /// Those for which the servers had an answer so far.
+    pub done: u64,
+    /// Those for which they had none so far; they stay as they are.
+    pub failed: u64,
+}
+
 /// Whether traffic should be sent here.
 #[derive(Clone, Debug, Serialize)]
 pub struct Readiness {

@@ -8,13 +8,13 @@ use arc_swap::ArcSwapOption;
 use metrics::{counter, gauge};
 use qudag_filter_api::{Resolve, SlotInfo};
 use qudag_filter_common::Watch;
-use qudag_filter_dns::{CacheState, CacheStats, FlushSelector, Question};
+use qudag_filter_dns::{CacheState, CacheStats, FlushSelector, Question, Rebuilt};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Applied, ConfigOrigin, ConfigStatus, ControlError, Explanation, FilterStatus, LookedUp, Override,
-    Readiness, Refusal, Status,
+    Applied, CacheRebuild, ConfigOrigin, ConfigStatus, ControlError, Explanation, FilterStatus, LookedUp,
+    Override, Readiness, Refusal, Status,
 };
 use crate::bypass::{Publisher, Verification};
 use crate::config::{self, Config, Loaded, Source, last_good};
@@ -374,6 +374,33 @@ impl Control {
     /// When there is no cache.
     pub fn cache_flush(&self, what: FlushSelector) -> Result<u64, ControlError> {
         Ok(self.cache()?.flush(&what))
+    }
+
+    /// Asks the servers again for everything that the DNS cache holds: for as long as `patience` here, then behind the scenes.
+    ///
+    /// # Errors
+    /// When there is no cache, it is off, or it is being rebuilt already.
+    pub async fn cache_rebuild(&self, patience: Duration) -> Result<CacheRebuild, ControlError> {
+        self.not_draining()?;
+        let cache = self.cache()?;
+        let rebuilding = Arc::clone(&cache);
+        let mut work = self.0.manager.data().spawn(async move { rebuilding.rebuild().await });
+        match tokio::time::timeout(patience, &mut work).await {
+            Ok(Ok(Ok(Rebuilt { total, done, failed }))) => {
+                Ok(CacheRebuild { rebuilding: false, total, done, failed })
+            }
+            Ok(Ok(Err(why))) => Err(ControlError::Unavailable(why.to_string())),
+            Ok(Err(broken)) => Err(ControlError::Unavailable(format!("the rebuild broke off: {broken}"))),
+            Err(_) => {
+                let stats = cache.stats();
+                Ok(CacheRebuild {
+                    rebuilding: stats.rebuilding,
+                    total: stats.rebuild_total,
+                    done: stats.rebuild_done,
+                    failed: stats.rebuild_failed,
+                })
+            }
+        }
     }
 
     /// Sends a query through the DNS chain.

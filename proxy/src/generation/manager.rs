@@ -61,6 +61,11 @@ impl Manager {
         }
     }
 
+    /// The runtime of the data plane.
+    pub fn data(&self) -> &Handle {
+        &self.data
+    }
+
     /// The generation in force.
     pub fn current(&self) -> Arc<Generation> {
         self.current.load_full()

@@ -186,6 +186,20 @@ mod tests {
         assert!(unused.is_empty(), "in the catalogue and emitted nowhere: {unused:?}");
     }
 
+    /// Both ways: what the sources write of flows can be asked for with `tap --filter`, and nothing else.
+    #[test]
+    fn the_keys_of_conditions_are_what_flows_have() {
+        let mut written = BTreeSet::from(["client".to_owned(), "outcome".to_owned()]);
+        for (_, code) in code() {
+            for call in [".detail(", ".add("] {
+                let keys = code.split(call).skip(1).filter_map(|rest| rest.trim_start().strip_prefix('"'));
+                written.extend(keys.filter_map(|rest| rest.split('"').next().map(str::to_owned)));
+            }
+        }
+        let keys: BTreeSet<_> = qudag_filter_common::flow::KEYS.map(str::to_owned).into();
+        assert_eq!(written, keys);
+    }
+
     /// Where a macro names a metric, its kind and labels are those of the catalogue.
     #[test]
     fn kinds_and_labels_are_as_in_the_catalogue() {

@@ -67,6 +67,7 @@ fn matrix(addr: SocketAddr, token: &str) -> Vec<Abuse> {
         "/reload",
         "/bypass",
         "/cache/flush",
+        "/cache/rebuild",
         "/filters/dns.dns_cache/disable",
         "/filters/dns.dns_cache/enable",
         "/filters/dns.dns_cache/reset",

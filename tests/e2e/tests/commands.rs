@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use qudag_kit::program::Start;
-use qudag_kit::{Namespace, TestSidecar, eventually, needs_namespaces};
+use qudag_kit::{Namespace, TestSidecar, Unbound, eventually, needs_namespaces, needs_program};
 use serde_json::Value;
 
 const YAML: &str = "listeners:\n  dns: { bind: \"127.0.0.1:0\" }\nfilters:\n  dns:\n    dns_cache: { enabled: true, rollout: \
@@ -227,7 +227,7 @@ async fn a_tap_shows_queries_as_they_are_answered() {
     }
     assert!(detail["flags"].as_str().unwrap().contains("aa"), "{flow:#}");
     assert!(flow["client"].as_str().unwrap().starts_with("127.0.0.1:"), "{flow:#}");
-    assert!(!sidecar.log().contains("known.test"), "the log was told not to keep it");
+    assert!(!sidecar.log().contains("name=known.test"), "the log was told not to keep it");
 
     let timed = sidecar.cli(&["tap", "rpc", "--for", "100ms"]).await;
     assert_eq!((timed.code, timed.stdout.as_str()), (0, ""), "{timed:?}");
@@ -260,4 +260,31 @@ async fn the_caches_figures_have_units_and_a_flush_tells_what_is_left() {
         assert!(stats.contains(part), "{part} in\n{stats}");
     }
     assert_eq!(sidecar.cli(&["cache", "flush"]).await.ok(), "0 entries dropped, 0 left\n");
+}
+
+#[tokio::test]
+async fn a_rebuild_asks_the_servers_again_for_all_that_is_held() {
+    use qudag_kit::dns::{self, hickory_proto::rr::RecordType};
+    needs_program!("unbound");
+    let unbound = Unbound::start(&["a.test. 200 IN A 192.0.2.1", "b.test. 200 IN A 192.0.2.2"]).await;
+    let yaml = format!(
+        "listeners:\n  dns: {{ bind: \"127.0.0.1:0\" }}\nfilters:\n  dns:\n    dns_cache: {{ enabled: true }}\n    \
+         dns_upstream: {{ servers: [\"{}\"] }}\n",
+        unbound.addr()
+    );
+    let sidecar = TestSidecar::start(&yaml).await;
+    let door = sidecar.listener("dns").await;
+    for name in ["a.test.", "b.test.", "a.test."] {
+        dns::ask(door, name, RecordType::A).await.unwrap();
+    }
+    assert_eq!((unbound.queries("a.test."), unbound.queries("b.test.")), (1, 1));
+    let done = sidecar.cli_json(&["cache", "rebuild"]).await;
+    assert_eq!(done, serde_json::json!({"rebuilding": false, "total": 2, "done": 2, "failed": 0}));
+    assert_eq!((unbound.queries("a.test."), unbound.queries("b.test.")), (2, 2));
+    assert_eq!(sidecar.cli(&["cache", "rebuild"]).await.ok(), "2 entries asked for again\n");
+
+    sidecar.toggle("dns.dns_cache", false).await;
+    let off = sidecar.cli(&["cache", "rebuild"]).await;
+    assert_eq!(off.code, 75, "not now: {off:?}");
+    assert!(off.stderr.contains("switched off"), "{off:?}");
 }

@@ -72,7 +72,7 @@ fn same(shown: &str, default: &Value) -> bool {
     };
     let shown = quoted(shown);
     let plain = |text: &str| text.replace([' ', '"', '{', '}'], "");
-    let aliases = [("300s", "5m"), ("60s", "1m"), ("1500ms", "1s 500ms")];
+    let aliases = [("300s", "5m"), ("240s", "4m"), ("60s", "1m"), ("1500ms", "1s 500ms")];
     let same_fields = |a: &str, b: &str| {
         let fields = |text: &str| plain(text).split(',').map(str::to_owned).collect::<BTreeSet<_>>();
         fields(a) == fields(b)

@@ -261,7 +261,7 @@ fn finish(
         }
     };
     replies::count(reply.source.label(), rcode::label(reply.rcode()), 1);
-    if let Some(ede) = &reply.ede {
+    for ede in reply.ede.iter().chain(&reply.also) {
         replies::count_extended(ede.code, 1);
     }
     let wire = reply.finish(query, limit);

@@ -299,7 +299,7 @@ async fn a_look_up_that_fails_tells_what_a_client_would_get_and_why() {
     assert_eq!(lookup(sidecar.chain(), &question).await.unwrap().rcode, "NOERROR");
     let refused = lookup(sidecar.chain(), &question).await.unwrap();
     assert_eq!((refused.rcode.as_str(), refused.filter), ("REFUSED", "rate_limit"));
-    assert_eq!(refused.extended_error.unwrap().reason, "prohibited");
+    assert_eq!(refused.extended_errors[0].reason, "prohibited");
     assert!(refused.error.unwrap().contains("rate limit"));
     let steps = refused.way.unwrap().steps;
     assert!(steps.iter().any(|step| step.what.starts_with("refused: rate limit reached")), "{steps:?}");

@@ -9,10 +9,11 @@ use super::{Answer, Headers, Server};
 
 const READS: [&str; 7] =
     ["/version", "/status", "/config", "/filters", "/flags/dns_cache", "/cache", "/bypass"];
-const CHANGES: [&str; 8] = [
+const CHANGES: [&str; 9] = [
     "/reload",
     "/bypass",
     "/cache/flush",
+    "/cache/rebuild",
     "/filters/dns_cache/enable",
     "/filters/dns_cache/disable",
     "/filters/dns_cache/reset",

@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Auth, Flush, Operations, Role, serve};
 use crate::control::{
-    Applied, ConfigOrigin, ConfigStatus, ControlError, Explanation, FilterStatus, ListenerStatus, Override,
-    Readiness, Status,
+    Applied, CacheRebuild, ConfigOrigin, ConfigStatus, ControlError, Explanation, FilterStatus,
+    ListenerStatus, Override, Readiness, Status,
 };
 use crate::resolve::SystemResolver;
 use crate::telemetry::Metrics;
@@ -116,6 +116,10 @@ impl Operations for Double {
     fn cache_flush(&self, what: &Flush) -> Result<u64, ControlError> {
         self.note(format!("flush {what:?}"));
         Ok(3)
+    }
+    async fn cache_rebuild(&self) -> Result<CacheRebuild, ControlError> {
+        self.note("rebuild");
+        Ok(CacheRebuild { rebuilding: true, total: 3, done: 1, failed: 0 })
     }
     async fn dns_lookup(&self, question: &Question) -> Result<Value, ControlError> {
         let Question { name, rtype, dnssec, cd, trace } = question;

@@ -21,6 +21,9 @@ async fn wishes_arrive_and_errors_are_told() {
     assert_eq!(post("/bypass", "").await.status, 200);
     assert_eq!(post("/bypass", r#"{"on": false}"#).await.status, 200);
     assert_eq!(post("/cache/flush", r#"{"type": "A"}"#).await.json(), json!({"flushed": 3, "left": 3}));
+    let rebuild = post("/cache/rebuild", "").await;
+    assert_eq!(rebuild.status, 202);
+    assert_eq!(rebuild.json(), json!({"rebuilding": true, "total": 3, "done": 1, "failed": 0}));
     assert_eq!(
         server.double.asked(),
         [
@@ -29,6 +32,7 @@ async fn wishes_arrive_and_errors_are_told() {
             "bypass true",
             "bypass false",
             "flush Flush { name: None, suffix: None, rtype: Some(\"A\") }",
+            "rebuild",
         ]
     );
     assert_eq!(

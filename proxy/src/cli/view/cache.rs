@@ -3,7 +3,7 @@
 use qudag_filter_api::Period;
 use serde_json::{Map, Value};
 
-use super::{number, shown};
+use super::{is, number, shown};
 use crate::cli::output::{Cell, Tone, cell, columns, plain};
 
 /// A group, and how the names of its figures begin, in the order in which they are shown.
@@ -130,6 +130,21 @@ pub(crate) fn flushed(answer: &Value, _: bool) -> String {
     }
 }
 
+/// `cache rebuild`
+pub(crate) fn rebuilt(answer: &Value, colour: bool) -> String {
+    let (done, failed) = (number(answer, "done"), number(answer, "failed"));
+    let entries = |n| if n == 1 { "1 entry".to_owned() } else { format!("{} entries", grouped(n)) };
+    let mut out = format!("{} asked for again", entries(done));
+    if is(answer, "rebuilding") {
+        out += &format!(" of {}, goes on", grouped(number(answer, "total")));
+    }
+    if failed > 0 {
+        let stay = format!(", no answer for {}, which stay as they are", entries(failed));
+        out += &cell(stay, Tone::Warn).paint(colour);
+    }
+    out + "\n"
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -179,6 +194,13 @@ more       nothing            none
         assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([0.0, 1023.0, 1536.0].map(size), ["0 B", "1023 B", "1.5 KiB"]);
         assert_eq!(flushed(&json!({"flushed": 1}), false), "1 entry dropped\n");
+        let rebuild = |done, failed, goes_on| {
+            rebuilt(&json!({"total": 5000, "done": done, "failed": failed, "rebuilding": goes_on}), false)
+        };
+        assert_eq!(rebuild(5000, 0, false), "5,000 entries asked for again\n");
+        let partly =
+            "1 entry asked for again of 5,000, goes on, no answer for 2 entries, which stay as they are\n";
+        assert_eq!(rebuild(1, 2, true), partly);
         let many = json!({"flushed": 12_000, "left": 3});
         assert_eq!(flushed(&many, false), "12,000 entries dropped, 3 left\n");
     }

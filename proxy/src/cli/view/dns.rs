@@ -31,7 +31,7 @@ pub(crate) fn lookup(answer: &Value, colour: bool) -> String {
             plain(shown(Some(why))).paint(colour)
         );
     }
-    if let Some(extended) = answer.get("extended_error") {
+    for extended in list(answer, "extended_errors") {
         let (code, reason, more) =
             (number(extended, "code"), text(extended, "reason"), text(extended, "text"));
         let more = if more.is_empty() { String::new() } else { format!(": {more}") };
@@ -118,7 +118,7 @@ a.example.  60   A     192.0.2.1
     fn a_trace_tells_what_every_filter_did() {
         let value = json!({"name": "a.example", "type": "A", "rcode": "SERVFAIL", "source": "sidecar",
         "elapsed_ms": 1500.0, "error": "no answer within 1.5s",
-        "extended_error": {"code": 22, "reason": "no_reachable_authority", "text": "timeout"},
+        "extended_errors": [{"code": 22, "reason": "no_reachable_authority", "text": "timeout"}],
         "trace": [
             {"filter": "hosts", "enabled": true, "rollout": 100, "layer": "yaml", "reached": "with",
              "steps": [{"at_ms": 0.01, "what": "not among the 2 names of /etc/hosts"}]},

@@ -7,7 +7,7 @@ mod flows;
 use qudag_filter_api::Period;
 use serde_json::Value;
 
-pub(super) use cache::{cache, flushed};
+pub(super) use cache::{cache, flushed, rebuilt};
 pub(super) use dns::lookup;
 pub(super) use flows::FlowTable;
 
