@@ -17,9 +17,12 @@
 
 pub mod dns;
 pub mod faulty_dns;
+pub mod dns_pipe;
+pub mod dns_wire;
 pub mod haproxy;
 pub mod http;
 pub mod http_node;
+pub mod knot;
 pub mod load;
 pub mod netns;
 pub mod node;
@@ -34,8 +37,10 @@ pub mod unbound;
 pub mod wait;
 
 pub use faulty_dns::{Behaviour, FaultyDns};
+pub use dns_pipe::Pipe;
 pub use haproxy::HaProxy;
 pub use http_node::HttpNode;
+pub use knot::Knot;
 pub use load::{Load, Outcome};
 pub use netns::Namespace;
 pub use node::{HostedNode, QudagNode};
