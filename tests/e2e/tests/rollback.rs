@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use qudag_e2e::loads::names;
 use qudag_kit::dns::{self, hickory_proto::rr::RData, hickory_proto::rr::RecordType};
-use qudag_kit::knot::{KEY, SECRET};
+use qudag_kit::dynamic_zone::{KEY, SECRET};
 use qudag_kit::program::Start;
 use qudag_kit::{
-    HttpNode, Knot, Load, Namespace, Setup, TestSidecar, Unbound, eventually, http, needs_namespaces,
+    DynamicZone, HttpNode, Load, Namespace, Setup, TestSidecar, Unbound, eventually, http, needs_namespaces,
     needs_program, ports,
 };
 use serde_json::Value;
@@ -243,7 +243,7 @@ const RESTING: &[&str] = &["rpc A 127.0.0.2", "rpc AAAA 2001:db8::2"];
 const DIRECT: [&str; 2] = ["127.0.0.2", "2001:db8::2"];
 const CLAIMED: [&str; 2] = ["127.0.0.1", "::1"];
 
-async fn knot_has(knot: &Knot, expected: [&str; 2]) {
+async fn knot_has(knot: &DynamicZone, expected: [&str; 2]) {
     eventually(PATIENCE, &format!("the name leads to {expected:?}"), async || {
         (knot.addresses(RPC).await.ok()? == expected).then_some(())
     })
@@ -254,7 +254,7 @@ async fn knot_has(knot: &Knot, expected: [&str; 2]) {
 async fn updates_move_a_name_on_a_real_server_and_back() {
     needs_program!("knotd");
     let dir = tempfile::tempdir().unwrap();
-    let knot = Knot::start(RESTING).await;
+    let knot = DynamicZone::start(RESTING).await;
     // The first server is nowhere: the second one takes the update.
     let mut sidecar = TestSidecar::start(
         &updating(&[ports::free(), knot.addr()], SECRET, dir.path())
@@ -288,7 +288,7 @@ async fn updates_move_a_name_on_a_real_server_and_back() {
 async fn a_wrong_key_and_somebody_elses_name_change_nothing() {
     needs_program!("knotd");
     let dir = tempfile::tempdir().unwrap();
-    let knot = Knot::start(RESTING).await;
+    let knot = DynamicZone::start(RESTING).await;
     let wrong = "d3Jvbmd3cm9uZ3dyb25nd3Jvbmd3cm9uZ3dyb25nMTI=";
     let sidecar = TestSidecar::start(&updating(&[knot.addr()], wrong, dir.path())).await;
     eventually(PATIENCE, "the signature is refused", async || {
@@ -305,7 +305,7 @@ async fn a_wrong_key_and_somebody_elses_name_change_nothing() {
     knot_has(&knot, CLAIMED).await;
     drop(sidecar);
 
-    let knot = Knot::start(&["rpc A 192.0.2.66"]).await;
+    let knot = DynamicZone::start(&["rpc A 192.0.2.66"]).await;
     let sidecar = TestSidecar::start(&updating(&[knot.addr()], SECRET, dir.path())).await;
     let finished = sidecar.cli(&["bypass", "on"]).await;
     assert_eq!(finished.code, 1);
@@ -348,7 +348,7 @@ async fn rival(server: SocketAddr) -> SocketAddr {
 async fn a_change_in_between_is_noticed_by_the_server_itself() {
     needs_program!("knotd", "knsupdate");
     let dir = tempfile::tempdir().unwrap();
-    let knot = Knot::start(RESTING).await;
+    let knot = DynamicZone::start(RESTING).await;
     let relay = rival(knot.addr()).await;
     let sidecar = TestSidecar::start(&updating(&[relay], SECRET, dir.path())).await;
     eventually(PATIENCE, "the conflict is noticed", async || {
@@ -364,7 +364,7 @@ async fn a_change_in_between_is_noticed_by_the_server_itself() {
 async fn a_name_that_was_put_to_rest_by_hand_is_claimed_again() {
     needs_program!("knotd", "knsupdate");
     let dir = tempfile::tempdir().unwrap();
-    let knot = Knot::start(&["rpc A 127.0.0.2"]).await;
+    let knot = DynamicZone::start(&["rpc A 127.0.0.2"]).await;
     let yaml = updating(&[knot.addr()], SECRET, dir.path())
         .replace(", \"::1\"", "")
         .replace(", \"2001:db8::2\"", "");
@@ -383,7 +383,7 @@ async fn a_name_that_was_put_to_rest_by_hand_is_claimed_again() {
 async fn a_server_that_was_down_is_made_up_with_when_it_is_back() {
     needs_program!("knotd");
     let dir = tempfile::tempdir().unwrap();
-    let mut knot = Knot::start(RESTING).await;
+    let mut knot = DynamicZone::start(RESTING).await;
     let sidecar = TestSidecar::start(&updating(&[knot.addr()], SECRET, dir.path())).await;
     knot_has(&knot, CLAIMED).await;
     knot.pause();
@@ -402,7 +402,7 @@ async fn a_server_that_was_down_is_made_up_with_when_it_is_back() {
 async fn a_killed_sidecars_names_are_withdrawn_by_its_guard_and_by_command() {
     needs_program!("knotd");
     let dir = tempfile::tempdir().unwrap();
-    let knot = Knot::start(RESTING).await;
+    let knot = DynamicZone::start(RESTING).await;
     let admin = ports::free();
     let yaml = format!("admin: {{ bind: \"{admin}\" }}\n{}", updating(&[knot.addr()], SECRET, dir.path()));
     let mut sidecar = TestSidecar::start(&yaml).await;
@@ -479,7 +479,7 @@ async fn glibc_and_musl_follow_the_bypass_and_survive_the_sidecar() {
     space.connect("10.93.0.1/24", &outside, "10.93.0.2/24");
     let _resolv =
         ResolvConf::new(&space, "nameserver 127.0.0.1\nnameserver 127.0.0.2\noptions timeout:1 attempts:2\n");
-    let _knot = Knot::within(&space, "127.0.0.2:53".parse().unwrap(), &["api A 127.0.0.9"]).await;
+    let _knot = DynamicZone::within(&space, "127.0.0.2:53".parse().unwrap(), &["api A 127.0.0.9"]).await;
     let yaml = "listeners:\n  dns: { bind: \"127.0.0.1:53\" }\nfilters:\n  dns:\n    dns_upstream: { servers: \
         [\"127.0.0.2\"] }\nbypass:\n  zone: example.test\n  names: [{ name: api.example.test, sidecar: [127.0.0.8], node: \
         [127.0.0.9] }]\n";

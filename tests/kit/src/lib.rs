@@ -16,6 +16,9 @@
 )]
 
 pub mod dns;
+pub mod dns_pipe;
+pub mod dns_wire;
+pub mod dynamic_zone;
 pub mod faulty_dns;
 pub mod haproxy;
 pub mod http;
@@ -34,6 +37,8 @@ pub mod skip;
 pub mod unbound;
 pub mod wait;
 
+pub use dns_pipe::Pipe;
+pub use dynamic_zone::DynamicZone;
 pub use faulty_dns::{Behaviour, FaultyDns};
 pub use haproxy::HaProxy;
 pub use http_node::HttpNode;
