@@ -37,6 +37,9 @@ use super::snapshot::SnapshotFile;
 /// A refresh that is due already waits so long, so that data that arrive old are not asked for again and again.
 const LEAST_WAIT: Duration = Duration::from_millis(250);
 
+/// More entries than this are taken out after a flush without whoever flushed waiting for it.
+const AT_LEISURE: u64 = 1_000;
+
 /// The level that all threads share.
 type Store = Cache<Box<[u8]>, Arc<Entry>, Seeded>;
 
@@ -290,14 +293,27 @@ impl CacheState {
                 old.entry_count()
             }
             None => {
-                let store = self.store.load();
+                let store = self.store.load_full();
                 let gone = store
                     .iter()
                     .filter(|(key, entry)| selector.matches(key) && self.lasting.flushes.took(entry));
                 let keys: Vec<_> = gone.map(|(key, _)| key).collect();
-                keys.iter().for_each(|key| store.invalidate(key.as_ref()));
-                store.run_pending_tasks();
-                keys.len() as u64
+                let count = keys.len() as u64;
+                let lasting = Arc::clone(&self.lasting);
+                let take_out = move || {
+                    for key in keys {
+                        // There may be a new entry by now.
+                        if store.get(key.as_ref()).is_some_and(|entry| lasting.flushes.took(&entry)) {
+                            store.invalidate(key.as_ref());
+                        }
+                    }
+                    store.run_pending_tasks();
+                };
+                match self.runtime().filter(|_| count > AT_LEISURE) {
+                    Some(runtime) => drop(runtime.spawn_blocking(take_out)),
+                    None => take_out(),
+                }
+                count
             }
         }
     }
