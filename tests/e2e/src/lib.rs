@@ -12,6 +12,7 @@
 pub mod cables;
 pub mod compare;
 pub mod loads;
+pub mod odd_names;
 pub mod world;
 
 pub use cables::Cables;
