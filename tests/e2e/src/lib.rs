@@ -13,6 +13,7 @@ pub mod cables;
 pub mod compare;
 pub mod loads;
 pub mod odd_names;
+pub mod open_loop;
 pub mod world;
 
 pub use cables::Cables;
@@ -21,4 +22,10 @@ pub use world::{Filters, World};
 /// How many reloads and toggles the load tests do: `$QUDAG_E2E_ROUNDS`, else 1,000.
 pub fn rounds() -> usize {
     std::env::var("QUDAG_E2E_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(1000)
+}
+
+/// How long the soak goes on, if one is asked for: `$QUDAG_SOAK_MINUTES`, which `tests/run --soak` sets.
+pub fn soak_time() -> Option<std::time::Duration> {
+    let minutes: f64 = std::env::var("QUDAG_SOAK_MINUTES").ok()?.parse().ok()?;
+    Some(std::time::Duration::from_secs_f64(minutes * 60.0))
 }

@@ -9,9 +9,10 @@
     reason = "tests report by panicking"
 )]
 
-use qudag_e2e::odd_names::{BIG_STRINGS, By, LINKS, MANY, OddNames, longest};
+use qudag_e2e::odd_names::{BIG_STRINGS, By, LINKS, MANY, OddNames, Pair, longest};
 use qudag_kit::dns_wire::{self, Ask, Edns, View, flag, rcode, rtype, shown};
-use qudag_kit::needs_program;
+use qudag_kit::faulty_dns::address_of;
+use qudag_kit::{FaultyDns, needs_program};
 
 const BOTH: [By; 2] = [By::Udp, By::Tcp];
 
@@ -103,6 +104,29 @@ async fn aliases_lead_to_their_end_however_many_there_are() {
     }
 }
 
+/// The same with a server that follows the whole chain, however long.
+#[tokio::test]
+async fn a_chain_of_many_aliases_arrives_whole_and_in_order() {
+    let server = FaultyDns::start();
+    let pair = Pair::of(server.addr()).await;
+    for links in [8, 9, 16, 40] {
+        for by in BOTH {
+            let name = |left: usize| format!("chain{left}-x.test.");
+            let reply = pair.ask(by, &Ask::new(&name(links), rtype::A).edns(edns())).await;
+            // 40 links take more than a datagram.
+            if reply.has(flag::TC) {
+                assert_eq!((by, links), (By::Udp, 40));
+                continue;
+            }
+            assert_eq!(reply.answers.len(), links + 1);
+            for (number, record) in reply.answers.iter().enumerate() {
+                assert_eq!(record.owner, dns_wire::name(&name(links - number)));
+            }
+            assert_eq!(reply.data(rtype::A), [address_of(&name(0), 0).octets()]);
+        }
+    }
+}
+
 /// RFC 1035 sections 3.3.14 and 4.2.2, RFC 7766 section 5: what does not fit into a datagram comes by TCP.
 #[tokio::test]
 async fn a_text_of_60_kb_comes_by_tcp() {
@@ -122,7 +146,7 @@ async fn a_text_of_60_kb_comes_by_tcp() {
 async fn names_in_mixed_case_are_one_name_and_come_back_as_asked() {
     needs_program!("knotd");
     let odd = OddNames::start().await;
-    let hits = async || odd.cached.metric("qudag_sidecar_dns_cache_hits_total", &[]).await;
+    let hits = async || odd.pair.cached.metric("qudag_sidecar_dns_cache_hits_total", &[]).await;
     odd.ask(By::Udp, &Ask::new("mixed.odd.test.", rtype::A)).await;
     for name in ["mixed.odd.test.", "MIXED.ODD.TEST.", "MiXeD.oDd.TeSt.", "mIxEd.OdD.tEsT."] {
         for by in BOTH {
@@ -207,7 +231,7 @@ async fn a_time_to_live_of_zero_is_passed_on_and_not_kept() {
         let reply = odd.ask(By::Udp, &Ask::new("brief.odd.test.", rtype::A)).await;
         assert_eq!((reply.answers.len(), reply.answers[0].ttl), (1, 0));
     }
-    assert_eq!(odd.cached.metric("qudag_sidecar_dns_cache_hits_total", &[]).await, 0.0);
+    assert_eq!(odd.pair.cached.metric("qudag_sidecar_dns_cache_hits_total", &[]).await, 0.0);
 }
 
 /// RFC 3597 sections 3 to 5: types that nobody knows are bytes, and names in types that came later are not compressed.
@@ -281,7 +305,7 @@ async fn any_is_answered_with_a_hint_and_never_goes_on() {
             );
         }
     }
-    let asked = odd.plain.metric("qudag_sidecar_dns_upstream_queries_total", &[]).await;
+    let asked = odd.pair.plain.metric("qudag_sidecar_dns_upstream_queries_total", &[]).await;
     assert_eq!(asked, 0.0, "ANY went upstream");
 }
 
