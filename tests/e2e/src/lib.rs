@@ -11,9 +11,11 @@
 
 pub mod cables;
 pub mod compare;
+pub mod differences;
 pub mod loads;
 pub mod odd_names;
 pub mod open_loop;
+pub mod questions;
 pub mod world;
 
 pub use cables::Cables;

@@ -41,6 +41,35 @@ impl Unbound {
             writeln!(conf, "  local-data: '{record}'").unwrap();
         }
         conf.push_str("remote-control:\n  control-enable: no\n");
+        Self::run(dir, addr, &conf).await
+    }
+
+    /// Starts it as a resolver that asks one server about everything, as the sidecar does, without checking signatures and
+    /// with whole replies.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn in_front_of(server: SocketAddr) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let addr = ports::free();
+        let conf = format!(
+            "server:\n  interface: {}@{port}\n  port: {port}\n  do-daemonize: no\n  username: \"\"\n  chroot: \"\"\n  \
+             directory: \"{dir}\"\n  pidfile: \"\"\n  use-syslog: no\n  logfile: \"\"\n  verbosity: 0\n  num-threads: \
+             1\n  access-control: 127.0.0.0/8 allow\n  module-config: \"iterator\"\n  do-not-query-localhost: no\n  \
+             edns-buffer-size: 1232\n  max-udp-size: 1232\n  minimal-responses: no\n  rrset-roundrobin: no\n  \
+             cache-max-ttl: 300\n  cache-max-negative-ttl: 30\n  num-queries-per-thread: 4096\n  outgoing-range: \
+             8192\n  so-rcvbuf: 4m\n  local-zone: \"test.\" nodefault\n  local-zone: \"invalid.\" nodefault\nforward-zone:\n  \
+             name: \".\"\n  forward-addr: {}@{}\nremote-control:\n  control-enable: no\n",
+            addr.ip(),
+            server.ip(),
+            server.port(),
+            port = addr.port(),
+            dir = dir.path().display()
+        );
+        Self::run(dir, addr, &conf).await
+    }
+
+    async fn run(dir: TempDir, addr: SocketAddr, conf: &str) -> Self {
         let path = dir.path().join("unbound.conf");
         std::fs::write(&path, conf).unwrap();
         let mut program = Start::new("unbound").args(["-d", "-p", "-c"]).arg(path).spawn(dir.path());
