@@ -70,6 +70,26 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 16] = [
+        Self::OtherLength,
+        Self::Authoritative,
+        Self::Operation,
+        Self::Version,
+        Self::NoSuchQuestion,
+        Self::Any,
+        Self::Transfer,
+        Self::MetaType,
+        Self::OtherClass,
+        Self::NoRecursion,
+        Self::RefusedByServer,
+        Self::AliasOfServer,
+        Self::BesideAlias,
+        Self::LongChain,
+        Self::ErrorsLimited,
+        Self::HeaderOfRefusal,
+    ];
+
     /// The reason in words, with what it rests on.
     pub fn why(self) -> &'static str {
         match self {

@@ -167,6 +167,30 @@ fn every_metric_is_documented_and_no_other() {
 }
 
 #[test]
+fn every_standard_names_tests_that_exist() {
+    let text = read("docs/dns-standards.md");
+    let named: BTreeSet<_> =
+        text.split('`').skip(1).step_by(2).filter_map(|it| it.split_once("::")).collect();
+    assert!(named.len() > 25, "only {named:?}");
+    for (file, test) in named {
+        let source = read(format!("tests/e2e/tests/{file}.rs"));
+        let (before, _) = source
+            .split_once(&format!("fn {test}()"))
+            .unwrap_or_else(|| panic!("no test {test} in {file}.rs"));
+        let attributes = before.rsplit("\n\n").next().unwrap_or(before);
+        assert!(attributes.contains("test"), "{file}::{test} is no test");
+    }
+    let standards = section(&text, "# DNS and its standards");
+    for row in rows(standards).iter().filter(|row| row[0].starts_with("RFC")) {
+        assert!(row.len() == 4 && row[3].contains("::"), "{} has no test", row[0]);
+    }
+    let reasons: BTreeSet<_> = qudag_e2e::differences::Reason::ALL.map(|reason| reason.label()).into();
+    let documented =
+        rows(section(&text, "## Beside Unbound")).into_iter().filter(|row| row[0].starts_with('`'));
+    assert_eq!(documented.map(|row| quoted(row[0]).to_owned()).collect::<BTreeSet<_>>(), reasons);
+}
+
+#[test]
 fn links_lead_somewhere() {
     let mut pages =
         vec![root().join("README.md"), root().join("CONTRIBUTING.md"), root().join("CHANGELOG.md")];
