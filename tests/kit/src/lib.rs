@@ -16,9 +16,9 @@
 )]
 
 pub mod dns;
-pub mod faulty_dns;
 pub mod dns_pipe;
 pub mod dns_wire;
+pub mod faulty_dns;
 pub mod haproxy;
 pub mod http;
 pub mod http_node;
@@ -36,8 +36,8 @@ pub mod skip;
 pub mod unbound;
 pub mod wait;
 
-pub use faulty_dns::{Behaviour, FaultyDns};
 pub use dns_pipe::Pipe;
+pub use faulty_dns::{Behaviour, FaultyDns};
 pub use haproxy::HaProxy;
 pub use http_node::HttpNode;
 pub use knot::Knot;
