@@ -4,6 +4,8 @@ use std::fmt;
 
 use qudag_kit::dns_wire::{Ask, View, flag, rcode, rtype};
 
+use crate::questions;
+
 /// Something in which two replies to one query differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Difference {
@@ -200,7 +202,9 @@ impl Reason {
         if matches!(ask.rtype, rtype::RRSIG | rtype::NSEC) && is_alias(theirs) && !is_alias(ours) {
             return Some(Self::BesideAlias);
         }
-        if Self::is_cut(ours) && theirs.rcode() == rcode::SERVFAIL {
+        let gave_up = theirs.rcode() == rcode::SERVFAIL && theirs.answers.is_empty();
+        let own_data = matches!(ask.rtype, rtype::RRSIG | rtype::NSEC) && questions::is_long_chain(&asked);
+        if gave_up && (Self::is_cut(ours) || own_data) {
             return Some(Self::LongChain);
         }
         if Self::is_cut(ours) && View::set(&ours.answers).is_subset(&View::set(&theirs.answers)) {

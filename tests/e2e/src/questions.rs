@@ -75,6 +75,12 @@ pub fn zone() -> String {
     zone
 }
 
+/// Whether a name, on the wire and in lower case, is the beginning of twelve aliases.
+pub fn is_long_chain(name: &[u8]) -> bool {
+    let label = name.get(1..=usize::from(name[0])).unwrap_or_default();
+    label.starts_with(b"y") && label.ends_with(b"-0")
+}
+
 /// `other.test.`, into which some aliases lead.
 pub fn other_zone() -> String {
     let mut zone =
@@ -207,6 +213,20 @@ fn any_edns(dice: &mut Dice) -> Edns {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_chains_are_known() {
+        for (asked, long) in [
+            ("y12-0", true),
+            ("y5-0", true),
+            ("y1-10", false),
+            ("y1-1", false),
+            ("h0", false),
+            ("none-0", false),
+        ] {
+            assert_eq!(is_long_chain(&name(&format!("{asked}.{ORIGIN}"))), long, "{asked}");
+        }
+    }
 
     #[test]
     fn a_seed_makes_the_same_questions_again() {
