@@ -191,17 +191,6 @@ async fn a_failure_never_hides_an_answer() {
     }
 }
 
-/// The only server is silent every other second, which is less than a query may take.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_only_server_may_be_silent_for_a_second() {
-    let only = FaultyDns::start();
-    let (_sidecar, door) = sidecar(&[only.addr()]).await;
-    only.behave(Behaviour::Flap { period: Duration::from_secs(1) });
-    let report = load(door, 4000, 0, |number| format!("cold{number}.test.")).await;
-    println!("the only server flaps, cold names: {report}");
-    assert_eq!(report.failed(), 0, "{report}");
-}
-
 /// RFC 8914: a client that reads explanations gets one, within its patience; without EDNS it gets the code.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_every_server_down_a_cold_name_fails_with_a_reason() {

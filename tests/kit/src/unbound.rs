@@ -88,9 +88,10 @@ impl Unbound {
         self.addr
     }
 
-    /// How many queries for a name it has seen.
+    /// How many queries for a name in lower case it has seen, in whatever case they were.
     pub fn queries(&self, name: &str) -> usize {
-        self.program.log().lines().filter(|line| line.contains(&format!(" {name} "))).count()
+        let name = format!(" {name} ");
+        self.program.log().lines().filter(|line| line.to_ascii_lowercase().contains(&name)).count()
     }
 }
 

@@ -30,7 +30,7 @@ const MOST: u64 = 1 << 30;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotFile {
-    /// The file, written every minute and at the end. Its directory must exist.
+    /// The file, written every minute and at the end. Its directory is made when it does not exist.
     pub file: PathBuf,
     /// A secret without which nobody can write a file that is accepted. Without one the file is protected from damage only.
     #[serde(default)]
@@ -55,8 +55,9 @@ pub(crate) enum Refused {
 impl SnapshotFile {
     pub(super) fn check(&self, at: &ConfigPath) -> Vec<ConfigError> {
         let mut errors = Vec::new();
-        if !directory(&self.file).is_dir() {
-            let error = at.key("file").error("its directory does not exist");
+        let above = self.file.ancestors().skip(1).find(|above| above.exists());
+        if self.file.is_dir() || above.is_some_and(|above| !above.is_dir()) {
+            let error = at.key("file").error("no file can be there");
             errors.push(error.hint("a path in a directory that the sidecar may write to"));
         }
         if let Some(Err(why)) = self.key.as_ref().map(Secret::read) {
@@ -97,6 +98,7 @@ impl SnapshotFile {
         let mut name = self.file.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{}.new", std::process::id()));
         let new = self.file.with_file_name(name);
+        fs::create_dir_all(directory(&self.file))?;
         let mut options = File::options();
         let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         let written = file.write_all(&bytes).and_then(|()| file.sync_all());

@@ -16,7 +16,7 @@ use super::message::Failure;
 use super::rules::{Candidate, End, List, Plan, Rank, Step, Why};
 use super::system::RESOLV_CONF;
 use super::{Members, Upstream, lock};
-use crate::wire::{Parsed, Stripped};
+use crate::wire::{Ede, Parsed, Stripped};
 use crate::{DnsQuery, DnsReply, Source};
 
 /// Who remarks.
@@ -268,7 +268,7 @@ impl<'a> Trial<'a> {
                 return self.ended(number, End::Useless);
             }
             Failure::Code(_, Some(reply)) => {
-                self.refusal.get_or_insert_with(|| reply_of(&member, reply));
+                self.refusal.get_or_insert_with(|| refusal_of(&member, reply));
                 return self.ended(number, End::Refused);
             }
             Failure::Code(_, None) => {
@@ -349,6 +349,14 @@ async fn listen(
         let open = asks.iter().filter(|ask| ask.end.is_none());
         open.for_each(|ask| ask.member.was_silent(ask.start, &means));
     }
+}
+
+/// A server's error for a client, with the server's reason or else with ours: nobody who could tell has told.
+fn refusal_of(member: &Member, reply: Stripped) -> DnsReply {
+    let mut refusal = reply_of(member, reply);
+    // RFC 8914 section 4.23: no reachable authority, also when they refuse to reply.
+    refusal.ede.get_or_insert_with(|| Ede { code: 22, text: "the servers answered with an error".into() });
+    refusal
 }
 
 fn reply_of(member: &Member, reply: Stripped) -> DnsReply {
