@@ -92,8 +92,8 @@ fn check_table(what: &str, table: &str, schema: &Value, node: &Value) {
         let property = property(schema, node, quoted(row[0]));
         let Some(default) = property.get("default") else { continue };
         // A default that is another one for one kind stands behind the kind's name.
-        let kind = what.split('.').nth(1).unwrap_or_default();
-        let shown = row[1].split_once(&format!("{kind}: ")).map_or(row[1], |(_, own)| own);
+        let own = what.split('.').nth(1).and_then(|kind| row[1].split_once(&format!("{kind}: ")));
+        let shown = own.map_or(row[1], |(_, own)| own);
         assert!(same(shown, default), "{what}.{}: shown as {}, is {default}", quoted(row[0]), row[1]);
     }
 }
