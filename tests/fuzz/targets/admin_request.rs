@@ -72,6 +72,9 @@ impl Operations for Generous {
     async fn bypass(&self, _: bool) -> Result<Applied, ControlError> {
         granted()
     }
+    fn bypass_state(&self) -> Value {
+        Value::Bool(false)
+    }
     fn explain(&self, filter: &str) -> Result<Vec<Explanation>, ControlError> {
         Err(ControlError::NotFound(filter.to_owned()))
     }

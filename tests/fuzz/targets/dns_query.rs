@@ -12,7 +12,7 @@ fuzz_target!(|wire: &[u8]| {
         Ok(query) => {
             assert!(wire.len() >= 12 + query.question_len());
             let limit = query.edns.map_or(512, |edns| usize::from(edns.udp_size).clamp(512, 1232));
-            let reply = finish(wire, &query, &hinfo(&query), None, limit);
+            let reply = finish(wire, &query, &hinfo(&query), [None, None], limit);
             assert_eq!(reply.get(12..12 + query.question_len()), wire.get(12..12 + query.question_len()));
             assert!(reply.len() <= limit, "{} bytes, where the client takes {limit}", reply.len());
             reply

@@ -21,14 +21,14 @@ fuzz_target!(|wire: &[u8]| {
     let mut aged = stripped.wire.clone();
     let offsets: Vec<u16> =
         again.records.iter().filter_map(|record| u16::try_from(record.ttl_at).ok()).collect();
-    patch_ttls(&mut aged, &offsets, |ttl| ttl / 2);
+    patch_ttls(&mut aged, offsets.iter().copied(), |ttl| ttl / 2);
     assert_eq!(aged.len(), stripped.wire.len());
     assert!(parse_reply(&aged).is_some(), "other times to live make another message");
 
     let query = parse_query(QUERY).expect("a good query");
     if (&again.name, again.qtype, again.qclass) == (&query.name, query.qtype, query.qclass) {
         for limit in [512, 1232, usize::from(u16::MAX)] {
-            let sent = finish(QUERY, &query, &aged, stripped.ede.as_ref(), limit);
+            let sent = finish(QUERY, &query, &aged, [stripped.ede.as_ref(), None], limit);
             assert!(sent.len() <= limit);
             let read = parse_reply(&sent).expect("what is sent is a reply");
             assert_eq!(read.id, query.id);

@@ -82,7 +82,7 @@ fuzz_target!(|input: &[u8]| {
     let settings = DnsCache { snapshot: Some(SnapshotFile { file: path, key: None }), ..DnsCache::default() };
     let here = |port| HostPort { host: Host::Ip(Ipv4Addr::LOCALHOST.into()), port };
     let node = Node { name: "fuzz".into(), p2p: here(1), rpc: Address::Tcp(here(2)), http: here(3) };
-    let env = Env { node: Arc::new(node), resolve: Arc::new(NoNames) };
+    let env = Env { node: Arc::new(node), resolve: Arc::new(NoNames), service: Arc::default() };
     RUNTIME.block_on(async {
         let state = settings.state(&env, None).expect("a state, whatever the file is");
         let stats = state.stats();

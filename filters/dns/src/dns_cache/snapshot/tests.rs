@@ -126,7 +126,7 @@ fn what_was_written_is_there_after_a_restart_and_damage_is_noticed() {
 
 #[test]
 fn a_file_that_cannot_be_written_is_counted() {
-    let file = SnapshotFile { file: "/nonexistent/cache".into(), key: None };
+    let file = SnapshotFile { file: "/dev/null/cache".into(), key: None };
     assert_eq!(file.check(&ConfigPath::root())[0].at.to_string(), "file");
     let key = Some(Secret::Env("QUDAG_NO_SUCH_VARIABLE".into()));
     let errors = SnapshotFile { file: "cache".into(), key }.check(&ConfigPath::root());
