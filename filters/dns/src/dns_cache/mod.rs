@@ -1,7 +1,7 @@
 //! Replies from earlier queries.
 //!
-//! [`store`] holds them, in a table of each thread over one that all share; [`rules`] says how long they are of use; [`refresh`] asks
-//! upstream for what is missing or about to be; [`quick`] answers hits without a task; [`snapshot`] keeps them over a restart.
+//! `store` holds them, in a table of each thread over one that all share; `rules` says how long they are of use; `refresh` asks
+//! upstream for what is missing or about to be; `quick` answers hits without a task; `snapshot` keeps them over a restart.
 
 mod anomaly;
 mod quick;
