@@ -260,6 +260,8 @@ pub enum Source {
     ServiceZone,
     /// The cache.
     Cache,
+    /// The cache that a fleet shares.
+    SharedCache,
     /// An upstream server, as the configuration names it.
     Upstream(Arc<str>),
     /// The sidecar: an error, or a refusal.
@@ -274,6 +276,7 @@ impl Source {
             Self::LocalZone => "local_zones",
             Self::ServiceZone => "service_zone",
             Self::Cache => "cache",
+            Self::SharedCache => "shared_cache",
             Self::Upstream(_) => "upstream",
             Self::Sidecar => "sidecar",
         }
@@ -285,6 +288,7 @@ impl Source {
             Self::Hosts => "hosts",
             Self::LocalZone => "local_zones",
             Self::Cache => "dns_cache",
+            Self::SharedCache => "dns_shared_cache",
             Self::Upstream(_) => "dns_upstream",
             Self::ServiceZone | Self::Sidecar => "listener",
         }

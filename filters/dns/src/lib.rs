@@ -8,6 +8,7 @@ pub mod local_zones;
 pub mod lookup;
 pub mod replies;
 pub mod service;
+pub mod shared_cache;
 #[cfg(test)]
 mod testing;
 pub mod update;
@@ -26,6 +27,7 @@ pub use listener::DnsListener;
 pub use local_zones::{LocalZone, LocalZones, LocalZonesState};
 pub use lookup::{Lookup, LookupError, Question, lookup};
 pub use service::SERVICE_TTL;
+pub use shared_cache::{DnsSharedCache, SharedCacheState};
 pub use upstream::{DnsUpstream, Protocol, Server, ServerStatus, UpstreamState, try_server};
 pub use wire::parse_query;
 
@@ -40,6 +42,8 @@ chain! {
         rate_limit: RateLimit<Dns>,
         /// Replies from earlier queries.
         dns_cache: DnsCache,
+        /// Replies that the sidecars of a fleet share in Redis or Valkey.
+        dns_shared_cache: DnsSharedCache,
     }
     terminal {
         /// The servers that are asked what no filter answered.

@@ -80,7 +80,7 @@ pub struct Lookup {
     pub rcode: String,
     /// The flags of the reply, `do` among them where it was asked for.
     pub flags: Vec<&'static str>,
-    /// `hosts`, `cache`, `upstream SERVER` or `sidecar`.
+    /// `hosts`, `cache`, `shared_cache`, `upstream SERVER` or `sidecar`.
     pub source: String,
     /// The filter that answered, or `listener`.
     pub filter: &'static str,

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::control::{
-    Applied, CacheRebuild, Control, ControlError, Explanation, Override, Readiness, Status,
+    Applied, CacheRebuild, Control, ControlError, Explanation, Flushed, Override, Readiness, Status,
 };
 
 /// How long an answer waits for a rebuild of the cache to be done.
@@ -44,11 +44,8 @@ pub trait Operations: Clone + Send + Sync + 'static {
     /// # Errors
     /// When there is no DNS cache.
     fn cache_stats(&self) -> Result<Value, ControlError>;
-    /// Drops entries of the DNS cache; returns how many.
-    ///
-    /// # Errors
-    /// When there is no DNS cache, or the selection cannot be read.
-    fn cache_flush(&self, what: &Flush) -> Result<u64, ControlError>;
+    /// Drops entries of the DNS cache; fails when there is none, or the selection cannot be read.
+    fn cache_flush(&self, what: &Flush) -> impl Future<Output = Result<Flushed, ControlError>> + Send;
     /// Asks the servers again for everything that the DNS cache holds. Returns when it is done, or after a moment.
     fn cache_rebuild(&self) -> impl Future<Output = Result<CacheRebuild, ControlError>> + Send;
     /// Asks the sidecar's own DNS chain.
@@ -127,8 +124,8 @@ impl Operations for Control {
         self.cache_stats().map(json)
     }
 
-    fn cache_flush(&self, what: &Flush) -> Result<u64, ControlError> {
-        self.cache_flush(what.selector()?)
+    async fn cache_flush(&self, what: &Flush) -> Result<Flushed, ControlError> {
+        self.cache_flush(what.selector()?).await
     }
 
     async fn cache_rebuild(&self) -> Result<CacheRebuild, ControlError> {

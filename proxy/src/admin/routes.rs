@@ -21,7 +21,7 @@ use super::error::ApiError;
 use super::guard::{guard, may_probe, may_read, may_write};
 use super::operations::{Flush, Operations};
 use super::tap::Taps;
-use crate::control::{Applied, CacheRebuild, Explanation, FilterStatus, Override, Status};
+use crate::control::{Applied, CacheRebuild, Explanation, FilterStatus, Flushed, Override, Status};
 use crate::telemetry::Metrics;
 
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -140,9 +140,13 @@ async fn cache_stats<C: Operations>(State(api): State<Api<C>>) -> Answer<Value> 
 }
 
 async fn cache_flush<C: Operations>(State(api): State<Api<C>>, Wish(what): Wish<Flush>) -> Answer<Value> {
-    let flushed = api.control.cache_flush(&what)?;
-    let left = api.control.cache_stats()?.get("entries").cloned().unwrap_or_default();
-    Ok(Json(json!({ "flushed": flushed, "left": left })))
+    let Flushed { flushed, fleet } = api.control.cache_flush(&what).await?;
+    let left = api.control.cache_stats().ok().and_then(|stats| stats.get("entries").cloned());
+    let mut answer = json!({ "flushed": flushed, "left": left.unwrap_or_default() });
+    if let (Some(fleet), Some(answer)) = (fleet, answer.as_object_mut()) {
+        answer.insert("fleet".to_owned(), fleet.into());
+    }
+    Ok(Json(answer))
 }
 
 async fn cache_rebuild<C: Operations>(

@@ -155,6 +155,17 @@ pub struct Override {
     pub ttl: Option<Duration>,
 }
 
+/// What a flush of the DNS cache has done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Flushed {
+    /// How many entries of this sidecar's own cache went.
+    pub flushed: u64,
+    /// How far it has come where a fleet shares a cache: `fleet` (everywhere), or `later` and `off` (here, and elsewhere when Redis can be
+    /// reached, or when `dns_shared_cache` is on again).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<&'static str>,
+}
+
 /// An accepted change.
 #[derive(Clone, Debug, Serialize)]
 pub struct Applied {

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Applied, CacheRebuild, ConfigOrigin, ConfigStatus, ControlError, Explanation, FilterStatus, LookedUp,
-    Override, Readiness, Refusal, Status,
+    Applied, CacheRebuild, ConfigOrigin, ConfigStatus, ControlError, Explanation, FilterStatus, Flushed,
+    LookedUp, Override, Readiness, Refusal, Status,
 };
 use crate::bypass::{Publisher, Verification};
 use crate::config::{self, Config, Loaded, Source, last_good};
@@ -24,6 +24,8 @@ use crate::generation::{Adopted, Generation, Kinds, Manager, Refused, place, que
 /// How often files are looked at, should the kernel not tell that they changed.
 const CONFIG_POLL: Duration = Duration::from_secs(1);
 const KILL_FILE_POLL: Duration = Duration::from_millis(200);
+/// How long a flush waits for the word that it has reached the fleet. It goes on without it.
+const FLEET_FLUSH: Duration = Duration::from_millis(500);
 /// A file that was written to a moment ago may not be complete.
 const CONFIG_SETTLE: Duration = Duration::from_millis(50);
 
@@ -352,10 +354,7 @@ impl Control {
     }
 
     fn cache(&self) -> Result<Arc<CacheState>, ControlError> {
-        let generation = self.generation();
-        let states = generation.kinds.dns.as_ref().map(|line| &line.states);
-        let cache = states.and_then(|states| states.dns_cache.as_ref()).map(|held| Arc::clone(&held.state));
-        cache.ok_or_else(|| {
+        self.generation().dns_cache().ok_or_else(|| {
             ControlError::NotFound("there is no DNS cache: dns.dns_cache has not been on".to_owned())
         })
     }
@@ -368,12 +367,18 @@ impl Control {
         Ok(self.cache()?.stats())
     }
 
-    /// Removes entries from the DNS cache. Returns how many.
+    /// Removes entries from the DNS cache, and from those of the fleet if this sidecar shares one.
     ///
     /// # Errors
     /// When there is no cache.
-    pub fn cache_flush(&self, what: FlushSelector) -> Result<u64, ControlError> {
-        Ok(self.cache()?.flush(&what))
+    pub async fn cache_flush(&self, what: FlushSelector) -> Result<Flushed, ControlError> {
+        let Some(shared) = self.generation().shared_cache() else {
+            return Ok(Flushed { flushed: self.cache()?.flush(&what), fleet: None });
+        };
+        // Before our own, so that what is read from the shared one and kept here is not from before the flush.
+        let reach = shared.flush(&what, FLEET_FLUSH);
+        let flushed = self.cache().map_or(0, |cache| cache.flush(&what));
+        Ok(Flushed { flushed, fleet: Some(reach.await.label()) })
     }
 
     /// Asks the servers again for everything that the DNS cache holds: for as long as `patience` here, then behind the scenes.

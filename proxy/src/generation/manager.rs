@@ -10,7 +10,7 @@ use qudag_filter_common::Drain;
 use tokio::runtime::Handle;
 
 use super::listeners::Listeners;
-use super::{Adopted, Current, Generation, Kinds, Switches, env};
+use super::{Adopted, Current, Generation, Kinds, Switches, env, fleet};
 use crate::bypass::{self, Serials};
 use crate::config::{problems, restart_only_changes};
 use crate::control::{ConfigOrigin, ListenerStatus};
@@ -167,6 +167,7 @@ impl Manager {
         let drain_timeout = config.runtime.drain_timeout.0;
         generation.switches.publish();
         self.current.store(Arc::new(generation));
+        fleet::follow(&self.current);
         listeners.adopt(config, bound, drain_timeout, &self.data);
         self.statuses.store(Arc::new(listeners.statuses()));
         self.drains.store(Arc::new(listeners.drains()));

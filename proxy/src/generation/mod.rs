@@ -3,6 +3,7 @@
 //! A unit of traffic holds the generation that it began with; the superseded generation drains when the last
 //! unit is done.
 
+mod fleet;
 mod kinds;
 mod listeners;
 mod manager;

@@ -147,6 +147,51 @@ pub const CATALOGUE: &[Metric] = &[
         &[],
         "Age of the snapshot on disk; 0 where none is kept.",
     ),
+    counter(
+        "qudag_sidecar_dns_shared_cache_hits_total",
+        &[],
+        "Queries answered from the cache that the fleet shares.",
+    ),
+    counter(
+        "qudag_sidecar_dns_shared_cache_misses_total",
+        &["reason"],
+        "Queries that the shared cache did not answer, by reason.",
+    ),
+    counter(
+        "qudag_sidecar_dns_shared_cache_errors_total",
+        &["reason"],
+        "Failures between the sidecar and the shared cache, by reason.",
+    ),
+    counter(
+        "qudag_sidecar_dns_shared_cache_checksum_failures_total",
+        &[],
+        "Entries of the shared cache that are damaged or not from this fleet.",
+    ),
+    counter(
+        "qudag_sidecar_dns_shared_cache_writes_total",
+        &["result"],
+        "Replies for the shared cache, by what became of them.",
+    ),
+    gauge(
+        "qudag_sidecar_dns_shared_cache_queue",
+        &[],
+        "Replies that wait to be written to the shared cache.",
+    ),
+    histogram(
+        "qudag_sidecar_dns_shared_cache_read_seconds",
+        &[],
+        "Time that the shared cache took to answer.",
+    ),
+    gauge(
+        "qudag_sidecar_dns_shared_cache_connected",
+        &[],
+        "Whether there is a connection to the shared cache: 1 or 0.",
+    ),
+    counter(
+        "qudag_sidecar_dns_shared_cache_flushes_total",
+        &["direction"],
+        "Flushes that the fleet was told of (sent), that others told of (received), or that may have been missed (lost).",
+    ),
     gauge("qudag_sidecar_dns_hosts_names", &[], "Names in the hosts file."),
     counter(
         "qudag_sidecar_dns_hosts_reloads_total",

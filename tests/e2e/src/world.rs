@@ -29,6 +29,7 @@ pub const FILTERS: &[&str] = &[
     "dns.local_zones",
     "dns.rate_limit",
     "dns.dns_cache",
+    "dns.dns_shared_cache",
     "peer.circuit_breaker",
     "peer.retry",
     "rpc.rate_limit",
@@ -178,6 +179,10 @@ impl World {
             "dns.hosts" => format!(", file: \"{}\"", self.hosts().display()),
             "dns.local_zones" => {
                 ", zones: [{ zone: local.test, records: [\"a 60 A 192.0.2.60\"] }]".to_owned()
+            }
+            // Where nobody listens: the filter must not be in anybody's way.
+            "dns.dns_shared_cache" => {
+                format!(", url: \"unix:{}\"", self.hosts().with_file_name("no.sock").display())
             }
             "dns.dns_cache" => filters.max_ttl.map_or(String::new(), |ttl| format!(", max_ttl: {ttl}s")),
             // Wide enough for every load that the tests make: what is tested is that the filter lets it pass.

@@ -17,7 +17,8 @@ use qudag_filter_common::Socket;
 use qudag_filter_dns::Question;
 use qudag_sidecar::admin::{Auth, Flush, Operations, Role, serve};
 use qudag_sidecar::control::{
-    Applied, CacheRebuild, ConfigOrigin, ConfigStatus, ControlError, Explanation, Override, Readiness, Status,
+    Applied, CacheRebuild, ConfigOrigin, ConfigStatus, ControlError, Explanation, Flushed, Override, Readiness,
+    Status,
 };
 use qudag_sidecar::telemetry::Metrics;
 use serde_json::Value;
@@ -81,8 +82,8 @@ impl Operations for Generous {
     fn cache_stats(&self) -> Result<Value, ControlError> {
         Ok(Value::Null)
     }
-    fn cache_flush(&self, _: &Flush) -> Result<u64, ControlError> {
-        granted().map(|_| 0)
+    async fn cache_flush(&self, _: &Flush) -> Result<Flushed, ControlError> {
+        granted().map(|_| Flushed { flushed: 0, fleet: None })
     }
     async fn cache_rebuild(&self) -> Result<CacheRebuild, ControlError> {
         granted().map(|_| CacheRebuild { rebuilding: false, total: 0, done: 0, failed: 0 })

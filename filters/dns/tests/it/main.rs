@@ -7,7 +7,11 @@ mod faults;
 #[cfg(test)]
 mod front;
 #[cfg(test)]
+mod redis;
+#[cfg(test)]
 mod secure;
+#[cfg(test)]
+mod shared_cache;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Auth, Flush, Operations, Role, serve};
 use crate::control::{
-    Applied, CacheRebuild, ConfigOrigin, ConfigStatus, ControlError, Explanation, FilterStatus,
+    Applied, CacheRebuild, ConfigOrigin, ConfigStatus, ControlError, Explanation, FilterStatus, Flushed,
     ListenerStatus, Override, Readiness, Status,
 };
 use crate::resolve::SystemResolver;
@@ -113,9 +113,9 @@ impl Operations for Double {
     fn cache_stats(&self) -> Result<Value, ControlError> {
         Ok(json!({"entries": 3}))
     }
-    fn cache_flush(&self, what: &Flush) -> Result<u64, ControlError> {
+    async fn cache_flush(&self, what: &Flush) -> Result<Flushed, ControlError> {
         self.note(format!("flush {what:?}"));
-        Ok(3)
+        Ok(Flushed { flushed: 3, fleet: None })
     }
     async fn cache_rebuild(&self) -> Result<CacheRebuild, ControlError> {
         self.note("rebuild");

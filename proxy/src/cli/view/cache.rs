@@ -3,7 +3,7 @@
 use qudag_filter_api::Period;
 use serde_json::{Map, Value};
 
-use super::{is, number, shown};
+use super::{is, number, shown, text};
 use crate::cli::output::{Cell, Tone, cell, columns, plain};
 
 /// A group, and how the names of its figures begin, in the order in which they are shown.
@@ -124,10 +124,16 @@ pub(crate) fn flushed(answer: &Value, _: bool) -> String {
         1 => "1 entry dropped".to_owned(),
         n => format!("{} entries dropped", grouped(n)),
     };
-    match answer.get("left").and_then(Value::as_u64) {
-        Some(left) => format!("{dropped}, {} left\n", grouped(left)),
-        None => format!("{dropped}\n"),
-    }
+    let left = match answer.get("left").and_then(Value::as_u64) {
+        Some(left) => format!(", {} left", grouped(left)),
+        None => String::new(),
+    };
+    let fleet = match text(answer, "fleet") {
+        "" => "",
+        "fleet" => "; flushed in the whole fleet",
+        _ => "; the rest of the fleet cannot be reached and follows when it can",
+    };
+    format!("{dropped}{left}{fleet}\n")
 }
 
 /// `cache rebuild`
@@ -203,5 +209,10 @@ more       nothing            none
         assert_eq!(rebuild(1, 2, true), partly);
         let many = json!({"flushed": 12_000, "left": 3});
         assert_eq!(flushed(&many, false), "12,000 entries dropped, 3 left\n");
+        for (fleet, says) in
+            [("fleet", "whole fleet"), ("later", "cannot be reached"), ("off", "cannot be reached")]
+        {
+            assert!(flushed(&json!({"flushed": 2, "fleet": fleet}), false).contains(says));
+        }
     }
 }
