@@ -125,7 +125,8 @@ fn spawn(folder: &Path, options: &[String]) -> Child {
 
 impl Drop for Redis {
     fn drop(&mut self) {
-        self.freeze(false);
-        self.kill();
+        // It may be dead, or stopped: SIGKILL ends a stopped process too.
+        let _ = self.server.kill();
+        let _ = self.server.wait();
     }
 }

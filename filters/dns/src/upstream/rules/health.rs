@@ -457,17 +457,18 @@ mod tests {
                         prop_assert_eq!(opened, before == BreakerState::Closed && health.breaker() == BreakerState::Open);
                     }
                     6 => {
+                        // A server that has been heard since lost a query; it did not fail.
+                        let alive = health.heard == Some(now);
                         health.silent(now, now, &limits);
+                        if !alive {
+                            (bad, good) = (bad + 1, 0);
+                        }
                     }
                     _ => {
                         let closed = health.probed(true, now, &limits);
                         (bad, good) = (0, good + 1);
                         prop_assert_eq!(closed, before != BreakerState::Closed && health.breaker() == BreakerState::Closed);
                     }
-                }
-                if step == 6 {
-                    bad += 1;
-                    good = 0;
                 }
                 if before == BreakerState::Closed && health.breaker() != BreakerState::Closed {
                     prop_assert!(bad >= failures, "{bad}");
