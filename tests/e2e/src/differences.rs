@@ -39,8 +39,6 @@ impl fmt::Display for Difference {
 pub enum Reason {
     /// Both are right about their own length.
     OtherLength,
-    /// The server's AA is passed on.
-    Authoritative,
     /// Another operation than QUERY.
     Operation,
     /// The version of EDNS comes before everything else.
@@ -73,9 +71,8 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 15] = [
         Self::OtherLength,
-        Self::Authoritative,
         Self::Operation,
         Self::Version,
         Self::NoSuchQuestion,
@@ -97,10 +94,6 @@ impl Reason {
         match self {
             Self::OtherLength => {
                 "replies of different lengths, each truncated exactly when it does not fit (RFC 6891 6.2.3)"
-            }
-            Self::Authoritative => {
-                "AA is passed on as the server set it; a resolver, which is what belongs behind the sidecar, sets none (RFC 1035 \
-                 4.1.1)"
             }
             Self::Operation => {
                 "NOTIMP without the question, which need not have the form of one; Unbound says REFUSED to NOTIFY and repeats \
@@ -164,9 +157,6 @@ impl Reason {
             return odd.then_some(Self::ErrorsLimited);
         };
         let refused = |view: &View| !matches!(view.rcode(), rcode::NOERROR | rcode::NXDOMAIN);
-        if difference == Difference::Flag(flag::AA, true) {
-            return Some(Self::Authoritative);
-        }
         if ask.flags & 0x7800 != 0 {
             return (ours.rcode() == rcode::NOTIMP && refused(theirs)).then_some(Self::Operation);
         }

@@ -396,7 +396,7 @@ async fn the_header_of_a_reply_is_our_own() {
             assert!(reply.has(flag::QR) && reply.has(flag::RA));
             assert_eq!(reply.flags & (flag::RD | flag::CD), flags & (flag::RD | flag::CD));
             assert_eq!(
-                reply.flags & (flag::Z | flag::TC | flag::AD),
+                reply.flags & (flag::AA | flag::Z | flag::TC | flag::AD),
                 0,
                 "{flags:#06x}: {:#06x}",
                 reply.flags

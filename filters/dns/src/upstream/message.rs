@@ -6,7 +6,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::wire::{
-    Edns, HEADER, OWN_UDP, Parsed, Stripped, flag2, flag3, parse_reply, rcode, rtype, strip_opt, u16_at,
+    Edns, HEADER, OWN_UDP, Parsed, Stripped, flag2, flag3, parse_reply, put, rcode, rtype, strip_opt, u16_at,
 };
 
 /// The EDNS option of padding (RFC 7830).
@@ -183,6 +183,9 @@ fn read(wire: Vec<u8>, id: u16, asked: &Parsed, name: &[u8], exact: bool) -> Opt
         return Some(Checked::Truncated);
     }
     let parsed = parse_reply(&wire)?;
+    let mut wire = wire;
+    // The server may be an authority; who passes its answer on is none (RFC 1035 section 4.1.1).
+    put(&mut wire, 2, &[flags2 & !flag2::AA]);
     let mut reply = strip_opt(wire, &parsed);
     if reply.extended_rcode != 0 {
         return Some(Checked::Bad(Failure::Code(rcode::SERVFAIL, None)));
@@ -203,7 +206,7 @@ mod tests {
 
     use super::*;
     use crate::testing::reply_wire;
-    use crate::wire::{Name, parse_query, put};
+    use crate::wire::{Name, parse_query};
 
     fn asked() -> Parsed {
         let mut wire = crate::testing::query_wire("www.example", rtype::A, Some(4096));
@@ -264,6 +267,22 @@ mod tests {
                 wire.truncate(HEADER);
             };
             assert_eq!(of(exact, &without_question), "formerr");
+        }
+    }
+
+    #[test]
+    fn what_an_authority_says_is_passed_on_without_its_authority() {
+        let asked = asked();
+        let name = asked.name.wire();
+        for code in [rcode::NOERROR, rcode::NXDOMAIN, rcode::REFUSED] {
+            let mut wire = reply_wire(&query(&asked, name, 7, false), code, &[(rtype::A, 60, &[192, 0, 2, 1])]);
+            wire[2] |= flag2::AA;
+            let (Checked::Good(reply) | Checked::Bad(Failure::Code(_, Some(reply)))) =
+                check(wire, 7, &asked, name, true)
+            else {
+                panic!("{code}")
+            };
+            assert_eq!(reply.wire[2] & (flag2::AA | flag2::QR), flag2::QR);
         }
     }
 
