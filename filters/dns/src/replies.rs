@@ -1,7 +1,7 @@
 //! What clients got: the details of a query's line, and the counts of replies.
 
 use hickory_proto::rr::RecordType;
-use metrics::counter;
+use metrics::{Counter, counter};
 use qudag_filter_common::flow::Details;
 
 use crate::wire::{Parsed, flag2, flag3, rcode};
@@ -33,28 +33,39 @@ pub fn describe_reply(
 
 /// Counts replies that clients got, by where they come from and by their code (see [`rcode::label`]).
 pub fn count(source: &'static str, code: &'static str, replies: u64) {
-    counter!("qudag_sidecar_dns_replies_total", "source" => source, "rcode" => code).increment(replies);
+    counter_of(source, code).increment(replies);
+}
+
+fn counter_of(source: &'static str, code: &'static str) -> Counter {
+    counter!("qudag_sidecar_dns_replies_total", "source" => source, "rcode" => code)
 }
 
 /// Counts of replies of one thread, added up many at a time.
-#[derive(Debug, Default)]
-pub struct ReplyTally(Vec<(&'static str, &'static str, u64)>);
+#[derive(Default)]
+pub struct ReplyTally(Vec<Sum>);
+
+/// Replies of one source with one code.
+struct Sum {
+    source: &'static str,
+    code: &'static str,
+    /// Those since the last settling.
+    replies: u64,
+    total: Counter,
+}
 
 impl ReplyTally {
     /// Counts a reply; see [`count`].
     pub fn count(&mut self, source: &'static str, code: &'static str) {
-        match self.0.iter_mut().find(|(known, its, _)| (*known, *its) == (source, code)) {
-            Some((.., replies)) => *replies += 1,
-            None => self.0.push((source, code, 1)),
+        match self.0.iter_mut().find(|sum| (sum.source, sum.code) == (source, code)) {
+            Some(sum) => sum.replies += 1,
+            None => self.0.push(Sum { source, code, replies: 1, total: counter_of(source, code) }),
         }
     }
 
     /// Adds up what was counted since the last time.
     pub fn settle(&mut self) {
-        for (source, code, replies) in &mut self.0 {
-            if *replies > 0 {
-                count(source, code, std::mem::take(replies));
-            }
+        for sum in self.0.iter_mut().filter(|sum| sum.replies > 0) {
+            sum.total.increment(std::mem::take(&mut sum.replies));
         }
     }
 }
