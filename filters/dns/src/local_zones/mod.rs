@@ -5,13 +5,14 @@ pub(crate) mod dark;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use hickory_proto::op::Message;
 use metrics::{counter, gauge};
 use qudag_filter_api::{
     BuildError, ConfigError, ConfigPath, Env, FilterError, FilterSpec, Look, Period, Quick, Svc, service_fn,
 };
+use qudag_filter_common::LiveGauge;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tower::ServiceExt;
@@ -72,8 +73,18 @@ impl LocalZone {
 }
 
 /// A zone in use.
-#[derive(Debug, PartialEq)]
-struct Loaded(Zone);
+#[derive(Debug)]
+struct Loaded {
+    zone: Zone,
+    /// How many records it has, while it is in use.
+    shown: OnceLock<LiveGauge>,
+}
+
+impl PartialEq for Loaded {
+    fn eq(&self, other: &Self) -> bool {
+        self.zone == other.zone
+    }
+}
 
 impl Contents for Loaded {
     type Terms = Terms;
@@ -85,15 +96,15 @@ impl Contents for Loaded {
         for record in terms.records.iter() {
             zone.add_text(record, terms.ttl).map_err(|why| invalid(format!("{record:?}: {}", why.why)))?;
         }
-        Ok(Self(zone))
+        Ok(Self { zone, shown: OnceLock::new() })
     }
 
     fn loaded(&self, path: &Path) {
-        let zone = self.0.origin().to_string();
+        let zone = self.zone.origin().to_string();
         counter!("qudag_sidecar_dns_local_zone_reloads_total", "zone" => zone.clone(), "outcome" => "ok")
             .increment(1);
         self.publish();
-        tracing::info!(%zone, file = %path.display(), records = self.0.records(), "zone file read");
+        tracing::info!(%zone, file = %path.display(), records = self.zone.records(), "zone file read");
     }
 
     fn failed(path: &Path, terms: &Terms, why: &io::Error) {
@@ -106,14 +117,17 @@ impl Contents for Loaded {
 
 impl Loaded {
     fn publish(&self) {
-        let zone = self.0.origin().to_string();
-        gauge!("qudag_sidecar_dns_local_zone_records", "zone" => zone).set(self.0.records() as f64);
+        self.shown.get_or_init(|| {
+            let zone = self.zone.origin().to_string();
+            let gauge = gauge!("qudag_sidecar_dns_local_zone_records", "zone" => zone);
+            LiveGauge::new(gauge, self.zone.records() as f64)
+        });
     }
 }
 
 #[derive(Debug)]
 enum Held {
-    Fixed(Box<Zone>),
+    Fixed(Box<Loaded>),
     File(Watched<Loaded>),
 }
 
@@ -129,8 +143,8 @@ impl LocalZonesState {
         let (name, held) = self.closest(&query.name)?;
         let elsewhere = |target: &Name| self.closest(target).is_none_or(|(closest, _)| closest != name);
         match held {
-            Held::Fixed(zone) => zone.answer_up_to(query, elsewhere),
-            Held::File(file) => file.contents().0.answer_up_to(query, elsewhere),
+            Held::Fixed(fixed) => fixed.zone.answer_up_to(query, elsewhere),
+            Held::File(file) => file.contents().zone.answer_up_to(query, elsewhere),
         }
     }
 
@@ -183,7 +197,7 @@ impl FilterSpec for LocalZones {
                 None => {
                     let loaded = Loaded::parse("", &terms).map_err(|why| failed(why.to_string()))?;
                     loaded.publish();
-                    Held::Fixed(Box::new(loaded.0))
+                    Held::Fixed(Box::new(loaded))
                 }
             };
             drop(zones.insert(name, held));
@@ -335,6 +349,8 @@ fn check_zone(zone: &LocalZone, at: &ConfigPath, seen: &mut HashSet<Name>, error
 mod tests {
     use std::fs;
 
+    use qudag_filter_common::testing::metric;
+
     use super::*;
     use crate::testing::{env, query, query_wire, reply_wire, until};
     use crate::wire::{parse_query, parse_reply, rcode, rtype};
@@ -410,6 +426,19 @@ mod tests {
         assert_eq!(last("a.lab.example"), 12);
         fs::write(&file, "a A 192.0.2.14 ; well again\n").unwrap();
         until("the file was read again", || last("a.lab.example") == 14).await;
+    }
+
+    #[tokio::test]
+    async fn the_records_of_a_zone_are_shown_while_it_is_in_use() {
+        let shown = || metric("qudag_sidecar_dns_local_zone_records", &["shown.example"]);
+        let settings = settings(serde_json::json!({"zones": [
+            {"zone": "shown.example", "records": ["a A 192.0.2.1", "b A 192.0.2.1"]}]}));
+        // The first use of metrics installs their recorder.
+        assert_eq!(shown(), 0.0);
+        let state = settings.state(&env(), None).unwrap();
+        assert_eq!(shown(), 2.0);
+        drop(state);
+        assert!(shown().is_nan());
     }
 
     #[test]

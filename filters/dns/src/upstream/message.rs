@@ -275,7 +275,8 @@ mod tests {
         let asked = asked();
         let name = asked.name.wire();
         for code in [rcode::NOERROR, rcode::NXDOMAIN, rcode::REFUSED] {
-            let mut wire = reply_wire(&query(&asked, name, 7, false), code, &[(rtype::A, 60, &[192, 0, 2, 1])]);
+            let mut wire =
+                reply_wire(&query(&asked, name, 7, false), code, &[(rtype::A, 60, &[192, 0, 2, 1])]);
             wire[2] |= flag2::AA;
             let (Checked::Good(reply) | Checked::Bad(Failure::Code(_, Some(reply)))) =
                 check(wire, 7, &asked, name, true)
