@@ -48,6 +48,11 @@ pub trait Operations: Clone + Send + Sync + 'static {
     fn cache_flush(&self, what: &Flush) -> impl Future<Output = Result<Flushed, ControlError>> + Send;
     /// Asks the servers again for everything that the DNS cache holds. Returns when it is done, or after a moment.
     fn cache_rebuild(&self) -> impl Future<Output = Result<CacheRebuild, ControlError>> + Send;
+    /// What is known of the servers that DNS asks.
+    ///
+    /// # Errors
+    /// When DNS is not served.
+    fn dns_servers(&self) -> Result<Value, ControlError>;
     /// Asks the sidecar's own DNS chain.
     fn dns_lookup(&self, question: &Question) -> impl Future<Output = Result<Value, ControlError>> + Send;
     /// The configuration in force, as YAML without secrets.
@@ -130,6 +135,10 @@ impl Operations for Control {
 
     async fn cache_rebuild(&self) -> Result<CacheRebuild, ControlError> {
         self.cache_rebuild(REBUILD_PATIENCE).await
+    }
+
+    fn dns_servers(&self) -> Result<Value, ControlError> {
+        self.dns_servers().map(json)
     }
 
     async fn dns_lookup(&self, question: &Question) -> Result<Value, ControlError> {

@@ -49,6 +49,7 @@ pub(super) fn router<C: Operations>(control: C, auth: &Arc<Auth>, metrics: Metri
         .route("/filters", read(auth, filters::<C>))
         .route("/flags/{name}", read(auth, explain::<C>))
         .route("/cache", read(auth, cache_stats::<C>))
+        .route("/dns/servers", read(auth, dns_servers::<C>))
         .route("/tap/{kind}", read(auth, tap::<C>))
         .route("/bypass", read(auth, bypass_state::<C>).merge(change(auth, bypass::<C>)))
         .route("/reload", change(auth, reload::<C>))
@@ -225,6 +226,10 @@ async fn reset<C: Operations>(
     _: Wish<Nothing>,
 ) -> Answer<Applied> {
     Ok(Json(api.control.clear_override(&name).await?))
+}
+
+async fn dns_servers<C: Operations>(State(api): State<Api<C>>) -> Answer<Value> {
+    Ok(Json(json!({ "servers": api.control.dns_servers()? })))
 }
 
 async fn dns_lookup<C: Operations>(

@@ -197,8 +197,9 @@ Examples:
   qudag-sidecar dns lookup www.example.com
   qudag-sidecar dns lookup www.example.com --type AAAA --trace     which filter answered, and why
   qudag-sidecar dns lookup 192.0.2.1 --type PTR
+  qudag-sidecar dns servers                                        health and latency of each
 
-Exit code 1 when no filter and no server had an answer.")]
+A look-up ends with exit code 1 when no filter and no server had an answer.")]
     Dns {
         /// What to do.
         #[command(subcommand)]
@@ -348,6 +349,8 @@ pub struct CacheFlush {
 /// `dns …`
 #[derive(Debug, Subcommand)]
 pub enum DnsCommand {
+    /// Show the servers that are asked: health, latency, outcomes
+    Servers,
     /// Look up a name through the sidecar's filters; shows which one answered
     Lookup {
         /// The name

@@ -95,7 +95,10 @@ impl Ask {
 
     /// `dns …`
     pub(super) fn dns(command: DnsCommand) -> Self {
-        let DnsCommand::Lookup { name, rtype, trace, dnssec, cd } = command;
+        let (name, rtype, trace, dnssec, cd) = match command {
+            DnsCommand::Servers => return Self::get("/dns/servers", view::servers),
+            DnsCommand::Lookup { name, rtype, trace, dnssec, cd } => (name, rtype, trace, dnssec, cd),
+        };
         let body = json!({"name": name, "type": rtype, "trace": trace, "dnssec": dnssec, "cd": cd});
         Self {
             failed: |answer| answer.get("error").is_some(),

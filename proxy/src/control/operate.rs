@@ -8,7 +8,7 @@ use arc_swap::ArcSwapOption;
 use metrics::{counter, gauge};
 use qudag_filter_api::{Resolve, SlotInfo};
 use qudag_filter_common::Watch;
-use qudag_filter_dns::{CacheState, CacheStats, FlushSelector, Question, Rebuilt};
+use qudag_filter_dns::{CacheState, CacheStats, FlushSelector, Question, Rebuilt, ServerStatus};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -406,6 +406,18 @@ impl Control {
                 })
             }
         }
+    }
+
+    /// What is known of the servers that DNS asks, in the order of the configuration.
+    ///
+    /// # Errors
+    /// When DNS is not served.
+    pub fn dns_servers(&self) -> Result<Vec<ServerStatus>, ControlError> {
+        let generation = self.generation();
+        let line = generation.kinds.dns.as_ref();
+        let line =
+            line.ok_or_else(|| ControlError::NotFound("DNS is not served: no listeners.dns".to_owned()))?;
+        Ok(line.upstream().servers())
     }
 
     /// Sends a query through the DNS chain.

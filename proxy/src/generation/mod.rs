@@ -100,6 +100,11 @@ impl<L: ListenerSpec> Line<L> {
         &self.settings
     }
 
+    /// What the end of the chain knows.
+    pub fn upstream(&self) -> &Arc<L::Upstream> {
+        &self.upstream
+    }
+
     /// A copy of the chain, for a request that the sidecar makes itself.
     pub fn chain(&self) -> Svc<KindOf<L>> {
         self.chain.service()

@@ -144,6 +144,7 @@ fn matrix(addr: SocketAddr, token: &str) -> Vec<Abuse> {
         "/cache",
         "/bypass",
         "/version",
+        "/dns/servers",
         "/tap/dns",
     ] {
         let bare = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");

@@ -7,8 +7,8 @@ use tokio::io::AsyncWriteExt;
 
 use super::{Answer, Headers, Server};
 
-const READS: [&str; 7] =
-    ["/version", "/status", "/config", "/filters", "/flags/dns_cache", "/cache", "/bypass"];
+const READS: [&str; 8] =
+    ["/version", "/status", "/config", "/filters", "/flags/dns_cache", "/cache", "/bypass", "/dns/servers"];
 const CHANGES: [&str; 9] = [
     "/reload",
     "/bypass",

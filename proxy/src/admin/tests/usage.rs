@@ -21,6 +21,8 @@ async fn wishes_arrive_and_errors_are_told() {
     assert_eq!(post("/bypass", "").await.status, 200);
     assert_eq!(post("/bypass", r#"{"on": false}"#).await.status, 200);
     assert_eq!(post("/cache/flush", r#"{"type": "A"}"#).await.json(), json!({"flushed": 3, "left": 3}));
+    let servers = server.send("GET /dns/servers", "", |_| ()).await;
+    assert_eq!(servers.json(), json!({"servers": [{"server": "192.0.2.1:53"}]}));
     let rebuild = post("/cache/rebuild", "").await;
     assert_eq!(rebuild.status, 202);
     assert_eq!(rebuild.json(), json!({"rebuilding": true, "total": 3, "done": 1, "failed": 0}));

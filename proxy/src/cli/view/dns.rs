@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::cache::grouped;
 use super::{is, list, number, shown, text};
 use crate::cli::output::{Cell, Tone, cell, plain, table};
 
@@ -95,6 +96,53 @@ fn filter(filter: &Value) -> Vec<Vec<Cell>> {
     heads.zip(remarks).map(|((name, switch), (at, what))| vec![name, switch, at, what]).collect()
 }
 
+/// `dns servers`
+pub(crate) fn servers(answer: &Value, colour: bool) -> String {
+    let millis = |server: &Value, key: &str| match server.get(key).and_then(Value::as_f64) {
+        Some(millis) => plain(format!("{millis:.1}")),
+        None => cell("-", Tone::Faint),
+    };
+    let count = |server: &Value, key: &str| grouped(number(server, key));
+    let rows = list(answer, "servers").map(|server| {
+        let breaker = match text(server, "breaker") {
+            "open" => cell("open", Tone::Bad),
+            other => cell(other, if other == "closed" { Tone::Plain } else { Tone::Warn }),
+        };
+        let failures = number(server, "failures");
+        vec![
+            plain(text(server, "server")),
+            cell(text(server, "list"), Tone::Faint),
+            cell(text(server, "protocol"), Tone::Faint),
+            if is(server, "healthy") { cell("healthy", Tone::Good) } else { cell("avoided", Tone::Bad) },
+            breaker,
+            millis(server, "latency_ms"),
+            millis(server, "p95_ms"),
+            plain(count(server, "answers")),
+            cell(count(server, "failures"), if failures > 0 { Tone::Warn } else { Tone::Plain }),
+            plain(count(server, "in_flight")),
+            cell(shown(server.get("last_failure")), Tone::Faint),
+        ]
+    });
+    let rows: Vec<_> = rows.collect();
+    if rows.is_empty() {
+        return "no server is known yet\n".to_owned();
+    }
+    let headings = [
+        "SERVER",
+        "LIST",
+        "OVER",
+        "HEALTH",
+        "BREAKER",
+        "MS",
+        "P95 MS",
+        "ANSWERS",
+        "FAILURES",
+        "IN FLIGHT",
+        "LAST FAILURE",
+    ];
+    table(&headings, rows, colour)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -112,6 +160,25 @@ NAME        TTL  TYPE  DATA
 a.example.  60   A     192.0.2.1
 ";
         assert_eq!(lookup(&value, false), expected);
+    }
+
+    #[test]
+    fn servers_are_shown_with_their_health() {
+        let answer = json!({"servers": [
+            {"server": "192.0.2.1:53", "list": "servers", "protocol": "udp", "healthy": true, "breaker": "closed",
+             "latency_ms": 4.25, "p95_ms": 12.0, "in_flight": 2, "connections": 1, "answers": 1234, "failures": 0,
+             "last_failure": null, "repeats_case": true},
+            {"server": "tls://192.0.2.2:853", "list": "alternative", "protocol": "tls", "healthy": false,
+             "breaker": "open", "latency_ms": null, "p95_ms": null, "in_flight": 0, "connections": 0, "answers": 0,
+             "failures": 3, "last_failure": "timeout", "repeats_case": false},
+        ]});
+        let expected = "\
+SERVER               LIST         OVER  HEALTH   BREAKER  MS   P95 MS  ANSWERS  FAILURES  IN FLIGHT  LAST FAILURE
+192.0.2.1:53         servers      udp   healthy  closed   4.2  12.0    1,234    0         2
+tls://192.0.2.2:853  alternative  tls   avoided  open     -    -       0        3         0          timeout
+";
+        assert_eq!(servers(&answer, false), expected);
+        assert_eq!(servers(&json!({"servers": []}), false), "no server is known yet\n");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use qudag_filter_api::Period;
 use serde_json::Value;
 
 pub(super) use cache::{cache, flushed, rebuilt};
-pub(super) use dns::lookup;
+pub(super) use dns::{lookup, servers};
 pub(super) use flows::FlowTable;
 
 use super::output::{Cell, Tone, cell, columns, plain, table};
