@@ -158,7 +158,8 @@ impl Manager {
         let kinds = {
             // Filters may start tasks; these belong to the data plane.
             let _data = self.data.enter();
-            Kinds::build(config, &env, &switches, &before.kinds).map_err(|why| refused(why.to_string()))?
+            let config = bypass::with_fresh_names(config);
+            Kinds::build(&config, &env, &switches, &before.kinds).map_err(|why| refused(why.to_string()))?
         };
         let bound = listeners.bind(config, &self.current, &env, &self.data).await.map_err(refused)?;
 
