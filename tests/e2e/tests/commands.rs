@@ -8,10 +8,11 @@
     reason = "tests report by panicking"
 )]
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use qudag_kit::program::Start;
-use qudag_kit::{Namespace, TestSidecar, Unbound, eventually, needs_namespaces, needs_program};
+use qudag_kit::{FaultyDns, Namespace, TestSidecar, Unbound, eventually, needs_namespaces, needs_program};
 use serde_json::Value;
 
 const YAML: &str = "listeners:\n  dns: { bind: \"127.0.0.1:0\" }\nfilters:\n  dns:\n    dns_cache: { enabled: true, rollout: \
@@ -250,6 +251,57 @@ async fn replies_and_their_reasons_are_counted() {
     assert_eq!(replies(&[("source", "hosts"), ("rcode", "noerror")]).await, 2.0);
     assert_eq!(replies(&[("rcode", "servfail")]).await, 1.0);
     assert_eq!(sidecar.metric("qudag_sidecar_dns_extended_errors_total", &[]).await, 1.0);
+}
+
+#[tokio::test]
+async fn the_servers_that_are_asked_are_shown_and_gone_when_they_are_removed() {
+    use qudag_kit::dns::{self, hickory_proto::rr::RecordType};
+    let (first, second) = (FaultyDns::start(), FaultyDns::start());
+    let yaml = |servers: &str| {
+        format!(
+            "listeners:\n  dns: {{ bind: \"127.0.0.1:0\" }}\nfilters:\n  dns:\n    dns_upstream: {{ {servers} }}\n"
+        )
+    };
+    let both = format!("servers: [\"{}\"], direct: [\"tcp://{}\"]", first.addr(), second.addr());
+    let sidecar = TestSidecar::start(&yaml(&both)).await;
+    dns::ask(sidecar.listener("dns").await, "known.test.", RecordType::A).await.unwrap();
+    let shown = sidecar.cli_json(&["dns", "servers"]).await;
+    let servers = shown["servers"].as_array().unwrap();
+    assert_eq!(servers.len(), 2, "{shown:#}");
+    let expected = [
+        (first.addr().to_string(), "servers", "udp", 1),
+        (format!("tcp://{}", second.addr()), "direct", "tcp", 0),
+    ];
+    for (server, (name, list, protocol, answers)) in servers.iter().zip(expected) {
+        assert_eq!(
+            (&server["server"], &server["list"], &server["protocol"], &server["answers"]),
+            (&name.into(), &list.into(), &protocol.into(), &answers.into()),
+            "{shown:#}"
+        );
+        assert_eq!((&server["healthy"], &server["breaker"]), (&true.into(), &"closed".into()), "{shown:#}");
+    }
+    let people = sidecar.cli(&["dns", "servers"]).await.ok();
+    for part in ["SERVER", &first.addr().to_string(), "healthy", "closed", "direct"] {
+        assert!(people.contains(part), "{part} in\n{people}");
+    }
+
+    // The gauges of a server that a live edit removes go with it.
+    let gauges = async |addr: SocketAddr| {
+        let scraped = sidecar.admin("GET", "/metrics", Value::Null).await.ok();
+        let (label, of) = (format!("{addr}\""), "qudag_sidecar_dns_upstream_");
+        let gauges = ["healthy", "breaker_state", "in_flight"].map(|gauge| format!("{of}{gauge}{{"));
+        let shown = |line: &&str| line.contains(&label) && gauges.iter().any(|gauge| line.starts_with(gauge));
+        scraped.as_str().unwrap().lines().filter(shown).count()
+    };
+    assert_eq!((gauges(first.addr()).await, gauges(second.addr()).await), (3, 3));
+    sidecar.reload_with(&yaml(&format!("servers: [\"{}\"]", first.addr()))).await.ok();
+    eventually(Duration::from_secs(20), "the gauges are gone", async || {
+        (gauges(second.addr()).await == 0).then_some(())
+    })
+    .await;
+    assert_eq!(gauges(first.addr()).await, 3);
+    let shown = sidecar.cli_json(&["dns", "servers"]).await;
+    assert_eq!(shown["servers"].as_array().unwrap().len(), 1, "{shown:#}");
 }
 
 #[tokio::test]
