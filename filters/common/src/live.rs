@@ -54,6 +54,15 @@ impl LiveGauge {
         self.touch();
     }
 
+    /// Shows a value that is larger by so much.
+    pub fn add(&self, by: f64) {
+        let add = |bits| Some((f64::from_bits(bits) + by).to_bits());
+        let before = self.0.value.fetch_update(Relaxed, Relaxed, add).unwrap_or_else(|bits| bits);
+        // Two at a time may come in the wrong order: the upkeep puts that right.
+        self.0.gauge.set(f64::from_bits(before) + by);
+        self.touch();
+    }
+
     /// Says that what it shows is in use. Costs one relaxed load where it was said a moment ago.
     pub fn touch(&self) {
         if !self.0.touched.load(Relaxed) {
@@ -151,5 +160,9 @@ mod tests {
         assert_eq!(shown(&metrics), Some(1.0));
         gauge.set(3.0);
         assert_eq!(shown(&metrics), Some(3.0));
+        gauge.add(2.0);
+        gauge.add(-1.0);
+        upkeep();
+        assert_eq!(shown(&metrics), Some(4.0));
     }
 }

@@ -227,6 +227,11 @@ pub const CATALOGUE: &[Metric] = &[
         "Queries that a server was asked because those before it were silent.",
     ),
     counter(
+        "qudag_sidecar_dns_upstream_repeats_total",
+        &["server"],
+        "Questions that a server was asked again because it was silent or could not be reached.",
+    ),
+    counter(
         "qudag_sidecar_dns_upstream_probes_total",
         &["server", "outcome"],
         "Probes of servers, by outcome.",

@@ -179,6 +179,35 @@ async fn failures_are_remembered_for_a_moment() {
     .await;
 }
 
+/// The names that a bypass moves in a zone of other servers are the exception: where they led before is where they must not lead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_a_bypass_moves_is_never_stale() {
+    let (server, dir) = (FaultyDns::start(), tempfile::tempdir().unwrap());
+    server.set_ttl(1);
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "c2VjcmV0").unwrap();
+    let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let yaml = format!(
+        "listeners: {{ dns: {{ bind: \"127.0.0.1:0\" }} }}\nfilters:\n  dns:\n    dns_cache: {{ enabled: true }}\n    \
+         dns_upstream: {{ servers: [\"{}\"] }}\nbypass:\n  names: [{{ name: moved.zone.test, sidecar: [192.0.2.1], node: \
+         [192.0.2.2] }}]\n  update:\n    zone: zone.test\n    servers: [\"{closed}\"]\n    key: {{ name: k, secret: {{ file: {} }} }}\n",
+        server.addr(),
+        secret.display()
+    );
+    let sidecar = TestSidecar::start(&yaml).await;
+    let door = sidecar.listener("dns").await;
+    for name in ["moved.zone.test.", "other.zone.test."] {
+        assert_eq!(look_up(door, name).await.data(rtype::A), [address_of(name, 0).octets()]);
+    }
+    server.behave(Behaviour::BlackHole);
+    eventually(DEADLINE, "a stale answer", async || {
+        let reply = look_up(door, "other.zone.test.").await;
+        reply.explanations().iter().any(|(code, _)| *code == STALE).then_some(())
+    })
+    .await;
+    assert_eq!(look_up(door, "moved.zone.test.").await.rcode(), rcode::SERVFAIL);
+}
+
 /// A failure is never given while there is an answer, stale or not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failure_never_hides_an_answer() {
@@ -189,6 +218,19 @@ async fn a_failure_never_hides_an_answer() {
         let reply = look_up(world.door, &name(number)).await;
         assert_eq!(reply.data(rtype::A), [address_of(&name(number), 0).octets()], "{reply:?}");
     }
+}
+
+/// The only server is silent every other second, which is less than a query may take: none of a thousand cold names a second fails.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_server_may_be_silent_for_a_second() {
+    let only = FaultyDns::start();
+    let (_sidecar, door) = sidecar(&[only.addr()]).await;
+    only.behave(Behaviour::Flap { period: Duration::from_secs(1) });
+    let report = load(door, 4000, 0, |number| format!("cold{number}.test.")).await;
+    println!("the only server flaps, cold names: {report}, asked {} times", only.total());
+    assert_eq!(report.failed(), 0, "{report}");
+    // Repetitions are few: the server was asked no more than a few times for each name.
+    assert!(only.total() < 5 * report.asked, "asked {} times", only.total());
 }
 
 /// RFC 8914: a client that reads explanations gets one, within its patience; without EDNS it gets the code.

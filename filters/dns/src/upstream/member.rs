@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use qudag_filter_api::{Host, Resolve};
@@ -15,8 +15,9 @@ use super::own;
 use super::rules::{BreakerLimits, BreakerState, Candidate, Fault, Health, HedgeLimits, Latency, List, Rank};
 use super::server::{Protocol, Server};
 use super::settings::DnsUpstream;
+use super::status::ServerStatus;
 use super::transport::tls::Tls;
-use super::transport::udp::{Heard, Sent};
+use super::transport::udp::{Heard, Line, Sent};
 use super::transport::{Pool, Target};
 use crate::wire::{Parsed, Stripped};
 
@@ -32,6 +33,7 @@ pub(super) struct Means {
     pub(super) breaker: BreakerLimits,
     pub(super) randomize: bool,
     pub(super) per_server: usize,
+    pub(super) queue: usize,
     pub(super) resolve: Arc<dyn Resolve>,
     pub(super) tls: Option<Tls>,
     pub(super) random: Arc<Randomness>,
@@ -49,6 +51,7 @@ impl Means {
             breaker: settings.breaker_limits(),
             randomize: settings.case_randomization,
             per_server: usize::try_from(settings.max_in_flight_per_server).unwrap_or(usize::MAX),
+            queue: usize::try_from(settings.max_queued).unwrap_or(usize::MAX),
             resolve,
             tls,
             random,
@@ -91,8 +94,8 @@ struct Known {
 
 /// What became of a question to a server.
 pub(super) enum Outcome {
-    /// A good answer, and how long it took.
-    Good(Stripped, Duration),
+    /// A good answer, and how long it took, where that is known.
+    Good(Stripped, Option<Duration>),
     /// None.
     Failed(Failure),
     /// Something came that is no reply; the question stays open.
@@ -104,16 +107,35 @@ pub(super) struct Open {
     sent: Sent,
     addr: SocketAddr,
     start: Instant,
-    _in_flight: InFlight,
 }
 
-/// A question under way.
-struct InFlight {
+/// Where a question that was sent in a datagram can be sent again, once it was sent.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Again(Arc<OnceLock<Weak<Line>>>);
+
+impl Again {
+    /// Sends it again. False where it was not sent in a datagram, or nobody waits for the reply any more.
+    pub(super) fn send(&self) -> bool {
+        let line = self.0.get().and_then(Weak::upgrade);
+        line.inspect(|line| line.again()).is_some()
+    }
+}
+
+/// A query's place at a server, however often the server is asked.
+#[derive(Debug)]
+pub(super) struct Place {
     member: Arc<Member>,
     _seat: Seat,
 }
 
-impl Drop for InFlight {
+impl Place {
+    fn new(member: &Arc<Member>, seat: Seat) -> Self {
+        member.meters.in_flight(1.0);
+        Self { member: Arc::clone(member), _seat: seat }
+    }
+}
+
+impl Drop for Place {
     fn drop(&mut self) {
         self.member.meters.in_flight(-1.0);
     }
@@ -133,21 +155,45 @@ impl Member {
     }
 
     /// The server as one to ask for a query.
-    pub(super) fn candidate(&self, list: List, now: Instant, limits: &HedgeLimits) -> Candidate {
+    pub(super) fn candidate(&self, list: List, now: Instant, limits: &HedgeLimits, only: bool) -> Candidate {
         let mut known = self.known();
         let doubt = known.latency.doubt(limits);
+        // On a connection nothing is lost: sooner makes sense for datagrams only.
+        let only = only && self.server.protocol() == Protocol::Udp;
         Candidate {
             list,
             rank: known.health.admit(now, doubt),
             patience: known.latency.patience(limits),
-            resend: known.latency.resend(limits),
+            resend: known.latency.resend(limits, only),
         }
     }
 
+    /// A place for a query, if one is free and nobody waits for it.
+    pub(super) fn place(self: &Arc<Self>, means: &Means) -> Option<Place> {
+        Some(Place::new(self, self.gate.try_enter(means.per_server)?))
+    }
+
+    /// Waits for a place; `None` at once when too many wait already.
+    pub(super) async fn queue(self: Arc<Self>, means: Arc<Means>) -> Option<Place> {
+        let seat = self.gate.enter(means.per_server, means.queue).await?;
+        Some(Place::new(&self, seat))
+    }
+
+    /// Whether a query that was sent at a time went into a silence of the server.
+    pub(super) fn missed(&self, sent: Instant, now: Instant) -> bool {
+        self.known().health.missed(sent, now)
+    }
+
     /// Asks a question. `turn` is how many times the server was asked it before: each time another of its addresses.
-    pub(super) async fn ask(self: Arc<Self>, means: Arc<Means>, asked: Arc<Parsed>, turn: u32) -> Outcome {
+    pub(super) async fn ask(
+        self: Arc<Self>,
+        means: Arc<Means>,
+        asked: Arc<Parsed>,
+        turn: u32,
+        again: Again,
+    ) -> Outcome {
         self.known().used = Some(Instant::now());
-        let outcome = Arc::clone(&self).asked(&means, &asked, turn).await;
+        let outcome = self.asked(&means, &asked, turn, &again).await;
         self.learn(&means, &outcome);
         outcome
     }
@@ -165,10 +211,7 @@ impl Member {
     }
 
     /// Asks without learning from it but how long it took.
-    async fn asked(self: Arc<Self>, means: &Means, asked: &Parsed, turn: u32) -> Outcome {
-        let Some(seat) = self.gate.try_enter(means.per_server) else { return Outcome::Failed(Failure::Busy) };
-        self.meters.in_flight(1.0);
-        let in_flight = InFlight { member: Arc::clone(&self), _seat: seat };
+    async fn asked(&self, means: &Means, asked: &Parsed, turn: u32, again: &Again) -> Outcome {
         let addr = match self.address(means, turn).await {
             Ok(addr) => addr,
             Err(why) => return Outcome::Failed(why),
@@ -184,7 +227,9 @@ impl Member {
         match Sent::new(addr, asked, &means.random, means.randomize && self.repeats_case(start)).await {
             Err(why) => Outcome::Failed(Failure::Network(why)),
             Ok(sent) => {
-                let open = Open { sent, addr, start, _in_flight: in_flight };
+                // Each question is sent once, so nothing is there yet.
+                drop(again.0.set(Arc::downgrade(sent.line())));
+                let open = Open { sent, addr, start };
                 self.heard(means, asked, Box::new(open)).await
             }
         }
@@ -192,7 +237,10 @@ impl Member {
 
     async fn heard(&self, means: &Means, asked: &Parsed, mut open: Box<Open>) -> Outcome {
         match open.sent.heard(asked).await {
-            Heard::Good(reply) => Outcome::Good(reply, open.start.elapsed()),
+            Heard::Good(reply) => {
+                let took = open.start.elapsed();
+                Outcome::Good(reply, Some(took).filter(|_| !open.sent.is_repeated()))
+            }
             Heard::Failed(why) => Outcome::Failed(why),
             Heard::Strange => Outcome::Strange(open),
             // RFC 7766 section 5.
@@ -211,7 +259,7 @@ impl Member {
                 match Sent::new(addr, asked, &means.random, false).await {
                     Err(why) => return Outcome::Failed(Failure::Network(why)),
                     Ok(mut sent) => match sent.heard(asked).await {
-                        Heard::Good(reply) => Outcome::Good(reply, start.elapsed()),
+                        Heard::Good(reply) => Outcome::Good(reply, Some(start.elapsed())),
                         Heard::Failed(why) => Outcome::Failed(why),
                         Heard::Truncated | Heard::OtherCase | Heard::Strange => {
                             Outcome::Failed(Failure::Mismatch)
@@ -246,13 +294,13 @@ impl Member {
             protocol => protocol,
         };
         let target = Target { protocol, addr, tls: means.tls.clone() };
-        let patience = self.known().latency.resend(&means.hedge) * 3 / 4;
+        let patience = self.known().latency.resend(&means.hedge, false) * 3 / 4;
         let name = asked.name.wire();
         let message = query(asked, name, 0, protocol.is_encrypted());
         match self.pool.exchange(&self.server, &target, message, patience, &means.random).await {
             Err(why) => Outcome::Failed(why),
             Ok((reply, took)) => match check(reply, 0, asked, name, false) {
-                Checked::Good(reply) => Outcome::Good(reply, took),
+                Checked::Good(reply) => Outcome::Good(reply, Some(took)),
                 Checked::Bad(why) => Outcome::Failed(why),
                 Checked::Truncated | Checked::OtherCase | Checked::Strange => {
                     Outcome::Failed(Failure::Mismatch)
@@ -294,7 +342,7 @@ impl Member {
                 self.meters.answered(*took);
                 self.update(now, |known| {
                     known.answers += 1;
-                    known.latency.record(*took);
+                    took.iter().for_each(|took| known.latency.record(*took));
                     known.health.succeeded(now, &means.breaker);
                 });
             }
@@ -308,7 +356,7 @@ impl Member {
                     known.failures += 1;
                     known.last_failure = Some(why.text());
                     match why {
-                        Failure::Busy | Failure::Own => {}
+                        Failure::Own => {}
                         // Whether that is the server's fault shows when others have answered.
                         Failure::Code(..) => known.health.heard(now),
                         Failure::Network(_)
@@ -393,7 +441,7 @@ impl Member {
         let limit =
             if self.server.protocol().is_encrypted() { means.hedge.attempt * 3 } else { means.hedge.attempt };
         let asking = async {
-            let mut outcome = Arc::clone(&self).asked(&means, &question, 0).await;
+            let mut outcome = self.asked(&means, &question, 0, &Again::default()).await;
             while let Outcome::Strange(open) = outcome {
                 outcome = self.heard(&means, &question, open).await;
             }
@@ -413,7 +461,7 @@ impl Member {
             Ok(Outcome::Good(_, took)) => {
                 self.meters.probed("ok");
                 self.update(now, |known| {
-                    known.latency.record(took);
+                    took.iter().for_each(|took| known.latency.record(*took));
                     known.health.probed(true, now, &means.breaker);
                 });
             }
@@ -424,7 +472,7 @@ impl Member {
                 });
             }
             // Nothing was asked.
-            Ok(Outcome::Failed(why @ (Failure::Busy | Failure::Own))) => self.meters.probed(why.label()),
+            Ok(Outcome::Failed(why @ Failure::Own)) => self.meters.probed(why.label()),
             Ok(Outcome::Failed(why)) => failed(Fault::Network, why.label(), why.text()),
             Ok(Outcome::Strange(_)) => {}
         }
@@ -465,35 +513,4 @@ const QUIET: u32 = 30;
 fn jittered(time: Duration, random: u64) -> Duration {
     let part = u32::try_from(random % 41).unwrap_or(20) + 80;
     time * part / 100
-}
-
-/// What is known of a server.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct ServerStatus {
-    /// Its name in the configuration.
-    pub server: String,
-    /// `servers`, `alternative` or `direct`.
-    pub list: &'static str,
-    /// `udp`, `tcp`, `tls`, `https` or `quic`.
-    pub protocol: &'static str,
-    /// Whether it is asked in its configured place.
-    pub healthy: bool,
-    /// `closed`, `half_open` or `open`.
-    pub breaker: &'static str,
-    /// The smoothed time that its answers take, in milliseconds.
-    pub latency_ms: Option<f64>,
-    /// The time in which 95 of 100 answers come, in milliseconds.
-    pub p95_ms: Option<f64>,
-    /// Queries that it has to answer.
-    pub in_flight: usize,
-    /// Open connections to it.
-    pub connections: usize,
-    /// Good answers.
-    pub answers: u64,
-    /// Queries that ended otherwise.
-    pub failures: u64,
-    /// Why the last of these failed.
-    pub last_failure: Option<String>,
-    /// Whether it repeats the case of names (0x20).
-    pub repeats_case: bool,
 }

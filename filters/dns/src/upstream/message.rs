@@ -31,8 +31,6 @@ pub(super) enum Failure {
     Mismatch,
     /// It answered with an error; the reply itself where it can be passed on.
     Code(u8, Option<Stripped>),
-    /// It has as many queries to answer as it may have.
-    Busy,
     /// It is this process.
     Own,
 }
@@ -48,7 +46,6 @@ impl Failure {
             Self::Resolve(_) => "resolve",
             Self::Mismatch => "mismatch",
             Self::Code(code, _) => rcode::label(*code),
-            Self::Busy => "busy",
             Self::Own => "own_address",
         }
     }
@@ -63,7 +60,6 @@ impl Failure {
             Self::Resolve(why) => format!("its name cannot be resolved: {why}"),
             Self::Mismatch => "a reply to another query".to_owned(),
             Self::Code(code, _) => rcode::label(*code).to_uppercase(),
-            Self::Busy => "as many queries as it may have to answer".to_owned(),
             Self::Own => "this sidecar itself".to_owned(),
         }
     }

@@ -1,5 +1,6 @@
 //! The end of the chain: servers that are asked until one answers.
 
+mod asks;
 mod gate;
 mod member;
 mod message;
@@ -9,6 +10,7 @@ mod probe;
 mod rules;
 mod server;
 mod settings;
+mod status;
 mod system;
 mod transport;
 mod trial;
@@ -22,12 +24,12 @@ use qudag_filter_api::{BuildError, Resolve, Svc, service_fn};
 use tokio::time::Instant;
 
 use gate::Gate;
-pub use member::ServerStatus;
 use member::{Means, Member};
 use message::{Failure, Randomness};
 use rules::List;
 pub use server::{Protocol, Server};
 pub use settings::{Breaker, DnsUpstream, Hedge, Probe};
+pub use status::ServerStatus;
 use system::{RESOLV_CONF, SystemServers};
 use transport::tls::Tls;
 
@@ -47,6 +49,8 @@ pub struct UpstreamState {
     generations: Mutex<Vec<Weak<Upstream>>>,
     random: Arc<Randomness>,
     gate: Arc<Gate>,
+    /// Queries that were answered, while others are still listened to.
+    listening: Arc<Gate>,
     system: SystemServers,
     /// When a query came last.
     last: Mutex<Option<Instant>>,
@@ -61,6 +65,7 @@ impl Default for UpstreamState {
             generations: Mutex::default(),
             random: Arc::default(),
             gate: Arc::default(),
+            listening: Arc::default(),
             system: SystemServers::new(RESOLV_CONF),
             last: Mutex::default(),
             extra: Mutex::new(Budget::new(Instant::now().into_std())),
@@ -207,7 +212,8 @@ pub async fn try_server(
     let member = upstream.state.member(server, upstream.means.tls.as_ref());
     let asked = Arc::new(message::question(name, rtype));
     let start = Instant::now();
-    let mut outcome = Arc::clone(&member).ask(Arc::clone(&upstream.means), Arc::clone(&asked), 0).await;
+    let means = Arc::clone(&upstream.means);
+    let mut outcome = Arc::clone(&member).ask(means, Arc::clone(&asked), 0, member::Again::default()).await;
     loop {
         match outcome {
             member::Outcome::Good(..) | member::Outcome::Failed(Failure::Code(..)) => {

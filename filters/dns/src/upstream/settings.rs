@@ -46,10 +46,10 @@ pub struct DnsUpstream {
     /// How many queries may be under way in all.
     #[schemars(range(min = 1, max = 65536))]
     pub max_in_flight: u32,
-    /// How many queries one server may have to answer at a time; the next server is asked beyond.
+    /// How many queries one server may have to answer at a time; the next server is asked beyond, or else a query waits for a place.
     #[schemars(range(min = 1, max = 65536))]
     pub max_in_flight_per_server: u32,
-    /// How many queries may wait for their turn, each until its time is over; those beyond fail at once.
+    /// How many queries may wait for their turn, and for a place at each server, until their time is over; those beyond fail at once.
     #[schemars(range(max = 65536))]
     pub max_queued: u32,
     /// The certificate authorities (PEM) that tls, https and quic servers are verified with, instead of the system's.
@@ -198,7 +198,7 @@ impl DnsUpstream {
         range(
             at.key("max_in_flight_per_server"),
             many.contains(&self.max_in_flight_per_server),
-            "1 to 65536; each may need a file descriptor",
+            "1 to 65536; each may need up to three file descriptors",
         );
         range(at.key("max_queued"), self.max_queued <= MAX_QUERIES, "0 to 65536");
 

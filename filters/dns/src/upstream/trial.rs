@@ -11,9 +11,10 @@ use qudag_core::budget;
 use qudag_filter_api::FilterError;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::member::{Means, Member, Outcome};
+use super::asks::{Ask, Ended, Event, judge, listen};
+use super::member::{Again, Member, Outcome, Place};
 use super::message::Failure;
-use super::rules::{Candidate, End, List, Plan, Rank, Step, Why};
+use super::rules::{Candidate, End, List, Permit, Plan, Rank, Step, Times, Why};
 use super::system::RESOLV_CONF;
 use super::{Members, Upstream, lock};
 use crate::wire::{Ede, Parsed, Stripped};
@@ -25,6 +26,13 @@ const NAME: &str = "dns_upstream";
 /// How many queries to servers there may be because others are silent, beside the first ones: enough where three of ten are lost, or
 /// where all servers are slower than the longest hedge.
 const EXTRA: budget::Settings = budget::Settings { percent: 150, min_per_second: 50 };
+
+/// From how many sockets one query asks one server at a time: a fresh port may find its way where another one is lost, and each needs a
+/// file descriptor and is one more to guess.
+const MOST_SOCKETS: usize = 3;
+
+/// After how many queries at a time it is listened to those that were not needed: a sample of them is enough to know the servers.
+const MOST_LISTENING: usize = 256;
 
 /// The answer to a query: the first good one of a server.
 pub(super) async fn answer(upstream: Arc<Upstream>, query: DnsQuery) -> Result<DnsReply, FilterError> {
@@ -49,6 +57,8 @@ pub(super) async fn answer(upstream: Arc<Upstream>, query: DnsQuery) -> Result<D
     let members = upstream.members().await;
     let mut trial = Trial::new(&upstream, &query, members, start);
     let outcome = timeout_at(deadline, trial.run()).await;
+    // Settled: others may have the places, whatever becomes of the questions.
+    trial.leave();
     match outcome {
         Ok(Some(reply)) => {
             trial.let_the_others_end();
@@ -62,24 +72,17 @@ fn count(number: u32) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 
-/// A server that was asked.
-struct Ask {
-    member: Arc<Member>,
-    start: Instant,
-    /// How it ended; `None` while it is open.
-    end: Option<Ended>,
+/// What a query has at a member.
+enum Standing {
+    /// Nothing yet.
+    Nowhere,
+    /// There was no place.
+    Outside,
+    /// It waits for a place.
+    InLine,
+    /// A place.
+    Inside { _place: Place },
 }
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ended {
-    /// With an error that the server answered with.
-    Code,
-    /// Otherwise.
-    Otherwise,
-}
-
-/// The number of an ask, and what came of it.
-type Event = (usize, Outcome);
 
 struct Trial<'a> {
     upstream: &'a Upstream,
@@ -92,7 +95,13 @@ struct Trial<'a> {
     asks: Vec<Ask>,
     /// The member of each ask.
     numbers: Vec<usize>,
+    /// How many repetitions were sent from a socket that was there.
+    joined: usize,
     running: FuturesUnordered<BoxFuture<'static, Event>>,
+    /// What there is at each member.
+    places: Vec<Standing>,
+    /// The lines that the query stands in.
+    lines: FuturesUnordered<BoxFuture<'static, (usize, Option<Place>)>>,
     /// The first error that a server answered with.
     refusal: Option<DnsReply>,
     /// Why the last server gave no answer at all.
@@ -106,22 +115,28 @@ struct Trial<'a> {
 impl<'a> Trial<'a> {
     fn new(upstream: &'a Upstream, query: &'a DnsQuery, members: Members, start: Instant) -> Self {
         let limits = &upstream.means.hedge;
+        let only = members.len() == 1;
         let candidates: Vec<_> =
-            members.iter().map(|(list, member)| member.candidate(*list, start, limits)).collect();
+            members.iter().map(|(list, member)| member.candidate(*list, start, limits, only)).collect();
         let error = members.is_empty().then(|| {
             let why = "it names no server, nor does filters.dns.dns_upstream.servers".into();
             FilterError::Resolve { name: RESOLV_CONF.to_owned(), why }
         });
+        let spread = u32::try_from(upstream.means.random.next() % 21).unwrap_or(20) + 80;
+        let times = Times { attempt: limits.attempt, timeout: upstream.settings.timeout.0, spread };
         Self {
             upstream,
             query,
             asked: Arc::new(query.parsed().clone()),
-            plan: Plan::new(&candidates, limits.attempt),
+            plan: Plan::new(&candidates, times),
+            places: members.iter().map(|_| Standing::Nowhere).collect(),
+            lines: FuturesUnordered::new(),
             members,
             candidates,
             start,
             asks: Vec::new(),
             numbers: Vec::new(),
+            joined: 0,
             running: FuturesUnordered::new(),
             refusal: None,
             error,
@@ -134,24 +149,116 @@ impl<'a> Trial<'a> {
         self.query.note(NAME, || format!("{} ms: {}", self.start.elapsed().as_millis(), what()));
     }
 
+    /// Gives the places back, and those in the lines up.
+    fn leave(&mut self) {
+        self.lines.clear();
+        self.places.clear();
+    }
+
+    /// What to do next. A question that it says has a place.
+    fn step(&mut self) -> Step {
+        let now = Instant::now();
+        let Self { plan, members, places, upstream, query, start, .. } = self;
+        plan.next(now, |wish| {
+            let (Some((_, member)), Some(standing)) = (members.get(wish.number), places.get_mut(wish.number))
+            else {
+                return Permit::Denied;
+            };
+            let mut got = None;
+            if !matches!(standing, Standing::Inside { .. }) {
+                got = member.place(&upstream.means);
+                if got.is_none() {
+                    if matches!(standing, Standing::Nowhere) {
+                        *standing = Standing::Outside;
+                        member.meters.ended("busy");
+                        let after = start.elapsed().as_millis();
+                        query.note(NAME, || format!("{after} ms: {} has no place for it", member.name));
+                    }
+                    return Permit::Busy;
+                }
+            }
+            let free = wish.repeat_of.is_some_and(|sent| member.missed(sent, now));
+            if wish.is_extra() && !free && !lock(&upstream.state.extra).retry(&EXTRA, now.into_std()) {
+                return Permit::Denied;
+            }
+            if let Some(place) = got {
+                *standing = Standing::Inside { _place: place };
+            }
+            Permit::Granted
+        })
+    }
+
+    /// Stands in the line of every server that has no place.
+    fn stand_in_line(&mut self) {
+        for number in self.plan.busy() {
+            let (Some((_, member)), Some(standing)) = (self.members.get(number), self.places.get_mut(number))
+            else {
+                continue;
+            };
+            if !matches!(standing, Standing::InLine) {
+                *standing = Standing::InLine;
+                let place = Arc::clone(member).queue(Arc::clone(&self.upstream.means));
+                self.lines.push(Box::pin(async move { (number, place.await) }));
+            }
+        }
+    }
+
+    /// Gives the turns in all lines up.
+    fn leave_lines(&mut self) {
+        if !self.lines.is_empty() {
+            self.lines.clear();
+            let in_line = self.places.iter_mut().filter(|standing| matches!(standing, Standing::InLine));
+            in_line.for_each(|standing| *standing = Standing::Outside);
+        }
+    }
+
+    /// It is the query's turn at a server, or the line is too long.
+    fn turn(&mut self, number: usize, place: Option<Place>) {
+        let Some(standing) = self.places.get_mut(number) else { return };
+        match place {
+            Some(place) => {
+                *standing = Standing::Inside { _place: place };
+                self.plan.placed(number);
+            }
+            None => {
+                *standing = Standing::Outside;
+                self.note(|| format!("{} queries wait for a place", self.upstream.means.queue));
+                let error = FilterError::Overloaded("too many queries wait for the servers".into());
+                self.error.get_or_insert(error);
+                self.plan.ended(number, End::Useless, Instant::now());
+            }
+        }
+    }
+
     async fn run(&mut self) -> Option<DnsReply> {
         loop {
-            let (now, budget) = (Instant::now(), &self.upstream.state.extra);
-            let until = match self.plan.next(now, || lock(budget).retry(&EXTRA, now.into_std())) {
+            let until = match self.step() {
                 Step::Ask(number, why) => {
+                    self.leave_lines();
                     self.ask(number, why);
                     continue;
                 }
-                Step::Wait(until) => until,
+                Step::Queue(until) => {
+                    self.stand_in_line();
+                    until
+                }
+                Step::Wait(until) => {
+                    self.leave_lines();
+                    until
+                }
                 Step::Over => return None,
             };
-            if until.is_none() && self.running.is_empty() {
+            if until.is_none() && self.running.is_empty() && self.lines.is_empty() {
                 return None;
             }
             // What has come goes before what is due: when this host was slow, nobody was silent.
             let event = tokio::select! {
                 biased;
                 event = self.running.next(), if !self.running.is_empty() => event,
+                Some((number, place)) = self.lines.next(), if !self.lines.is_empty() => {
+                    self.turn(number, place);
+                    continue;
+                }
                 () = sleep_until(until.unwrap_or(self.start)), if until.is_some() => None,
             };
             match event {
@@ -183,7 +290,7 @@ impl<'a> Trial<'a> {
                 Why::First => "first: nobody of the lists before is healthy".to_owned(),
                 Why::Failover => "the one before failed".to_owned(),
                 Why::Hedge => "those asked before are silent".to_owned(),
-                Why::Again => format!("once more, {turn} times before"),
+                Why::Again => format!("again, it was asked {turn} times"),
             };
             let rank = match candidate.rank {
                 Rank::Clean => "",
@@ -192,28 +299,43 @@ impl<'a> Trial<'a> {
             };
             format!("asking {}{rank}, of {} ({why})", member.name, list.label())
         });
-        if why == Why::Hedge {
-            member.meters.hedged();
+        match why {
+            Why::Hedge => member.meters.hedged(),
+            Why::Again => member.meters.repeated(),
+            Why::First | Why::Failover => {}
+        }
+        let open = || self.asks.iter().filter(|ask| ask.end.is_none() && Arc::ptr_eq(&ask.member, member));
+        let sockets = open().count();
+        if sockets >= MOST_SOCKETS && open().nth(self.joined % sockets).is_some_and(|ask| ask.again.send()) {
+            self.joined += 1;
+            return self.plan.joined(number);
         }
         let ask = self.asks.len();
         let (means, asked) = (Arc::clone(&self.upstream.means), Arc::clone(&self.asked));
         let turn = u32::try_from(turn).unwrap_or(0);
-        let asking = Arc::clone(member).ask(means, asked, turn);
+        let again = Again::default();
+        let asking = Arc::clone(member).ask(means, asked, turn, again.clone());
         self.running.push(Box::pin(async move { (ask, asking.await) }));
-        self.asks.push(Ask { member: Arc::clone(member), start: Instant::now(), end: None });
+        self.asks.push(Ask { member: Arc::clone(member), start: Instant::now(), again, end: None });
         self.numbers.push(number);
     }
 
     fn ended(&mut self, ask: usize, end: End) {
-        if let Some(number) = self.numbers.get(ask) {
-            self.plan.ended(*number, end);
+        let Some(number) = self.numbers.get(ask).copied() else { return };
+        self.plan.ended(number, end, Instant::now());
+        // Nobody waits for this server: another query may have the place, until it is asked again.
+        let asked = self.asks.iter().zip(&self.numbers).filter(|(_, asked)| **asked == number);
+        if asked.filter(|(ask, _)| ask.end.is_none()).count() == 0
+            && let Some(standing) = self.places.get_mut(number)
+        {
+            *standing = Standing::Nowhere;
         }
     }
 
-    fn answered(&mut self, number: usize, reply: Stripped, took: Duration) -> Option<DnsReply> {
+    fn answered(&mut self, number: usize, reply: Stripped, took: Option<Duration>) -> Option<DnsReply> {
         let ask = self.asks.get_mut(number)?;
         ask.end = Some(Ended::Otherwise);
-        let member = Arc::clone(&ask.member);
+        let (member, took) = (Arc::clone(&ask.member), took.unwrap_or_else(|| ask.start.elapsed()));
         self.note(|| format!("{} answered after {:.1} ms", member.name, took.as_secs_f64() * 1e3));
         // A server that answers worse than another one is in trouble. When all answer alike, the name is.
         let wrong = self.asks.iter().filter(|ask| ask.end == Some(Ended::Code));
@@ -255,10 +377,6 @@ impl<'a> Trial<'a> {
             Failure::Closed => {
                 (End::Unreachable, FilterError::Upstream("the server closed the connection".into()))
             }
-            Failure::Busy => (
-                End::Unreachable,
-                FilterError::Overloaded("the server has too many queries to answer".into()),
-            ),
             Failure::Resolve(why) => (End::Useless, FilterError::Resolve { name: name(), why: why.into() }),
             Failure::Mismatch => (End::Useless, FilterError::Upstream("a reply to another query".into())),
             Failure::Tls(why) => (End::Useless, FilterError::Upstream(format!("TLS: {why}").into())),
@@ -283,29 +401,34 @@ impl<'a> Trial<'a> {
     /// only so.
     fn let_the_others_end(self) {
         let Self { upstream, asked, asks, running, .. } = self;
-        if !running.is_empty() {
-            drop(tokio::spawn(listen(asks, running, Arc::clone(&upstream.means), asked)));
+        if running.is_empty() {
+            return;
+        }
+        match upstream.state.listening.try_enter(MOST_LISTENING) {
+            Some(seat) => {
+                let means = Arc::clone(&upstream.means);
+                drop(tokio::spawn(async move {
+                    listen(asks, running, means, asked).await;
+                    drop(seat);
+                }));
+            }
+            None => judge(&asks, &upstream.means),
         }
     }
 
     /// What the client is told when no server gave a good answer: what a server said, or else why none could.
     fn conclude(self, limit: Duration) -> Result<DnsReply, FilterError> {
-        let now = Instant::now();
-        let means = &self.upstream.means;
-        let open = || self.asks.iter().filter(|ask| ask.end.is_none());
-        let silent = open().next().is_some() && !self.strange;
-        // One verdict for each server, however often it was asked.
-        let mut judged: Vec<&Arc<Member>> = Vec::new();
-        for ask in open().filter(|ask| now.saturating_duration_since(ask.start) >= means.hedge.attempt) {
-            if !judged.iter().any(|member| Arc::ptr_eq(member, &ask.member)) {
-                ask.member.was_silent(ask.start, means);
-                judged.push(&ask.member);
-            }
-        }
+        let silent = self.asks.iter().any(|ask| ask.end.is_none()) && !self.strange;
+        judge(&self.asks, &self.upstream.means);
         self.note(|| "nobody has an answer".to_owned());
         match (self.refusal, self.error) {
             (Some(reply), _) => Ok(reply),
-            (None, Some(error)) if !silent => Err(error),
+            (None, Some(error)) if !silent => {
+                if matches!(error, FilterError::Overloaded(_)) {
+                    counter!("qudag_sidecar_dns_upstream_overflows_total").increment(1);
+                }
+                Err(error)
+            }
             (None, None) if self.strange => {
                 Err(FilterError::Upstream("nothing but replies to other queries".into()))
             }
@@ -314,40 +437,6 @@ impl<'a> Trial<'a> {
             }
             (None, _) => Err(FilterError::Timeout { after: limit }),
         }
-    }
-}
-
-/// Listens to servers whose answers are no longer needed.
-async fn listen(
-    mut asks: Vec<Ask>,
-    mut running: FuturesUnordered<BoxFuture<'static, Event>>,
-    means: Arc<Means>,
-    asked: Arc<Parsed>,
-) {
-    let last = asks.iter().filter(|ask| ask.end.is_none()).map(|ask| ask.start).max();
-    let until = last.unwrap_or_else(Instant::now) + means.hedge.attempt;
-    let listening = async {
-        while let Some((number, outcome)) = running.next().await {
-            let Some(ask) = asks.get_mut(number) else { continue };
-            match outcome {
-                Outcome::Good(..) => ask.end = Some(Ended::Otherwise),
-                Outcome::Failed(failure) => {
-                    ask.end = Some(Ended::Otherwise);
-                    if matches!(failure, Failure::Code(..)) {
-                        ask.member.was_wrong(&means);
-                    }
-                }
-                Outcome::Strange(open) => {
-                    let listening =
-                        Arc::clone(&ask.member).listen(Arc::clone(&means), Arc::clone(&asked), open);
-                    running.push(Box::pin(async move { (number, listening.await) }));
-                }
-            }
-        }
-    };
-    if timeout_at(until, listening).await.is_err() {
-        let open = asks.iter().filter(|ask| ask.end.is_none());
-        open.for_each(|ask| ask.member.was_silent(ask.start, &means));
     }
 }
 

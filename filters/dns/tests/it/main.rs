@@ -7,6 +7,8 @@ mod faults;
 #[cfg(test)]
 mod front;
 #[cfg(test)]
+mod outages;
+#[cfg(test)]
 mod redis;
 #[cfg(test)]
 mod secure;

@@ -184,6 +184,11 @@ impl Server {
         seen.udp.iter().map(|query| query.queries[0].name().to_string()).collect()
     }
 
+    /// The ids of the queries that came over UDP.
+    pub(crate) fn ids(&self) -> Vec<u16> {
+        self.shared.lock().unwrap().udp.iter().map(|query| query.metadata.id).collect()
+    }
+
     pub(crate) fn last(&self) -> Message {
         self.shared.lock().unwrap().udp.last().unwrap().clone()
     }

@@ -109,6 +109,10 @@ pub(in super::super) struct Health {
     /// The time of the earliest query since which nothing at all was heard.
     unheard: Option<Instant>,
     heard: Option<Instant>,
+    /// For how long it may say nothing at all, as it was said last.
+    patience: Duration,
+    /// When its last silence ended that was longer than that.
+    back: Option<Instant>,
     loss: f32,
     lossy: bool,
     /// How often it opened because of errors without having proved itself in between.
@@ -125,6 +129,8 @@ impl Default for Health {
             doubted: false,
             unheard: None,
             heard: None,
+            patience: Duration::MAX,
+            back: None,
             loss: 0.0,
             lossy: false,
             relapses: 0,
@@ -157,6 +163,7 @@ impl Health {
     /// The rank for a query that is about to be asked. Now and then a query is let through to a server that answered with errors: a
     /// probe of another name does not always tell.
     pub(in super::super) fn admit(&mut self, now: Instant, doubt: Duration) -> Rank {
+        self.patience = doubt;
         let rank = self.rank(now, doubt);
         let pause = match rank {
             Rank::Clean => return rank,
@@ -178,8 +185,22 @@ impl Health {
 
     /// Anything came from the server.
     pub(in super::super) fn heard(&mut self, now: Instant) {
+        if self.is_silent(now) {
+            self.back = Some(now);
+        }
         self.unheard = None;
         self.heard = Some(now);
+    }
+
+    /// Whether the server says nothing at all, to nobody.
+    fn is_silent(&self, now: Instant) -> bool {
+        self.unheard.is_some_and(|since| now.saturating_duration_since(since) > self.patience)
+    }
+
+    /// Whether a query that was sent at a time went into a silence, which lasts or has ended since. To ask again then is no more than the
+    /// server would have been asked without the silence.
+    pub(in super::super) fn missed(&self, sent: Instant, now: Instant) -> bool {
+        self.is_silent(now) || self.back.is_some_and(|back| back >= sent)
     }
 
     /// Something came from the server's address that was no reply.
@@ -345,6 +366,26 @@ mod tests {
         assert_eq!(health.rank(now + ms(51), DOUBT), Rank::Doubtful);
         health.heard(now + ms(52));
         assert_eq!(health.rank(now + ms(500), DOUBT), Rank::Clean);
+    }
+
+    #[test]
+    fn what_was_sent_into_a_silence_was_missed() {
+        let now = Instant::now();
+        let mut health = Health::default();
+        let at = |millis| now + ms(millis);
+        health.admit(now, DOUBT);
+        health.sent(now);
+        assert!(!health.missed(now, at(50)), "it may still answer");
+        assert!(health.missed(now, at(51)));
+        assert!(health.missed(at(40), at(51)));
+        health.heard(at(1000));
+        assert!(health.missed(at(999), at(1001)), "it is back, and this one was lost");
+        assert!(!health.missed(at(1001), at(1300)), "it answers others");
+        // A short one changes nothing.
+        health.sent(at(1400));
+        health.heard(at(1410));
+        assert!(health.missed(at(999), at(1411)));
+        assert!(!health.missed(at(1405), at(1411)));
     }
 
     #[test]

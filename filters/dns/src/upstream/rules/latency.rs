@@ -8,7 +8,7 @@ const RECENT: usize = 64;
 const ENOUGH: usize = 8;
 /// A reply's share in the smoothed latency is 1 in so many (as in RFC 6298 section 2).
 const SHARE: u32 = 8;
-/// A datagram is sent again to the same server after at least this time: what is lost is rarer than what is slow.
+/// A datagram is sent again to the same server after at least this time, where there are others: what is lost is rarer than what is slow.
 const RESEND: Duration = Duration::from_millis(100);
 
 /// The limits of patience, as configured.
@@ -72,10 +72,11 @@ impl Latency {
         self.p95().unwrap_or(limits.max).clamp(limits.min, limits.max.max(limits.min))
     }
 
-    /// When the same server is asked again, for the datagram may be lost.
-    pub(in super::super) fn resend(&self, limits: &HedgeLimits) -> Duration {
+    /// When the same server is asked again, for the datagram may be lost: sooner where there is no other server.
+    pub(in super::super) fn resend(&self, limits: &HedgeLimits, only: bool) -> Duration {
         let usual = self.p95().map_or(Duration::ZERO, |p95| p95 * 3 / 2);
-        usual.max(RESEND).max(self.patience(limits)).min(limits.attempt)
+        let least = if only { Duration::ZERO } else { RESEND };
+        usual.max(least).max(self.patience(limits)).min(limits.attempt)
     }
 
     /// For how long a server may say nothing at all before it is doubted.
@@ -122,7 +123,10 @@ mod tests {
         assert_eq!(of([1; 10]).patience(&LIMITS), ms(20));
         assert_eq!(of([30; 10]).patience(&LIMITS), ms(30));
         assert_eq!(of([300; 10]).patience(&LIMITS), ms(50));
-        assert_eq!((of([1; 10]).resend(&LIMITS), of([200; 10]).resend(&LIMITS)), (ms(100), ms(300)));
+        let resend = |latency: Latency| (latency.resend(&LIMITS, false), latency.resend(&LIMITS, true));
+        assert_eq!(resend(of([1; 10])), (ms(100), ms(20)));
+        assert_eq!(resend(of([])), (ms(100), ms(50)));
+        assert_eq!(resend(of([200; 10])), (ms(300), ms(300)));
         assert_eq!((of([1; 10]).doubt(&LIMITS), of([150; 10]).doubt(&LIMITS)), (ms(20), ms(300)));
     }
 
@@ -143,7 +147,8 @@ mod tests {
             }
             let patience = latency.patience(&limits);
             prop_assert!(limits.min <= patience && patience <= limits.max);
-            prop_assert!(latency.resend(&limits) <= limits.attempt);
+            prop_assert!(latency.resend(&limits, true) <= latency.resend(&limits, false));
+            prop_assert!(latency.resend(&limits, false) <= limits.attempt);
             prop_assert!(latency.doubt(&limits) <= limits.attempt);
             let smoothed = latency.smoothed().map(|smoothed| smoothed.as_micros() as u64);
             prop_assert_eq!(smoothed.is_some(), !replies.is_empty());

@@ -7,7 +7,7 @@ mod plan;
 
 pub(super) use health::{BreakerLimits, BreakerState, Fault, Health, Rank};
 pub(super) use latency::{HedgeLimits, Latency};
-pub(super) use plan::{Candidate, End, Plan, Step, Why};
+pub(super) use plan::{Candidate, End, Permit, Plan, Step, Times, Why};
 
 /// A list of servers in the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -6,7 +6,11 @@
 //! of the earlier ones failed, or were silent for as long as a server may be.
 //!
 //! Hedges and repetitions need an allowance: where servers or this host are slow because they have too much to do, asking more
-//! often makes it worse.
+//! often makes it worse. Repetitions of the last hope, when nobody is left who was not asked, may have one of their own: they follow each
+//! other so closely, and there are so few of them, that a server may be gone for most of the query's time.
+//!
+//! A server that has no place for the query is passed over, and asked after a pause. Where nobody is being asked, the query stands in the
+//! line of each that has none.
 
 use std::time::Duration;
 
@@ -16,10 +20,16 @@ use super::{List, Rank};
 
 /// How many times servers are asked for one query.
 const MOST: u32 = 20;
-/// How many times a server is asked that cannot be reached.
-const MOST_UNREACHABLE: u32 = 3;
-/// Where a hedge is not allowed, it is tried again after this time.
+/// How many repetitions of one query may need no allowance but their own.
+const MOST_REPEATS: u32 = 16;
+/// Where a hedge is not allowed, or a server has no place, it is tried again after this time.
 const PAUSE: Duration = Duration::from_millis(25);
+/// A server is asked again after this part of the query's time at the latest,
+const REPEATS: u32 = 6;
+/// or after this time if that is longer,
+const REPEAT: Duration = Duration::from_millis(250);
+/// and after this time at the earliest.
+const SOONEST: Duration = Duration::from_millis(50);
 
 /// A server that can be asked.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +44,17 @@ pub(in super::super) struct Candidate {
     pub(in super::super) resend: Duration,
 }
 
+/// The times of a query.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct Times {
+    /// The time after which the next list is asked.
+    pub(in super::super) attempt: Duration,
+    /// The time after which it is over.
+    pub(in super::super) timeout: Duration,
+    /// The percentage of their time after which repetitions come, so that those of many queries do not meet: 80 to 100.
+    pub(in super::super) spread: u32,
+}
+
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum Step {
@@ -41,6 +62,8 @@ pub(in super::super) enum Step {
     Ask(usize, Why),
     /// Wait for those that were asked, until a time if there is one.
     Wait(Option<Instant>),
+    /// Stand in the line of those that are [`busy`](Plan::busy), until a time if there is one.
+    Queue(Option<Instant>),
     /// Nobody is left who could answer.
     Over,
 }
@@ -56,6 +79,35 @@ pub(in super::super) enum Why {
     Hedge,
     /// It was asked before and is silent, or could not be reached.
     Again,
+}
+
+/// A question that may be asked if it is permitted.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct Wish {
+    /// Which candidate.
+    pub(in super::super) number: usize,
+    /// Why it is asked.
+    pub(in super::super) why: Why,
+    /// For repetitions of the last hope that are not too many: when it was asked last.
+    pub(in super::super) repeat_of: Option<Instant>,
+}
+
+impl Wish {
+    /// Whether it needs an allowance.
+    pub(in super::super) fn is_extra(&self) -> bool {
+        matches!(self.why, Why::Hedge | Why::Again)
+    }
+}
+
+/// Whether a question may be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Permit {
+    /// It may, and it will be.
+    Granted,
+    /// There is no allowance for it.
+    Denied,
+    /// The server has no place for it.
+    Busy,
 }
 
 /// How a question to a server ended, if not well.
@@ -83,6 +135,8 @@ struct Entry {
     last: Option<Instant>,
     /// Questions that are open.
     open: u32,
+    /// When it had no place.
+    busy: Option<Instant>,
     /// It is not asked again.
     done: bool,
 }
@@ -91,17 +145,18 @@ struct Entry {
 #[derive(Debug)]
 pub(in super::super) struct Plan {
     entries: Vec<Entry>,
-    attempt: Duration,
+    times: Times,
     /// The position of the one that was asked for the first time last, and until when it has time; `None` where it ended badly.
     newest: Option<(usize, Option<Instant>)>,
     asks: u32,
-    /// An error is in hand that can be passed on.
-    refused: bool,
+    repeats: u32,
+    /// Since when an error is in hand that can be passed on.
+    refused: Option<Instant>,
 }
 
 impl Plan {
-    /// A plan for candidates in their configured order. `attempt` is the time after which the next list is asked.
-    pub(in super::super) fn new(candidates: &[Candidate], attempt: Duration) -> Self {
+    /// A plan for candidates in their configured order.
+    pub(in super::super) fn new(candidates: &[Candidate], times: Times) -> Self {
         let tier = |candidate: &Candidate| match (candidate.list, candidate.rank) {
             (List::Servers, Rank::Clean | Rank::Doubtful) => 0,
             (List::Alternative, Rank::Clean | Rank::Doubtful) => 1,
@@ -120,56 +175,80 @@ impl Plan {
                 first: None,
                 last: None,
                 open: 0,
+                busy: None,
                 done: false,
             })
             .collect();
         entries.sort_by_key(|entry| (entry.tier, entry.candidate.rank, entry.number));
-        Self { entries, attempt, newest: None, asks: 0, refused: false }
+        Self { entries, times, newest: None, asks: 0, repeats: 0, refused: None }
     }
 
-    /// What to do now. What is to be asked counts as asked. `allowed` is asked before a hedge or a repetition.
-    pub(in super::super) fn next(&mut self, now: Instant, allowed: impl FnOnce() -> bool) -> Step {
+    /// What to do now. What is to be asked counts as asked. `permit` decides on each question before; one that it grants is asked.
+    pub(in super::super) fn next(&mut self, now: Instant, mut permit: impl FnMut(Wish) -> Permit) -> Step {
         let is_open = self.entries.iter().any(|entry| entry.open > 0);
-        let mut best: Option<(Instant, usize, Why)> = None;
-        if self.asks < MOST {
-            let unasked = self.entries.iter().position(|entry| entry.asked == 0 && !entry.done);
-            let first = unasked.and_then(|at| self.first_ask(at, now));
-            let again = self.entries.iter().enumerate().filter_map(|(at, entry)| {
-                let due = self.again(entry)?;
-                Some((due, at, Why::Again))
-            });
-            best = first.into_iter().chain(again).min_by_key(|(due, ..)| *due);
-        }
-        match best {
-            Some((due, at, why)) if due <= now => {
-                if matches!(why, Why::First | Why::Failover) || allowed() {
-                    return self.ask(at, why, now);
+        let next = loop {
+            let Some((due, at, why)) = self.best(now, is_open) else { break None };
+            if due > now {
+                match self.busy().next() {
+                    Some(_) => break Some(due),
+                    None => return Step::Wait(Some(due)),
                 }
-                best = Some((now + PAUSE, at, why));
             }
-            Some((due, ..)) => return Step::Wait(Some(due)),
-            None => {}
-        }
+            let Some(wish) = self.wish(at, why) else { break None };
+            match permit(wish) {
+                Permit::Granted => return self.ask(at, why, now),
+                Permit::Denied => break Some(now + PAUSE),
+                Permit::Busy => {
+                    if let Some(entry) = self.entries.get_mut(at) {
+                        entry.busy = Some(now);
+                    }
+                }
+            }
+        };
         if !is_open {
-            return Step::Over;
+            let until = self.refused.map(|since| since + self.times.attempt);
+            return match self.busy().next() {
+                Some(_) if self.asks < MOST && until.is_none_or(|until| until > now) => {
+                    Step::Queue(until.into_iter().chain(next).min())
+                }
+                _ => Step::Over,
+            };
         }
-        let next = best.map(|(due, ..)| due);
-        match self.given_up().filter(|_| self.refused) {
+        match self.given_up() {
             Some(until) if until <= now => Step::Over,
             Some(until) => Step::Wait(Some(next.map_or(until, |next| next.min(until)))),
             None => Step::Wait(next),
         }
     }
 
-    /// A question to a candidate ended.
-    pub(in super::super) fn ended(&mut self, number: usize, end: End) {
+    /// Those that have no place, while nobody is being asked.
+    pub(in super::super) fn busy(&self) -> impl Iterator<Item = usize> {
+        self.entries.iter().filter(|entry| entry.busy.is_some() && !entry.done).map(|entry| entry.number)
+    }
+
+    /// A candidate that had no place has one for this query.
+    pub(in super::super) fn placed(&mut self, number: usize) {
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.number == number) {
+            entry.busy = None;
+        }
+    }
+
+    /// A repetition was sent where the question before is open, and ends with it.
+    pub(in super::super) fn joined(&mut self, number: usize) {
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.number == number) {
+            entry.open = entry.open.saturating_sub(1);
+        }
+    }
+
+    /// A question to a candidate ended, or it cannot be asked.
+    pub(in super::super) fn ended(&mut self, number: usize, end: End, now: Instant) {
         let Some(at) = self.entries.iter().position(|entry| entry.number == number) else { return };
         let Some(entry) = self.entries.get_mut(at) else { return };
         if end != End::Strange {
             entry.open = entry.open.saturating_sub(1);
         }
         match end {
-            End::Refused => self.refused = true,
+            End::Refused => self.refused = self.refused.or(Some(now)),
             End::Useless | End::Unreachable | End::Strange => {}
         }
         entry.done |= matches!(end, End::Refused | End::Useless);
@@ -180,6 +259,36 @@ impl Plan {
         {
             *until = None;
         }
+    }
+
+    /// The next question: when it is due, the position of whom it is for, and why.
+    fn best(&self, now: Instant, is_open: bool) -> Option<(Instant, usize, Why)> {
+        if self.asks >= MOST {
+            return None;
+        }
+        // One without a place is tried again after a pause; while nobody is being asked, it says itself when it has one.
+        let ready = |entry: &Entry| match entry.busy {
+            None => Some(None),
+            Some(since) => is_open.then_some(Some(since + PAUSE)),
+        };
+        let unasked = self.entries.iter().enumerate().filter(|(_, entry)| entry.asked == 0 && !entry.done);
+        let unasked = unasked.filter_map(|(at, entry)| Some((ready(entry)?, at)));
+        let first = unasked.min().and_then(|(ready, at)| {
+            let (due, at, why) = self.first_ask(at, now)?;
+            Some((ready.map_or(due, |ready| ready.max(due)), at, why))
+        });
+        let again = self.entries.iter().enumerate().filter_map(|(at, entry)| {
+            let due = self.again(entry)?;
+            Some((ready(entry)?.map_or(due, |ready| ready.max(due)), at, Why::Again))
+        });
+        first.into_iter().chain(again).min_by_key(|(due, ..)| *due)
+    }
+
+    fn wish(&self, at: usize, why: Why) -> Option<Wish> {
+        let entry = self.entries.get(at)?;
+        let left = self.entries.iter().any(|entry| entry.asked == 0 && !entry.done && entry.busy.is_none());
+        let last_hope = why == Why::Again && !left && self.repeats < MOST_REPEATS;
+        Some(Wish { number: entry.number, why, repeat_of: entry.last.filter(|_| last_hope) })
     }
 
     /// When a candidate is asked for the first time, and why.
@@ -196,10 +305,16 @@ impl Plan {
         }
         // The next group is for when the earlier ones give no answer at all.
         let earlier = self.entries.iter().filter(|earlier| earlier.tier < entry.tier);
-        let hopeful = earlier.filter(|earlier| earlier.open > 0 && earlier.candidate.rank != Rank::Open);
+        // Of one list, those in doubt are not worth waiting for: while one falls silent, another one may have come back.
+        let hopeful = |earlier: &&Entry| match earlier.candidate.rank {
+            Rank::Clean => true,
+            Rank::Doubtful => earlier.candidate.list != entry.candidate.list,
+            Rank::Open => false,
+        };
+        let hopeful = earlier.filter(hopeful).filter(|earlier| earlier.open > 0);
         match hopeful.filter_map(|earlier| earlier.first).max() {
             None => Some(next),
-            Some(last) => Some((next.0.max(last + self.attempt), at, Why::Hedge)),
+            Some(last) => Some((next.0.max(last + self.times.attempt), at, Why::Hedge)),
         }
     }
 
@@ -209,22 +324,26 @@ impl Plan {
             return None;
         }
         // With an error in hand there is no point in going on for long: once more, for a datagram may have been lost.
-        if self.refused && (entry.open == 0 || entry.asked >= 2) {
+        if self.refused.is_some() && (entry.open == 0 || entry.asked >= 2) {
             return None;
         }
-        if entry.open == 0 && entry.asked >= MOST_UNREACHABLE {
-            return None;
-        }
-        // Each time a little later: 1, 1½, 2 … times; and not before the newest one has had its time.
-        let due = entry.last? + entry.candidate.resend * (entry.asked + 1) / 2;
+        // Each time a little later, and not before the newest one has had its time. Several take turns.
+        let turns = self.entries.iter().filter(|entry| entry.asked > 0 && !entry.done).count();
+        let turns = u32::try_from(turns).unwrap_or(MOST).max(1);
+        let longest = REPEAT.max(self.times.timeout / REPEATS);
+        let resend = entry.candidate.resend.max(SOONEST) * turns.max(2) / 2;
+        let power = entry.asked.min(MOST) - 1;
+        let pause = (resend * 3_u32.pow(power) / 2_u32.pow(power)).min(longest * turns);
+        let due = entry.last? + pause * self.times.spread / 100;
         let newest = self.newest.and_then(|(_, until)| until);
         Some(newest.map_or(due, |until| due.max(until)))
     }
 
     /// When the silent ones have had their time, where an error is in hand.
     fn given_up(&self) -> Option<Instant> {
+        self.refused?;
         let open = self.entries.iter().filter(|entry| entry.open > 0);
-        open.filter_map(|entry| entry.first).max().map(|first| first + self.attempt)
+        open.filter_map(|entry| entry.first).max().map(|first| first + self.times.attempt)
     }
 
     fn ask(&mut self, at: usize, why: Why, now: Instant) -> Step {
@@ -234,228 +353,14 @@ impl Plan {
         }
         entry.asked += 1;
         entry.open += 1;
+        entry.busy = None;
         entry.first.get_or_insert(now);
         entry.last = Some(now);
         self.asks += 1;
+        self.repeats += u32::from(why == Why::Again);
         Step::Ask(entry.number, why)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const ATTEMPT: Duration = Duration::from_millis(400);
-
-    fn ms(millis: u64) -> Duration {
-        Duration::from_millis(millis)
-    }
-
-    fn of(list: List, rank: Rank) -> Candidate {
-        Candidate { list, rank, patience: ms(50), resend: ms(100) }
-    }
-
-    /// Whom a plan asks, and when in milliseconds, while nobody answers; `ends` says how each question ends at once.
-    fn run(
-        candidates: &[Candidate],
-        ends: impl Fn(usize) -> Option<End>,
-    ) -> (Vec<(u64, usize, Why)>, Option<u64>) {
-        let start = Instant::now();
-        let mut now = start;
-        let mut plan = Plan::new(candidates, ATTEMPT);
-        let mut asked = Vec::new();
-        let at = |now: Instant| (now - start).as_millis() as u64;
-        while now < start + ms(1500) {
-            match plan.next(now, || true) {
-                Step::Ask(number, why) => {
-                    asked.push((at(now), number, why));
-                    if let Some(end) = ends(number) {
-                        plan.ended(number, end);
-                    }
-                }
-                Step::Wait(Some(until)) => now = until,
-                Step::Wait(None) => break,
-                Step::Over => return (asked, Some(at(now))),
-            }
-        }
-        (asked, None)
-    }
-
-    #[test]
-    fn the_next_one_is_hedged_and_the_silent_ones_are_asked_again() {
-        let servers = [of(List::Servers, Rank::Clean); 2];
-        let (asked, over) = run(&servers, |_| None);
-        assert_eq!(over, None);
-        assert_eq!(
-            asked[..6],
-            [
-                (0, 0, Why::First),
-                (50, 1, Why::Hedge),
-                (100, 0, Why::Again),
-                (150, 1, Why::Again),
-                (250, 0, Why::Again),
-                (300, 1, Why::Again)
-            ]
-        );
-        // With three of ten lost each way, the chance that all are lost is far below one in a thousand.
-        assert!(asked.len() >= 8, "{asked:?}");
-    }
-
-    #[test]
-    fn after_a_failure_the_next_one_is_asked_at_once() {
-        let servers = [of(List::Servers, Rank::Clean); 3];
-        let (asked, over) = run(&servers, |_| Some(End::Refused));
-        assert_eq!(asked, [(0, 0, Why::First), (0, 1, Why::Failover), (0, 2, Why::Failover)]);
-        assert_eq!(over, Some(0));
-        // Something strange is a reason to go on, but no end.
-        let (asked, over) = run(&servers, |number| (number == 0).then_some(End::Strange));
-        assert_eq!(asked[..2], [(0, 0, Why::First), (0, 1, Why::Failover)]);
-        assert_eq!(over, None);
-    }
-
-    #[test]
-    fn with_an_error_in_hand_the_silent_ones_get_their_time_and_no_more() {
-        let servers = [of(List::Servers, Rank::Clean); 2];
-        let (asked, over) = run(&servers, |number| (number == 1).then_some(End::Refused));
-        assert_eq!(asked, [(0, 0, Why::First), (50, 1, Why::Hedge), (100, 0, Why::Again)]);
-        assert_eq!(over, Some(400));
-    }
-
-    #[test]
-    fn who_cannot_be_reached_is_tried_a_few_times() {
-        let servers = [of(List::Servers, Rank::Clean); 2];
-        let (asked, over) = run(&servers, |_| Some(End::Unreachable));
-        assert_eq!(asked.iter().map(|(at, ..)| *at).collect::<Vec<_>>(), [0, 0, 100, 100, 250, 250]);
-        assert_eq!(over, Some(250));
-    }
-
-    #[test]
-    fn servers_that_are_well_come_first() {
-        let ranks = [Rank::Open, Rank::Doubtful, Rank::Clean, Rank::Clean];
-        let (asked, _) = run(&ranks.map(|rank| of(List::Servers, rank)), |_| Some(End::Useless));
-        assert_eq!(asked.iter().map(|(_, number, _)| *number).collect::<Vec<_>>(), [2, 3, 1, 0]);
-    }
-
-    #[test]
-    fn without_an_allowance_only_failures_lead_to_the_next_one() {
-        let start = Instant::now();
-        let mut plan = Plan::new(&[of(List::Servers, Rank::Clean); 2], ATTEMPT);
-        assert_eq!(plan.next(start, || false), Step::Ask(0, Why::First));
-        assert_eq!(plan.next(start, || false), Step::Wait(Some(start + ms(50))));
-        assert_eq!(plan.next(start + ms(50), || false), Step::Wait(Some(start + ms(75))));
-        plan.ended(0, End::Refused);
-        assert_eq!(plan.next(start + ms(60), || false), Step::Ask(1, Why::Failover));
-        // It still gets its time, and no more.
-        assert_eq!(plan.next(start + ms(459), || false), Step::Wait(Some(start + ms(460))));
-        assert_eq!(plan.next(start + ms(460), || false), Step::Over);
-    }
-
-    #[test]
-    fn a_server_with_an_open_breaker_comes_behind_the_healthy_ones_of_all_lists() {
-        let candidates = [
-            of(List::Servers, Rank::Clean),
-            of(List::Servers, Rank::Open),
-            of(List::Alternative, Rank::Clean),
-            of(List::Direct, Rank::Clean),
-        ];
-        let (asked, _) = run(&candidates, |_| Some(End::Useless));
-        assert_eq!(asked.iter().map(|(_, number, _)| *number).collect::<Vec<_>>(), [0, 2, 1, 3]);
-        let (asked, _) = run(&candidates, |_| None);
-        let firsts =
-            asked.iter().filter(|(.., why)| *why != Why::Again).map(|(at, number, _)| (*at, *number));
-        assert_eq!(firsts.collect::<Vec<_>>(), [(0, 0), (400, 2), (800, 1), (850, 3)]);
-    }
-
-    #[test]
-    fn the_other_lists_are_for_when_there_is_no_answer() {
-        let lists = |rank| {
-            [
-                of(List::Servers, rank),
-                of(List::Servers, rank),
-                of(List::Alternative, Rank::Clean),
-                of(List::Direct, Rank::Clean),
-            ]
-        };
-        let firsts = |candidates: &[Candidate], ends: fn(usize) -> Option<End>| -> Vec<(u64, usize)> {
-            let (asked, _) = run(candidates, ends);
-            let firsts = asked.into_iter().filter(|(.., why)| *why != Why::Again);
-            firsts.map(|(at, number, _)| (at, number)).collect()
-        };
-        // All silent: each list has its time.
-        assert_eq!(firsts(&lists(Rank::Clean), |_| None), [(0, 0), (50, 1), (450, 2), (850, 3)]);
-        // All failed: at once.
-        assert_eq!(firsts(&lists(Rank::Clean), |_| Some(End::Refused)), [(0, 0), (0, 1), (0, 2), (0, 3)]);
-        assert_eq!(
-            firsts(&lists(Rank::Clean), |n| (n < 2).then_some(End::Refused)),
-            [(0, 0), (0, 1), (0, 2), (400, 3)]
-        );
-        // Nobody is well: the alternative comes first.
-        assert_eq!(firsts(&lists(Rank::Open), |_| None), [(0, 2), (400, 0), (450, 1), (500, 3)]);
-    }
-
-    proptest! {
-        #[test]
-        fn a_plan_asks_everybody_ends_and_never_waits_for_what_is_past(
-            candidates in proptest::collection::vec((0_u8..3, 0_u8..3, 1_u64..100, 1_u64..400), 1..12),
-            ends in proptest::collection::vec(0_u8..8, 64),
-            allowed in proptest::collection::vec(any::<bool>(), 64),
-            delays in proptest::collection::vec(0_u64..300, 64),
-        ) {
-            let list = |n| [List::Servers, List::Alternative, List::Direct][usize::from(n)];
-            let rank = |n| [Rank::Clean, Rank::Doubtful, Rank::Open][usize::from(n)];
-            let candidates: Vec<_> = candidates.into_iter().map(|(l, r, patience, resend)| Candidate {
-                list: list(l), rank: rank(r), patience: ms(patience), resend: ms(resend)
-            }).collect();
-            let start = Instant::now();
-            let mut now = start;
-            let mut plan = Plan::new(&candidates, ATTEMPT);
-            // Questions under way: when each ends and how.
-            let mut open: Vec<(Instant, usize, End)> = Vec::new();
-            let (mut asked, mut failed) = (0_usize, std::collections::HashSet::new());
-            let mut steps = 0;
-            loop {
-                steps += 1;
-                prop_assert!(steps < 1000, "it goes on for ever");
-                match plan.next(now, || allowed[steps % 64]) {
-                    Step::Ask(number, why) => {
-                        prop_assert!(allowed[steps % 64] || matches!(why, Why::First | Why::Failover));
-                        prop_assert!(number < candidates.len());
-                        prop_assert_eq!(why == Why::First, asked == 0);
-                        prop_assert!(!failed.contains(&number), "asked although of no use");
-                        let end = match ends[asked % 64] {
-                            0..=2 => Some(End::Refused),
-                            3 => Some(End::Useless),
-                            4 => Some(End::Unreachable),
-                            _ => None,
-                        };
-                        open.extend(end.map(|end| (now + ms(delays[asked % 64]), number, end)));
-                        asked += 1;
-                        prop_assert!(asked <= MOST as usize);
-                    }
-                    Step::Over => break,
-                    Step::Wait(until) => {
-                        prop_assert!(until.is_none_or(|until| until > now));
-                        open.sort_by_key(|(at, ..)| std::cmp::Reverse(*at));
-                        let next = open.last().map(|(at, ..)| *at);
-                        if next.is_some_and(|at| until.is_none_or(|until| at <= until)) {
-                            let (at, number, end) = open.pop().unwrap();
-                            now = now.max(at);
-                            plan.ended(number, end);
-                            if matches!(end, End::Refused | End::Useless) {
-                                failed.insert(number);
-                            }
-                        } else if let Some(until) = until {
-                            now = until;
-                        } else {
-                            break;
-                        }
-                    }
-                }
-            }
-            let everybody = plan.entries.iter().all(|entry| entry.asked > 0);
-            prop_assert!(everybody || asked == MOST as usize || allowed.contains(&false));
-        }
-    }
-}
+mod tests;

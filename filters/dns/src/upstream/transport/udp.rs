@@ -2,6 +2,8 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use tokio::net::UdpSocket;
 
@@ -16,7 +18,7 @@ const MOST_STRANGE: u32 = 32;
 /// A query that was sent. Its socket is its own, so it has a port that the kernel drew, and is open to this server only.
 #[derive(Debug)]
 pub(in super::super) struct Sent {
-    socket: UdpSocket,
+    line: Arc<Line>,
     server: SocketAddr,
     id: u16,
     /// The name as it was sent.
@@ -24,6 +26,23 @@ pub(in super::super) struct Sent {
     /// Whether its case must come back.
     exact: bool,
     strange: u32,
+}
+
+/// A socket that a query was sent from, and the datagram.
+#[derive(Debug)]
+pub(in super::super) struct Line {
+    socket: UdpSocket,
+    datagram: Vec<u8>,
+    repeated: AtomicBool,
+}
+
+impl Line {
+    /// Sends the datagram once more: the same question with the same id, so that there is one reply more to wait for, and none more to
+    /// guess. What cannot be sent is lost, as on the way.
+    pub(in super::super) fn again(&self) {
+        self.repeated.store(true, Relaxed);
+        drop(self.socket.try_send(&self.datagram));
+    }
 }
 
 /// What came.
@@ -53,15 +72,27 @@ impl Sent {
         socket.connect(server).await?;
         let id = random.id();
         let name = if exact { random.case(asked.name.wire()) } else { asked.name.wire().to_vec() };
-        socket.send(&query(asked, &name, id, false)).await?;
-        Ok(Self { socket, server, id, name, exact, strange: 0 })
+        let datagram = query(asked, &name, id, false);
+        socket.send(&datagram).await?;
+        let line = Arc::new(Line { socket, datagram, repeated: AtomicBool::new(false) });
+        Ok(Self { line, server, id, name, exact, strange: 0 })
+    }
+
+    /// Where it can be sent again.
+    pub(in super::super) fn line(&self) -> &Arc<Line> {
+        &self.line
+    }
+
+    /// Whether it was sent again: then nobody knows how long a reply took (Karn's algorithm, RFC 6298 section 3).
+    pub(in super::super) fn is_repeated(&self) -> bool {
+        self.line.repeated.load(Relaxed)
     }
 
     /// Waits for the reply.
     pub(in super::super) async fn heard(&mut self, asked: &Parsed) -> Heard {
         loop {
             let mut reply = vec![0; BUFFER];
-            let (length, from) = match self.socket.recv_from(&mut reply).await {
+            let (length, from) = match self.line.socket.recv_from(&mut reply).await {
                 Ok(received) => received,
                 Err(why) => return Heard::Failed(Failure::Network(why)),
             };
