@@ -5,6 +5,7 @@
 mod kind;
 mod listener;
 mod settings;
+pub mod tunnel;
 
 pub use kind::{Peer, PeerConnect, PeerFilters, PeerSettings, PeerStates, Route};
 pub use settings::{Outbound, PeerListener};
