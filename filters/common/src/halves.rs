@@ -1,97 +1,161 @@
-//! The two directions of a [`Stream`], borrowed.
+//! The two directions of a byte stream, borrowed, as a splice needs them.
 
+use std::future::Future;
 use std::io;
 use std::net::Shutdown;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use socket2::SockRef;
-use tokio::io::{AsyncRead, Interest, ReadBuf};
-use tokio::net::{tcp, unix};
+use tokio::io::{Interest, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
 
 use crate::Stream;
 
+/// A byte stream with two directions that end apart, one end of a [`splice`](crate::splice()).
+pub trait Duplex: Send {
+    /// What it receives.
+    type Read<'a>: ReadSide
+    where
+        Self: 'a;
+    /// What it sends.
+    type Write<'a>: WriteSide
+    where
+        Self: 'a;
+
+    /// Both directions, and a future that resolves when the stream has failed, by a received RST for instance. A direction that
+    /// waits for the other end of the splice does not see that by itself.
+    fn split(&mut self) -> (Self::Read<'_>, Self::Write<'_>, impl Future<Output = ()> + Send);
+
+    /// Ends both directions so that the peer sees a failure and not an end.
+    fn reset(self, why: Abort);
+}
+
+/// Why a stream is reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abort {
+    /// The other end of the splice failed.
+    Reset,
+    /// A time limit has passed.
+    Stalled,
+    /// The sidecar ends.
+    Draining,
+}
+
 /// What a stream receives.
+pub trait ReadSide: Send {
+    /// Ready when a read would not block. Called before there is a buffer, so that idle streams need none.
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Reads into the buffer; nothing at the end of the stream.
+    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>>;
+}
+
+/// What a stream sends.
+pub trait WriteSide: Send {
+    /// Writes some of the bytes, at least one.
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
+
+    /// Ends this direction: FIN.
+    ///
+    /// # Errors
+    /// When the stream has failed.
+    fn finish(&mut self) -> io::Result<()>;
+}
+
+/// What a [`Stream`] receives.
 #[derive(Debug)]
-pub(crate) enum ReadSide<'a> {
-    Tcp(tcp::ReadHalf<'a>),
-    Unix(unix::ReadHalf<'a>),
+pub enum StreamRead<'a> {
+    /// TCP.
+    Tcp(&'a TcpStream),
+    /// A Unix domain socket.
+    Unix(&'a UnixStream),
 }
 
-/// What a stream sends. Its methods take `&self`, so that one task can write, and another future of that task watch.
+/// What a [`Stream`] sends.
 #[derive(Debug)]
-pub(crate) enum WriteSide<'a> {
-    Tcp(tcp::WriteHalf<'a>),
-    Unix(unix::WriteHalf<'a>),
+pub enum StreamWrite<'a> {
+    /// TCP.
+    Tcp(&'a TcpStream),
+    /// A Unix domain socket.
+    Unix(&'a UnixStream),
 }
 
-impl Stream {
-    pub(crate) fn split(&mut self) -> (ReadSide<'_>, WriteSide<'_>) {
-        match self {
-            Self::Tcp(tcp) => {
-                let (read, write) = tcp.split();
-                (ReadSide::Tcp(read), WriteSide::Tcp(write))
-            }
-            Self::Unix(unix) => {
-                let (read, write) = unix.split();
-                (ReadSide::Unix(read), WriteSide::Unix(write))
-            }
-        }
-    }
-}
+impl Duplex for Stream {
+    type Read<'a> = StreamRead<'a>;
+    type Write<'a> = StreamWrite<'a>;
 
-impl ReadSide<'_> {
-    /// Ready when a read would not block.
-    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(half) => half.as_ref().poll_read_ready(cx),
-            Self::Unix(half) => half.as_ref().poll_read_ready(cx),
-        }
-    }
-
-    pub(crate) fn poll_read(
-        &mut self,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(half) => Pin::new(half).poll_read(cx, buffer),
-            Self::Unix(half) => Pin::new(half).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl WriteSide<'_> {
-    /// Ready when a write would not block.
-    pub(crate) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(half) => half.as_ref().poll_write_ready(cx),
-            Self::Unix(half) => half.as_ref().poll_write_ready(cx),
-        }
-    }
-
-    pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(half) => half.try_write(bytes),
-            Self::Unix(half) => half.try_write(bytes),
-        }
-    }
-
-    /// Sends FIN.
-    pub(crate) fn finish(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(half) => SockRef::from(half.as_ref()).shutdown(Shutdown::Write),
-            Self::Unix(half) => SockRef::from(half.as_ref()).shutdown(Shutdown::Write),
-        }
-    }
-
-    /// Resolves when the connection has failed, by a received RST for instance.
-    pub(crate) async fn failed(&self) {
-        let failed = match self {
-            Self::Tcp(half) => half.ready(Interest::ERROR).await,
-            Self::Unix(half) => half.ready(Interest::ERROR).await,
+    fn split(&mut self) -> (StreamRead<'_>, StreamWrite<'_>, impl Future<Output = ()> + Send) {
+        let stream = &*self;
+        let (read, write) = match stream {
+            Self::Tcp(tcp) => (StreamRead::Tcp(tcp), StreamWrite::Tcp(tcp)),
+            Self::Unix(unix) => (StreamRead::Unix(unix), StreamWrite::Unix(unix)),
         };
-        // An error here means that the runtime stops.
-        drop(failed);
+        let failed = async move {
+            let failed = match stream {
+                Self::Tcp(tcp) => tcp.ready(Interest::ERROR).await,
+                Self::Unix(unix) => unix.ready(Interest::ERROR).await,
+            };
+            // An error here means that the runtime stops.
+            drop(failed);
+        };
+        (read, write, failed)
+    }
+
+    fn reset(self, _: Abort) {
+        Self::reset(self);
+    }
+}
+
+impl ReadSide for StreamRead<'_> {
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(tcp) => tcp.poll_read_ready(cx),
+            Self::Unix(unix) => unix.poll_read_ready(cx),
+        }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let unfilled = buffer.initialize_unfilled();
+            let tried = match self {
+                Self::Tcp(tcp) => tcp.try_read(unfilled),
+                Self::Unix(unix) => unix.try_read(unfilled),
+            };
+            match tried {
+                Ok(read) => {
+                    buffer.advance(read);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(why) if why.kind() == io::ErrorKind::WouldBlock => ready!(self.poll_readable(cx))?,
+                Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
+                Err(why) => return Poll::Ready(Err(why)),
+            }
+        }
+    }
+}
+
+impl WriteSide for StreamWrite<'_> {
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let tried = match self {
+                Self::Tcp(tcp) => tcp.try_write(bytes),
+                Self::Unix(unix) => unix.try_write(bytes),
+            };
+            match tried {
+                Err(why) if why.kind() == io::ErrorKind::WouldBlock => ready!(match self {
+                    Self::Tcp(tcp) => tcp.poll_write_ready(cx),
+                    Self::Unix(unix) => unix.poll_write_ready(cx),
+                })?,
+                Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(tcp) => SockRef::from(*tcp).shutdown(Shutdown::Write),
+            Self::Unix(unix) => SockRef::from(*unix).shutdown(Shutdown::Write),
+        }
     }
 }

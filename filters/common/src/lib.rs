@@ -5,7 +5,7 @@ pub mod circuit_breaker;
 pub mod drain;
 pub mod flow;
 mod generic;
-mod halves;
+pub mod halves;
 pub mod listener;
 pub mod live;
 pub mod net;
@@ -22,13 +22,14 @@ pub use circuit_breaker::{CircuitBreaker, CircuitBreakerSettings, CircuitBreaker
 pub use drain::Drain;
 pub use flow::{Audience, FlowLine, FlowTally};
 pub use generic::ForKind;
+pub use halves::{Abort, Duplex, ReadSide, WriteSide};
 pub use listener::{Front, KindOf, ListenerSpec, Terminal};
 pub use live::LiveGauge;
 pub use net::{Socket, Stream, connect};
 pub use rate_limit::{Limit, RateLimit, RateLimitSettings, RateLimitState, RateLimited};
 pub use retry::{Retry, RetrySettings, RetryState};
 pub use seats::{Seat, Seats};
-pub use splice::{ByteCounters, SpliceEnd, SpliceOptions, Spliced, splice};
+pub use splice::{ByteCounters, Early, SpliceEnd, SpliceOptions, Spliced, splice, splice_after};
 pub use unix::UnixSocket;
 pub use watch::Watch;
 

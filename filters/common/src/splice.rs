@@ -10,8 +10,8 @@ use metrics::{Counter, counter};
 use tokio::io::ReadBuf;
 use tokio::time::{Instant, sleep_until};
 
-use crate::halves::{ReadSide, WriteSide};
-use crate::{Drain, Stream};
+use crate::Drain;
+use crate::halves::{Abort, Duplex, ReadSide, WriteSide};
 
 /// The size of a buffer at first, and again after idle time.
 const SMALL: usize = 4 << 10;
@@ -93,23 +93,44 @@ impl ByteCounters {
 
 /// Copies both ways. FIN is passed on for each direction on its own; a failure of one side is passed on as RST to both
 /// (RFC 9293 section 3.10.4). A side that does not read holds back the other one and costs no more than one buffer.
-pub async fn splice(
-    mut client: Stream,
-    mut upstream: Stream,
+pub async fn splice<C: Duplex, U: Duplex>(
+    client: C,
+    upstream: U,
     options: SpliceOptions,
     drain: &Drain,
     counters: &ByteCounters,
 ) -> Spliced {
-    let mut up = Direction::new(options);
-    let mut down = Direction::new(options);
+    splice_after(Early::default(), client, upstream, options, drain, counters).await
+}
+
+/// What was read of both sides before a splice, and is to be written first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Early {
+    /// Of the client, for the upstream.
+    pub up: Vec<u8>,
+    /// Of the upstream, for the client.
+    pub down: Vec<u8>,
+}
+
+/// Copies as [`splice`] does, after what was read earlier. That counts among the bytes of the splice.
+pub async fn splice_after<C: Duplex, U: Duplex>(
+    early: Early,
+    mut client: C,
+    mut upstream: U,
+    options: SpliceOptions,
+    drain: &Drain,
+    counters: &ByteCounters,
+) -> Spliced {
+    let mut up = Direction::after(early.up, options);
+    let mut down = Direction::after(early.down, options);
     let end = {
-        let (mut client_read, client_write) = client.split();
-        let (mut upstream_read, upstream_write) = upstream.split();
+        let (mut client_read, mut client_write, client_failed) = client.split();
+        let (mut upstream_read, mut upstream_write, upstream_failed) = upstream.split();
         // A direction that waits for one side does not see the other one fail.
         let mut failed = pin!(async {
             tokio::select! {
-                () = client_write.failed() => {}
-                () = upstream_write.failed() => {}
+                () = client_failed => {}
+                () = upstream_failed => {}
             }
         });
         let mut aborted = pin!(drain.aborted());
@@ -117,8 +138,8 @@ pub async fn splice(
         let mut armed = None;
         poll_fn(|cx| {
             let mut now = Instant::now();
-            let up_done = up.poll(cx, now, &mut client_read, &upstream_write, &counters.up);
-            let down_done = down.poll(cx, now, &mut upstream_read, &client_write, &counters.down);
+            let up_done = up.poll(cx, now, &mut client_read, &mut upstream_write, &counters.up);
+            let down_done = down.poll(cx, now, &mut upstream_read, &mut client_write, &counters.down);
             match (up_done, down_done) {
                 (Poll::Ready(Err(_)), _) | (_, Poll::Ready(Err(_))) => return Poll::Ready(SpliceEnd::Reset),
                 (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(SpliceEnd::Finished),
@@ -151,9 +172,15 @@ pub async fn splice(
         })
         .await
     };
-    if end != SpliceEnd::Finished {
-        client.reset();
-        upstream.reset();
+    let abort = match end {
+        SpliceEnd::Finished => None,
+        SpliceEnd::Reset => Some(Abort::Reset),
+        SpliceEnd::Stalled => Some(Abort::Stalled),
+        SpliceEnd::Aborted => Some(Abort::Draining),
+    };
+    if let Some(why) = abort {
+        client.reset(why);
+        upstream.reset(why);
     }
     Spliced { up: up.total, down: down.total, end }
 }
@@ -184,11 +211,12 @@ enum State {
 }
 
 impl Direction {
-    fn new(options: SpliceOptions) -> Self {
+    /// A direction of which some bytes were read earlier.
+    fn after(early: Vec<u8>, options: SpliceOptions) -> Self {
         Self {
             options,
-            buffer: Vec::new(),
-            filled: 0..0,
+            filled: 0..early.len(),
+            buffer: early,
             grow: false,
             total: 0,
             state: State::Reading,
@@ -202,8 +230,8 @@ impl Direction {
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        from: &mut ReadSide<'_>,
-        to: &WriteSide<'_>,
+        from: &mut impl ReadSide,
+        to: &mut impl WriteSide,
         count: &Counter,
     ) -> Poll<io::Result<()>> {
         let mut turn = 0;
@@ -238,9 +266,9 @@ impl Direction {
     }
 
     /// Fills the empty buffer; nothing is filled at the end of the stream.
-    fn poll_read(&mut self, cx: &mut Context<'_>, from: &mut ReadSide<'_>) -> Poll<io::Result<()>> {
-        if self.buffer.is_empty() {
-            // No buffer before there is something to put into it.
+    fn poll_read(&mut self, cx: &mut Context<'_>, from: &mut impl ReadSide) -> Poll<io::Result<()>> {
+        if self.buffer.len() < SMALL {
+            // No buffer before there is something to put into it; what was read earlier may have had a smaller one.
             std::task::ready!(from.poll_readable(cx))?;
             self.buffer = vec![0; SMALL];
         } else if self.grow && self.buffer.len() < LARGE {
@@ -255,24 +283,16 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>, to: &WriteSide<'_>) -> Poll<io::Result<usize>> {
+    fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut impl WriteSide) -> Poll<io::Result<usize>> {
         let Some(rest) = self.buffer.get(self.filled.clone()) else {
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         };
-        loop {
-            match to.try_write(rest) {
-                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Ok(written) => {
-                    self.filled.start += written;
-                    return Poll::Ready(Ok(written));
-                }
-                Err(why) if why.kind() == io::ErrorKind::WouldBlock => {
-                    std::task::ready!(to.poll_writable(cx))?;
-                }
-                Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
-                Err(why) => return Poll::Ready(Err(why)),
-            }
+        let written = std::task::ready!(to.poll_write(cx, rest))?;
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
+        self.filled.start += written;
+        Poll::Ready(Ok(written))
     }
 
     fn other_finished(&mut self, now: Instant) {
@@ -317,15 +337,17 @@ mod tests {
     use tokio::net::UnixStream;
 
     use super::*;
+    use crate::Stream;
 
     #[tokio::test]
     async fn a_buffer_is_there_for_traffic_only_and_grows_with_it() {
         let (mut sender, from) = UnixStream::pair().unwrap();
         let (to, mut receiver) = UnixStream::pair().unwrap();
         let (mut from, mut to) = (Stream::from(from), Stream::from(to));
-        let ((mut from, _), (_, to)) = (from.split(), to.split());
+        let ((mut from, ..), (_, mut to, _)) = (from.split(), to.split());
         let limit = Duration::from_secs(60);
-        let mut direction = Direction::new(SpliceOptions { stall: limit, half_close: limit });
+        let options = SpliceOptions { stall: limit, half_close: limit };
+        let mut direction = Direction::after(Vec::new(), options);
         let start = Instant::now();
 
         let mut copied = 0;
@@ -336,8 +358,9 @@ mod tests {
             copied += length as u64;
             loop {
                 let all = direction.total == copied;
-                let polled =
-                    poll_fn(|cx| Poll::Ready(direction.poll(cx, start, &mut from, &to, &Counter::noop())));
+                let polled = poll_fn(|cx| {
+                    Poll::Ready(direction.poll(cx, start, &mut from, &mut to, &Counter::noop()))
+                });
                 assert!(polled.await.is_pending());
                 if all {
                     break;

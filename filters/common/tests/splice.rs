@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusBuilder;
 use proptest::prelude::*;
-use qudag_filter_common::{ByteCounters, Drain, SpliceEnd, SpliceOptions, Spliced, Stream, splice};
+use qudag_filter_common::{
+    ByteCounters, Drain, Early, SpliceEnd, SpliceOptions, Spliced, Stream, splice, splice_after,
+};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::task::JoinHandle;
@@ -282,4 +284,38 @@ proptest! {
             assert_eq!(soon(path.splice).await.unwrap(), expected);
         });
     }
+}
+
+#[tokio::test]
+async fn what_was_read_earlier_comes_first_in_both_directions() {
+    let (mut client, front) = tcp_pair(V4).await;
+    let (back, mut upstream) = tcp_pair(V4).await;
+    let drain = Drain::new();
+    let early = Early { up: noise(20_000, 1), down: b"hello ".to_vec() };
+    let splice = tokio::spawn({
+        let (early, drain) = (early.clone(), drain.clone());
+        async move {
+            let counters = ByteCounters::new("test", "a");
+            splice_after(early, Stream::from(front), Stream::from(back), PATIENT, &drain, &counters).await
+        }
+    });
+    let rest = noise(100_000, 2);
+    let (up, down) = soon(async {
+        tokio::join!(
+            async {
+                send(&mut client, &rest, 7_000).await;
+                receive(&mut client).await
+            },
+            async {
+                upstream.write_all(b"world").await.unwrap();
+                let received = receive(&mut upstream).await;
+                upstream.shutdown().await.unwrap();
+                received
+            }
+        )
+    })
+    .await;
+    assert_eq!(up, b"hello world");
+    assert!(down == [early.up, rest].concat());
+    assert_eq!(soon(splice).await.unwrap(), Spliced { up: 120_000, down: 11, end: SpliceEnd::Finished });
 }

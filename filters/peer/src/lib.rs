@@ -4,6 +4,7 @@
 
 mod kind;
 mod listener;
+pub mod pool;
 mod settings;
 pub mod tunnel;
 

@@ -1,0 +1,3 @@
+//! The connections to another sidecar.
+
+pub mod rules;
