@@ -5,7 +5,7 @@
 //! ```text
 //!  offset  length  field
 //!  0       1       version, 1
-//!  1       1       flags; bit 0: bulk; the others are 0
+//!  1       1       flags; bit 0: bulk, bit 1: probe; the others are 0
 //!  2       1       length of the destination, 1 to 64
 //!  3       1–64    destination: letters, digits, `.`, `_` and `-`
 //!  …               payload
@@ -13,6 +13,9 @@
 //!
 //! The destination is a name that the receiving side looks up in its own configuration, never an address. The receiving side sends one
 //! byte, its [`Status`], and after [`Status::Ok`] the bytes of the upstream. After any other status it sends no more, and reads no more.
+//!
+//! A probe carries no payload: it asks whether the receiver takes streams of this peer at all, is answered with a status, and ends. In TLS
+//! 1.3 a client believes itself connected before the server has looked at its certificate; a probe tells.
 //!
 //! A receiver that does not know the version or one of the flags answers [`Status::Version`] and reads nothing else.
 
@@ -31,6 +34,8 @@ pub const MAX_DESTINATION: usize = 64;
 pub const MAX_HEADER: usize = FIXED + MAX_DESTINATION;
 /// The flag of [`Class::Bulk`].
 const BULK: u8 = 1;
+/// The flag of a probe.
+const PROBE: u8 = 2;
 
 /// What a stream is for. Streams of different classes never share a connection, so that large transfers hold nothing up.
 #[derive(
@@ -144,6 +149,8 @@ impl schemars::JsonSchema for Destination {
 pub struct Header {
     /// What the stream is for.
     pub class: Class,
+    /// It asks for the status only.
+    pub probe: bool,
     /// Where it leads.
     pub destination: Destination,
 }
@@ -152,7 +159,8 @@ impl Header {
     /// The bytes, [`MAX_HEADER`] at most.
     pub fn encode(&self) -> Vec<u8> {
         let name = self.destination.as_str().as_bytes();
-        let flags = if self.class == Class::Bulk { BULK } else { 0 };
+        let bulk = if self.class == Class::Bulk { BULK } else { 0 };
+        let flags = bulk | if self.probe { PROBE } else { 0 };
         let mut bytes = Vec::with_capacity(FIXED + name.len());
         // A destination has 64 bytes at most.
         bytes.extend([VERSION, flags, name.len() as u8]);
@@ -169,7 +177,7 @@ impl Header {
         if bytes.first().is_some_and(|version| *version != VERSION) {
             return Err(Status::Version);
         }
-        if bytes.get(1).is_some_and(|flags| flags & !BULK != 0) {
+        if bytes.get(1).is_some_and(|flags| flags & !(BULK | PROBE) != 0) {
             return Err(Status::Version);
         }
         let Some(([_, flags, length], rest)) = bytes.split_first_chunk::<FIXED>() else { return Ok(None) };
@@ -181,7 +189,7 @@ impl Header {
         let name = std::str::from_utf8(name).map_err(|_| Status::Refused)?;
         let destination = name.parse().map_err(|_| Status::Refused)?;
         let class = if flags & BULK == 0 { Class::Interactive } else { Class::Bulk };
-        Ok(Some((Self { class, destination }, FIXED + length)))
+        Ok(Some((Self { class, probe: flags & PROBE != 0, destination }, FIXED + length)))
     }
 }
 
@@ -255,13 +263,14 @@ mod tests {
     use super::*;
 
     fn header(class: Class, destination: &str) -> Header {
-        Header { class, destination: destination.parse().unwrap() }
+        Header { class, probe: false, destination: destination.parse().unwrap() }
     }
 
     #[test]
     fn the_bytes_are_as_documented() {
         assert_eq!(header(Class::Interactive, "node").encode(), b"\x01\x00\x04node");
         assert_eq!(header(Class::Bulk, "a").encode(), b"\x01\x01\x01a");
+        assert_eq!(Header { probe: true, ..header(Class::Bulk, "a") }.encode(), b"\x01\x03\x01a");
         let long = "x".repeat(64);
         assert_eq!(header(Class::Bulk, &long).encode().len(), MAX_HEADER);
     }
@@ -269,7 +278,7 @@ mod tests {
     #[test]
     fn what_cannot_be_a_header_is_refused_at_once() {
         assert_eq!(Header::decode(b"\x02"), Err(Status::Version));
-        assert_eq!(Header::decode(b"\x01\x02"), Err(Status::Version));
+        assert_eq!(Header::decode(b"\x01\x04"), Err(Status::Version));
         assert_eq!(Header::decode(b"\x01\x80\x04node"), Err(Status::Version));
         assert_eq!(Header::decode(b"\x01\x00\x00"), Err(Status::Refused));
         assert_eq!(Header::decode(b"\x01\x00\x41"), Err(Status::Refused));
@@ -289,8 +298,10 @@ mod tests {
     }
 
     fn any_header() -> impl Strategy<Value = Header> {
-        ("[A-Za-z0-9._-]{1,64}", any::<bool>())
-            .prop_map(|(name, bulk)| header(if bulk { Class::Bulk } else { Class::Interactive }, &name))
+        ("[A-Za-z0-9._-]{1,64}", any::<bool>(), any::<bool>()).prop_map(|(name, bulk, probe)| {
+            let class = if bulk { Class::Bulk } else { Class::Interactive };
+            Header { probe, ..header(class, &name) }
+        })
     }
 
     proptest! {
