@@ -162,7 +162,7 @@ impl<K: Kind> Layer<K> {
             let past = Metered::<K>::boxed(Arc::clone(without), inner, |inner| inner);
             service = Split::<K>::boxed(service, past, rollout, salt);
         }
-        Step { service, quick, rollout, salt, with, without }
+        Step { filter, service, quick, rollout, salt, with, without }
     }
 }
 

@@ -38,6 +38,8 @@ pub trait Quick<K: Kind>: Send + Sync {
 
 /// A filter's place in the chain.
 pub(crate) struct Step<K: Kind> {
+    /// The filter's name.
+    pub(crate) filter: &'static str,
     /// From this filter on, switch and meters included.
     pub(crate) service: Svc<K>,
     /// `None` for a filter that is always asked as a service.
@@ -96,6 +98,11 @@ impl<K: Kind> Chain<K> {
     /// A chain without filters.
     pub fn bare(terminal: Svc<K>) -> Self {
         Self::new(Vec::new(), terminal)
+    }
+
+    /// Whether a filter is in it, for all flows or a share of them.
+    pub fn has(&self, filter: &str) -> bool {
+        self.0.steps.iter().any(|step| step.filter == filter)
     }
 
     /// The whole chain as a service.

@@ -26,6 +26,9 @@ pub trait Duplex: Send {
     /// waits for the other end of the splice does not see that by itself.
     fn split(&mut self) -> (Self::Read<'_>, Self::Write<'_>, impl Future<Output = ()> + Send);
 
+    /// Lets go of the stream after both directions have ended; resolves when the peer has what was sent to it.
+    fn close(self) -> impl Future<Output = ()> + Send;
+
     /// Ends both directions so that the peer sees a failure and not an end.
     fn reset(self, why: Abort);
 }
@@ -100,6 +103,9 @@ impl Duplex for Stream {
         };
         (read, write, failed)
     }
+
+    /// The kernel sends what is left.
+    async fn close(self) {}
 
     fn reset(self, _: Abort) {
         Self::reset(self);

@@ -178,9 +178,14 @@ pub async fn splice_after<C: Duplex, U: Duplex>(
         SpliceEnd::Stalled => Some(Abort::Stalled),
         SpliceEnd::Aborted => Some(Abort::Draining),
     };
-    if let Some(why) = abort {
-        client.reset(why);
-        upstream.reset(why);
+    match abort {
+        None => {
+            tokio::join!(client.close(), upstream.close());
+        }
+        Some(why) => {
+            client.reset(why);
+            upstream.reset(why);
+        }
     }
     Spliced { up: up.total, down: down.total, end }
 }

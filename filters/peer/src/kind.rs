@@ -1,25 +1,54 @@
 //! The kind of traffic, its route, and its chain.
 
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use qudag_filter_api::{Address, Flow, FlowKey, HostPort, Kind, chain};
 use qudag_filter_common::{CircuitBreaker, Retry, SpliceOptions, Stream};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-/// Peer traffic: a TCP connection to be opened, answered with the open connection.
+use crate::connection_pooling::ConnectionPooling;
+use crate::identity::PeerName;
+use crate::opening::Opening;
+use crate::tunnel::TunnelStream;
+use crate::tunnel::header::{Class, Destination};
+use crate::tunnels::Way;
+
+/// Peer traffic: a connection to be opened, answered with the open one.
 pub struct Peer;
 
 impl Kind for Peer {
     const NAME: &'static str = "peer";
     type Req = PeerConnect;
-    type Rsp = Stream;
+    type Rsp = Link;
     type Glance<'a> = std::convert::Infallible;
     type Settings = PeerSettings;
 
-    /// No byte of the client is read before the connection is up, so that another attempt is always safe.
+    /// What is read of the client before the connection is up is kept ([`Opening`]), so that another attempt is always safe.
     fn replay(request: &PeerConnect) -> Option<PeerConnect> {
         Some(request.clone())
+    }
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub enum Link {
+    /// Over TCP.
+    Direct(Stream),
+    /// Through the tunnel, to the peer's sidecar.
+    Tunnel(TunnelStream),
+}
+
+impl Link {
+    /// `direct` or `tunnel`.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Direct(_) => "direct",
+            Self::Tunnel(_) => "tunnel",
+        }
     }
 }
 
@@ -30,6 +59,10 @@ pub struct PeerConnect {
     pub client: Option<SocketAddr>,
     /// Where the connection leads.
     pub route: Arc<Route>,
+    /// What the client has sent already.
+    pub opening: Opening,
+    /// The way into the tunnel, where there is one.
+    pub way: Option<Arc<Way>>,
 }
 
 impl Flow for PeerConnect {
@@ -61,6 +94,36 @@ pub struct Route {
     pub bind: HostPort,
     /// Where its connections go. A name is resolved at each connection.
     pub to: Address,
+    /// The peer's sidecar.
+    pub sidecar: Option<Sidecar>,
+}
+
+impl Route {
+    /// Whether nothing may go past the tunnel.
+    pub fn requires_tunnel(&self) -> bool {
+        self.sidecar.as_ref().is_some_and(|sidecar| sidecar.require_tunnel)
+    }
+}
+
+/// The sidecar of a peer, to which the tunnel leads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Sidecar {
+    /// Where its tunnel listens (`listeners.peer.quic` there), one address or several that are tried in turn. Names are resolved
+    /// whenever a connection is made.
+    #[schemars(length(min = 1))]
+    pub to: Vec<qudag_filter_api::HostPort>,
+    /// The URI in its certificate, a SPIFFE ID for instance.
+    pub name: PeerName,
+    /// What the connection is for over there: `node`, or a name of `listeners.peer.destinations` there.
+    #[serde(default)]
+    pub destination: Destination,
+    /// Connections of another class have a pool of their own.
+    #[serde(default)]
+    pub class: Class,
+    /// Whether connections fail rather than go to `to` directly, without the tunnel and its encryption.
+    #[serde(default)]
+    pub require_tunnel: bool,
 }
 
 /// What the listeners and the terminal service read.
@@ -74,6 +137,12 @@ pub struct PeerSettings {
     pub splice: SpliceOptions,
     /// How many connections one listener carries at a time.
     pub max_connections: usize,
+    /// The peers whose sidecars may open connections through the tunnel.
+    pub allow: Arc<HashSet<PeerName>>,
+    /// Where streams of the tunnel may lead.
+    pub destinations: HashMap<Destination, Arc<Route>>,
+    /// The way into the tunnel; empty without an identity. Set when the chain's end is built.
+    pub way: OnceLock<Arc<Way>>,
 }
 
 impl PeerSettings {
@@ -94,6 +163,8 @@ chain! {
         circuit_breaker: CircuitBreaker<Peer>,
         /// Tries a failed connection again.
         retry: Retry<Peer>,
+        /// Leads to sidecars through pooled QUIC connections.
+        connection_pooling: ConnectionPooling,
     }
 }
 
@@ -107,6 +178,7 @@ mod tests {
                 name: (*name).to_owned(),
                 bind: bind.parse().unwrap(),
                 to: "127.0.0.1:1".parse().unwrap(),
+                sidecar: None,
             })
         };
         PeerSettings {
@@ -114,6 +186,9 @@ mod tests {
             connect_timeout: Duration::from_secs(1),
             splice: SpliceOptions { stall: Duration::from_secs(1), half_close: Duration::from_secs(1) },
             max_connections: 1,
+            allow: Arc::default(),
+            destinations: HashMap::new(),
+            way: OnceLock::new(),
         }
     }
 
@@ -135,7 +210,8 @@ mod tests {
     fn the_flow_of_a_host_over_a_route_is_one() {
         let settings = settings(&[("a", "127.0.0.1:1"), ("b", "127.0.0.1:2")]);
         let key = |route: usize, client: &str| {
-            PeerConnect { client: client.parse().ok(), route: Arc::clone(&settings.routes[route]) }.key()
+            let route = Arc::clone(&settings.routes[route]);
+            PeerConnect { client: client.parse().ok(), route, opening: Opening::default(), way: None }.key()
         };
         assert_eq!(key(0, "10.0.0.1:1"), key(0, "10.0.0.1:2"));
         assert_eq!(key(0, "[::ffff:10.0.0.1]:1"), key(0, "10.0.0.1:2"));

@@ -2,12 +2,18 @@
 //!
 //! `LIFECYCLE.md` in the crate's folder tells the life of one connection.
 
+mod connection_pooling;
 pub mod identity;
 mod kind;
 mod listener;
+mod opening;
 pub mod pool;
 mod settings;
 pub mod tunnel;
+mod tunnels;
 
-pub use kind::{Peer, PeerConnect, PeerFilters, PeerSettings, PeerStates, Route};
+pub use connection_pooling::ConnectionPooling;
+pub use kind::{Link, Peer, PeerConnect, PeerFilters, PeerSettings, PeerStates, Route, Sidecar};
+pub use opening::Opening;
 pub use settings::{Outbound, PeerListener};
+pub use tunnels::{Tunnels, Way};

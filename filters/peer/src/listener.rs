@@ -1,19 +1,27 @@
 //! One bound listener and the life of its connections.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use qudag_filter_api::{Address, Chains, Env, FilterError, HostPort, Kind};
+use futures_util::future::BoxFuture;
+use qudag_filter_api::{Address, Chains, Env, FilterError, FilterSpec, HostPort, Kind};
+use qudag_filter_common::splice::Early;
 use qudag_filter_common::{
-    ByteCounters, Drain, FlowLine, Front, Seat, Seats, Socket, SpliceOptions, Stream, splice,
+    ByteCounters, Drain, FlowLine, Front, Seat, Seats, Socket, SpliceOptions, Stream, splice_after,
 };
+use tokio::time::MissedTickBehavior;
 
-use crate::{Peer, PeerConnect, Route};
+use crate::opening::Opening;
+use crate::{ConnectionPooling, Link, Peer, PeerConnect, Route};
 
 /// How long a client waits for its connection at most, all attempts together. libp2p gives an upgrade 20 s, and needs what is left
 /// for its other addresses.
 pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often a listener says that its route's tunnel is wanted.
+const WARM: Duration = Duration::from_secs(1);
 
 /// What a listener's connections share.
 struct Place {
@@ -34,25 +42,75 @@ pub(crate) async fn bind(
     };
     let socket = Socket::bind(&address, &*env.resolve).await?;
     let place = Arc::new(Place { name, bind: bind.clone(), chains, open: Seats::default() });
-    Ok(socket.into_front(move |client, drain| connection(Arc::clone(&place), client, drain)))
+    let warm = Arc::clone(&place);
+    let front = socket.into_front(move |client, drain| connection(Arc::clone(&place), client, drain));
+    Ok(Box::new(WarmFront { front, place: warm }))
+}
+
+/// A listener that has the tunnel of its route ready before the first client comes.
+struct WarmFront {
+    front: Box<dyn Front>,
+    place: Arc<Place>,
+}
+
+impl Front for WarmFront {
+    fn address(&self) -> Address {
+        self.front.address()
+    }
+
+    fn serve(self: Box<Self>, drain: Drain) -> BoxFuture<'static, ()> {
+        let Self { front, place } = *self;
+        Box::pin(async move {
+            tokio::select! {
+                () = front.serve(drain) => {}
+                () = place.keep_warm() => {}
+            }
+        })
+    }
+}
+
+impl Place {
+    /// Wants the tunnel of the route as long as there is one and the filter is on.
+    async fn keep_warm(&self) {
+        let mut ticks = tokio::time::interval(WARM);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let Some(lease) = (self.chains)() else { continue };
+            let route = lease.settings.route(&self.name, &self.bind);
+            let sidecar = route.and_then(|route| route.sidecar.as_ref());
+            if let (Some(sidecar), Some(way)) = (sidecar, lease.settings.way.get())
+                && lease.chain.has(ConnectionPooling::NAME)
+                && way.identity.name() != sidecar.name
+            {
+                way.pool(sidecar).want();
+            }
+        }
+    }
 }
 
 /// A connection to the upstream, and what the rest of the client's life needs.
 struct Opened {
-    upstream: Stream,
+    upstream: Link,
     route: Arc<Route>,
     options: SpliceOptions,
     _seat: Seat,
 }
 
-async fn connection(place: Arc<Place>, client: Stream, drain: Drain) {
+async fn connection(place: Arc<Place>, mut client: Stream, drain: Drain) {
     let mut line = FlowLine::start(Peer::NAME, client.peer_addr());
     line.detail("listener", &place.name);
+    let opening = Opening::default();
+    let address = client.peer_addr();
     let opened = tokio::select! {
         biased;
         () = drain.aborted() => Err(FilterError::Draining),
-        opened = open(&place, &client, &mut line) => opened,
+        opened = open(&place, address, &opening, &mut line) => opened,
+        _ = opening.feed(&mut client) => Err(FilterError::ClientGone),
     };
+    if let Some(reason) = opening.fallback() {
+        line.detail("fallback", reason);
+    }
     let Opened { upstream, route, options, _seat } = match opened {
         Ok(opened) => opened,
         Err(error) => {
@@ -62,12 +120,32 @@ async fn connection(place: Arc<Place>, client: Stream, drain: Drain) {
         }
     };
     let counters = ByteCounters::new(Peer::NAME, &route.name);
-    let spliced = splice(client, upstream, options, &drain, &counters).await;
+    line.detail("path", upstream.label());
+    let spliced = match upstream {
+        Link::Direct(upstream) => {
+            let early = Early { up: opening.take(0), down: Vec::new() };
+            splice_after(early, client, upstream, options, &drain, &counters).await
+        }
+        Link::Tunnel(upstream) => {
+            let sent = upstream.sent();
+            let early = Early { up: opening.take(sent), down: Vec::new() };
+            let before = sent as u64;
+            counters.add(before, 0);
+            let mut spliced = splice_after(early, client, upstream, options, &drain, &counters).await;
+            spliced.up += before;
+            spliced
+        }
+    };
     line.end(spliced.end.label(), spliced.up, spliced.down);
 }
 
-/// Asks the current generation's chain for a connection. Reads nothing from the client.
-async fn open(place: &Place, client: &Stream, line: &mut FlowLine) -> Result<Opened, FilterError> {
+/// Asks the current generation's chain for a connection.
+async fn open(
+    place: &Place,
+    client: Option<SocketAddr>,
+    opening: &Opening,
+    line: &mut FlowLine,
+) -> Result<Opened, FilterError> {
     let lease = (place.chains)().ok_or(FilterError::Refused("peer traffic is switched off".into()))?;
     let settings = &lease.settings;
     let seat = place
@@ -78,7 +156,8 @@ async fn open(place: &Place, client: &Stream, line: &mut FlowLine) -> Result<Ope
     let route = route.ok_or(FilterError::Refused("the route was removed".into()))?;
     line.detail("route", &route.name).detail("to", &route.to);
 
-    let request = PeerConnect { client: client.peer_addr(), route: Arc::clone(route) };
+    let way = settings.way.get().cloned();
+    let request = PeerConnect { client, route: Arc::clone(route), opening: opening.clone(), way };
     let answer = tokio::time::timeout(CONNECT_LIMIT, lease.chain.call(request)).await;
     let upstream = answer.map_err(|_| FilterError::Timeout { after: CONNECT_LIMIT })??;
     Ok(Opened { upstream, route: Arc::clone(route), options: settings.splice, _seat: seat })

@@ -1,20 +1,25 @@
 //! `listeners.peer` in the configuration.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use qudag_filter_api::{
-    Address, BuildError, Chains, ConfigError, ConfigPath, Env, HostPort, Period, service_fn,
+    Address, BuildError, Chains, ConfigError, ConfigPath, Env, FilterError, HostPort, Period, service_fn,
 };
 use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Terminal, connect};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::identity::{IdentitySettings, PeerName};
 use crate::listener::{self, CONNECT_LIMIT};
-use crate::{Peer, PeerConnect, PeerFilters, PeerSettings, Route};
+use crate::tunnel::header::Destination;
+use crate::{Link, Peer, PeerConnect, PeerFilters, PeerSettings, Route, Sidecar, Tunnels, tunnel};
+
+/// The name of the tunnel's listener, and of its route to the node.
+const QUIC: &str = "quic";
 
 /// The listeners of peer traffic.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -24,6 +29,14 @@ pub struct PeerListener {
     pub outbound: Vec<Outbound>,
     /// What remote peers dial: each leads to the local node's `node.p2p`.
     pub inbound: Vec<HostPort>,
+    /// Where the sidecars of remote peers reach this one through the tunnel, over UDP.
+    pub quic: Option<HostPort>,
+    /// Who this sidecar is for others, and whom it believes; needed for the tunnel, in both directions.
+    pub identity: Option<IdentitySettings>,
+    /// The names of the sidecars that may come through the tunnel: the URIs in their certificates.
+    pub allow: Vec<PeerName>,
+    /// Where streams of the tunnel may lead besides `node`, which is `node.p2p`: names and addresses.
+    pub destinations: BTreeMap<Destination, HostPort>,
     /// The time for one attempt to connect, with resolving the name; at most 10s.
     pub connect_timeout: Period,
     /// How long an open connection may make no progress while bytes wait to be written.
@@ -40,6 +53,10 @@ impl Default for PeerListener {
         Self {
             outbound: Vec::new(),
             inbound: Vec::new(),
+            quic: None,
+            identity: None,
+            allow: Vec::new(),
+            destinations: BTreeMap::new(),
             connect_timeout: Period::secs(1),
             stall_timeout: Period::secs(60),
             half_close_timeout: Period::secs(300),
@@ -60,6 +77,10 @@ pub struct Outbound {
     pub bind: HostPort,
     /// The remote node or the inbound listener of its sidecar. A name is resolved at each connection.
     pub to: HostPort,
+    /// The remote node's sidecar. With the filter `connection_pooling` connections go through the tunnel to it, and to `to` only when
+    /// that fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sidecar: Option<Sidecar>,
 }
 
 /// A listener in the list where it stands.
@@ -68,6 +89,7 @@ struct Listed<'a> {
     bind: &'a HostPort,
     /// `None` for the local node.
     to: Option<&'a HostPort>,
+    sidecar: Option<&'a Sidecar>,
     /// The keys of `bind` from here.
     keys: Vec<String>,
 }
@@ -79,15 +101,90 @@ impl PeerListener {
             name: outbound.name.clone().unwrap_or_else(|| format!("outbound-{index}")),
             bind: &outbound.bind,
             to: Some(&outbound.to),
+            sidecar: outbound.sidecar.as_ref(),
             keys: vec!["outbound".to_owned(), index.to_string(), "bind".to_owned()],
         });
         let inbound = self.inbound.iter().enumerate().map(|(index, bind)| Listed {
             name: format!("inbound-{index}"),
             bind,
             to: None,
+            sidecar: None,
             keys: vec!["inbound".to_owned(), index.to_string()],
         });
-        outbound.chain(inbound)
+        let quic = self.quic.iter().map(|bind| Listed {
+            name: QUIC.to_owned(),
+            bind,
+            to: None,
+            sidecar: None,
+            keys: vec!["quic".to_owned()],
+        });
+        outbound.chain(inbound).chain(quic)
+    }
+
+    /// The routes of streams that come through the tunnel.
+    fn destinations(&self, env: &Env) -> HashMap<Destination, Arc<Route>> {
+        let Some(quic) = &self.quic else { return HashMap::new() };
+        let route = |name: String, to: &HostPort| {
+            Arc::new(Route { name, bind: quic.clone(), to: Address::Tcp(to.clone()), sidecar: None })
+        };
+        let others =
+            self.destinations.iter().map(|(name, to)| (name.clone(), route(format!("{QUIC}.{name}"), to)));
+        let node = (Destination::node(), route(QUIC.to_owned(), &env.node.p2p));
+        others.chain(std::iter::once(node)).collect()
+    }
+
+    /// What is wrong with the settings of the tunnel.
+    fn check_tunnel(&self, at: &ConfigPath) -> Vec<ConfigError> {
+        let mut errors = Vec::new();
+        let identity =
+            "add `identity: { certificate: PATH, key: PATH, authorities: PATH }` to listeners.peer";
+        for (index, outbound) in self.outbound.iter().enumerate() {
+            let at = at.key("outbound").index(index).key("sidecar");
+            let Some(sidecar) = &outbound.sidecar else { continue };
+            if self.identity.is_none() {
+                errors.push(at.error("the tunnel needs an identity").hint(identity));
+            }
+            if sidecar.to.is_empty() {
+                errors
+                    .push(at.key("to").error("no address").hint("the other sidecar's `listeners.peer.quic`"));
+            }
+            for (place, to) in sidecar.to.iter().enumerate() {
+                let at = at.key("to").index(place);
+                if to.port == 0 {
+                    let error = at.error("port 0 cannot be dialled");
+                    errors.push(error.hint("the port of the other sidecar's `listeners.peer.quic`"));
+                } else if self.quic.as_ref() == Some(to) {
+                    let error = at.error("the tunnel would lead to this sidecar itself");
+                    errors.push(error.hint("the remote sidecar's address"));
+                }
+            }
+        }
+        let named_quic = |outbound: &Outbound| outbound.name.as_deref() == Some(QUIC);
+        if let (None, Some(index)) = (&self.quic, self.outbound.iter().position(named_quic)) {
+            let error = at.key("outbound").index(index).key("name").error("the name `quic` is taken");
+            errors.push(error.hint("it is the name of the tunnel's own listener; choose another one"));
+        }
+        if self.quic.is_some() {
+            if self.identity.is_none() {
+                errors.push(at.key("quic").error("the tunnel needs an identity").hint(identity));
+            }
+            if self.allow.is_empty() {
+                let error = at.key("quic").error("nobody may come through the tunnel");
+                errors.push(error.hint("add `allow: [URI…]`, the names in the other sidecars' certificates"));
+            }
+        }
+        for (name, to) in &self.destinations {
+            let at = at.key("destinations").key(name.as_str());
+            if name.as_str() == Destination::NODE {
+                errors.push(at.error("`node` is node.p2p").hint("choose another name"));
+            } else if to.port == 0 {
+                errors.push(at.error("port 0 cannot be dialled").hint("the port of the destination"));
+            }
+        }
+        if let Some(identity) = &self.identity {
+            errors.extend(identity.check(&at.key("identity")));
+        }
+        errors
     }
 }
 
@@ -98,7 +195,7 @@ fn is_name(name: &str) -> bool {
 
 impl ListenerSpec for PeerListener {
     type Filters = PeerFilters;
-    type Upstream = ();
+    type Upstream = Tunnels;
 
     fn check(&self, at: &ConfigPath) -> Vec<ConfigError> {
         let mut errors = Vec::new();
@@ -119,6 +216,8 @@ impl ListenerSpec for PeerListener {
                 );
             }
         }
+
+        errors.extend(self.check_tunnel(at));
 
         let (mut names, mut binds) = (HashMap::new(), HashMap::new());
         for listed in self.listed() {
@@ -164,10 +263,14 @@ impl ListenerSpec for PeerListener {
     fn settings(&self, env: &Env) -> PeerSettings {
         let route = |listed: Listed<'_>| {
             let to = Address::Tcp(listed.to.unwrap_or(&env.node.p2p).clone());
-            Arc::new(Route { name: listed.name, bind: listed.bind.clone(), to })
+            let sidecar = listed.sidecar.cloned();
+            Arc::new(Route { name: listed.name, bind: listed.bind.clone(), to, sidecar })
         };
         PeerSettings {
-            routes: self.listed().map(route).collect(),
+            routes: self.listed().filter(|listed| listed.name != QUIC).map(route).collect(),
+            allow: Arc::new(self.allow.iter().cloned().collect::<HashSet<_>>()),
+            destinations: self.destinations(env),
+            way: OnceLock::new(),
             connect_timeout: self.connect_timeout.0,
             splice: SpliceOptions { stall: self.stall_timeout.0, half_close: self.half_close_timeout.0 },
             max_connections: self.max_connections,
@@ -176,17 +279,28 @@ impl ListenerSpec for PeerListener {
 
     fn terminal(
         &self,
-        _: &PeerFilters,
+        filters: &PeerFilters,
         settings: &Arc<PeerSettings>,
         env: &Env,
-        previous: Option<&Arc<()>>,
+        previous: Option<&Arc<Tunnels>>,
     ) -> Result<Terminal<Self>, BuildError> {
+        let tunnels = Tunnels::next(previous, self.identity.as_ref())?;
+        if let Some(way) = tunnels.way(&filters.connection_pooling.settings, settings, env) {
+            // Settings are new for each generation.
+            let _ = settings.way.set(Arc::new(way));
+        }
         let (timeout, resolve) = (settings.connect_timeout, Arc::clone(&env.resolve));
         let direct = service_fn::<Peer, _, _>(move |request: PeerConnect| {
             let resolve = Arc::clone(&resolve);
-            async move { connect(&request.route.to, &*resolve, timeout).await }
+            async move {
+                if request.route.requires_tunnel() {
+                    let why = "the route requires the tunnel, and `connection_pooling` is off";
+                    return Err(FilterError::Refused(why.into()));
+                }
+                connect(&request.route.to, &*resolve, timeout).await.map(Link::Direct)
+            }
         });
-        Ok((direct, previous.cloned().unwrap_or_default()))
+        Ok((direct, Arc::new(tunnels)))
     }
 
     fn bind(
@@ -195,7 +309,12 @@ impl ListenerSpec for PeerListener {
         chains: Chains<Peer>,
         env: Env,
     ) -> BoxFuture<'static, io::Result<Box<dyn Front>>> {
-        Box::pin(listener::bind(name, address, chains, env))
+        Box::pin(async move {
+            match address {
+                Address::Tcp(bind) if name == QUIC => tunnel::bind(name, bind, chains, env).await,
+                address => listener::bind(name, address, chains, env).await,
+            }
+        })
     }
 }
 

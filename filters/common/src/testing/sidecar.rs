@@ -21,6 +21,8 @@ pub struct Sidecar<L: ListenerSpec> {
     pub drain: Drain,
     /// The states of its filters.
     pub states: <L::Filters as ChainSpec>::States,
+    /// What the end of the chain knows.
+    pub upstream: Option<Arc<L::Upstream>>,
     env: Env,
     current: Current<KindOf<L>>,
 }
@@ -36,6 +38,7 @@ impl<L: ListenerSpec> Sidecar<L> {
             names,
             drain: Drain::new(),
             states: Default::default(),
+            upstream: None,
             env,
             current: Current::<KindOf<L>>::default(),
         };
@@ -60,7 +63,9 @@ impl<L: ListenerSpec> Sidecar<L> {
         assert_eq!(listener.check(&ConfigPath::root()), []);
         assert_eq!(filters.check(&ConfigPath::root()), []);
         let settings = Arc::new(listener.settings(&self.env));
-        let (terminal, _) = listener.terminal(&filters, &settings, &self.env, None).unwrap();
+        let upstream = self.upstream.as_ref();
+        let (terminal, upstream) = listener.terminal(&filters, &settings, &self.env, upstream).unwrap();
+        self.upstream = Some(upstream);
         let (chain, states) = filters.build(&self.env, &(), &self.states, terminal).unwrap();
         self.states = states;
         *lock(&self.current) = Some((chain, settings));

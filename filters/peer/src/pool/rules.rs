@@ -27,6 +27,8 @@ const LOSS_OF: u64 = 100;
 /// An outlier is so many times as slow as the median, and by this much at least.
 const SLOW_TIMES: u32 = 3;
 const SLOW_BY: Duration = Duration::from_millis(20);
+/// A dial that takes longer is probably in vain: nobody who can go another way waits for it.
+const SLOW_DIAL: Duration = Duration::from_secs(1);
 /// When a peer that cannot be dialled is tried again.
 const BREAKER: Settings =
     Settings { failures: 2, open: Duration::from_secs(1), max_open: Duration::from_secs(60) };
@@ -153,7 +155,8 @@ pub struct Work {
 pub struct Rules {
     members: Vec<Member>,
     next: u64,
-    dialling: bool,
+    /// Since when a dial is under way.
+    dialling: Option<Instant>,
     waiting: usize,
     /// Dials that failed.
     failures: u64,
@@ -169,7 +172,7 @@ impl Rules {
         Self {
             members: Vec::new(),
             next: 0,
-            dialling: false,
+            dialling: None,
             waiting: 0,
             failures: 0,
             breaker: Breaker::default(),
@@ -222,7 +225,8 @@ impl Rules {
         self.wanted = self.wanted.max(now);
     }
 
-    fn is_wanted(&self, now: Instant) -> bool {
+    /// Whether streams may come.
+    pub fn is_wanted(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.wanted) < UNWANTED || self.waiting > 0
     }
 
@@ -242,7 +246,8 @@ impl Rules {
             }
             return Choice::Use(id);
         }
-        let down = self.breaker.status() != Status::Closed && self.live_count() == 0;
+        let slow = self.dialling.is_some_and(|since| now.saturating_duration_since(since) > SLOW_DIAL);
+        let down = (slow || self.breaker.status() != Status::Closed) && self.live_count() == 0;
         if down && !(patient && self.may_dial(now)) {
             return Choice::Refuse(Refusal::Down);
         }
@@ -253,9 +258,14 @@ impl Rules {
         Choice::Wait
     }
 
+    /// Whether a dial is under way.
+    pub fn is_dialling(&self) -> bool {
+        self.dialling.is_some()
+    }
+
     /// Whether a dial is under way or would be allowed.
     fn may_dial(&self, now: Instant) -> bool {
-        if self.dialling {
+        if self.is_dialling() {
             return true;
         }
         // A copy: a pass that nobody uses would block the breaker.
@@ -292,6 +302,13 @@ impl Rules {
         }
     }
 
+    /// The other side wants no more streams on a connection.
+    pub fn leave(&mut self, id: Id) {
+        if let Some(member) = self.member(id) {
+            member.state = State::Draining;
+        }
+    }
+
     /// A connection was closed by the peer or its time limit.
     pub fn closed(&mut self, id: Id) {
         self.members.retain(|member| member.id != id);
@@ -299,7 +316,7 @@ impl Rules {
 
     /// A connection was opened.
     pub fn dialled(&mut self, dial: Dial, rtt: Duration, now: Instant) -> Id {
-        self.dialling = false;
+        self.dialling = None;
         self.breaker.success(dial.pass);
         let id = Id(self.next);
         self.next += 1;
@@ -322,7 +339,7 @@ impl Rules {
 
     /// A connection could not be opened. Returns whether the peer counts as down from now on.
     pub fn undialled(&mut self, dial: Dial, now: Instant, random: u64) -> bool {
-        self.dialling = false;
+        self.dialling = None;
         self.failures += 1;
         self.breaker.failure(dial.pass, &BREAKER, now, random)
     }
@@ -394,7 +411,7 @@ impl Rules {
 
     fn wants_more(&self, min: usize, max: usize, streams: u32) -> bool {
         let live = self.live_count();
-        if self.dialling {
+        if self.is_dialling() {
             return false;
         }
         // One more than the maximum while connections are replaced: the new one makes the others drain.
@@ -406,7 +423,7 @@ impl Rules {
     fn admit(&mut self, now: Instant) -> Option<Dial> {
         match self.breaker.admit(&BREAKER, now) {
             Decision::Admit(pass) => {
-                self.dialling = true;
+                self.dialling = Some(now);
                 Some(Dial { pass })
             }
             Decision::Reject { .. } => None,

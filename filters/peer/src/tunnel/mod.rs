@@ -1,3 +1,13 @@
 //! The tunnel between two sidecars: a QUIC stream for each TCP connection.
 
+mod accept;
 pub mod header;
+mod open;
+mod stream;
+pub mod transport;
+
+pub(crate) use accept::bind;
+pub use open::Failure;
+pub use open::Limits as OpenLimits;
+pub(crate) use open::{open, probe};
+pub use stream::TunnelStream;

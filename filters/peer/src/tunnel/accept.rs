@@ -1,0 +1,348 @@
+//! The listener of the tunnel: takes connections of other sidecars, and leads their streams to this one's node.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use metrics::counter;
+use qudag_filter_api::{Address, Chains, Env, FilterError, Host, HostPort, Kind};
+use qudag_filter_common::splice::Early;
+use qudag_filter_common::{ByteCounters, Drain, FlowLine, Front, Seats, splice_after};
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+use super::TunnelStream;
+use super::header::{Header, MAX_HEADER, Status};
+use super::transport;
+use crate::identity::{HandshakeOutcome, PeerName, peer_name};
+use crate::kind::{Link, Peer, PeerConnect, PeerSettings, Route};
+use crate::listener::CONNECT_LIMIT;
+use crate::opening::Opening;
+
+/// Handshakes at a time. Each costs the cryptography of a connection before its maker is known.
+const HANDSHAKES: usize = 256;
+/// From so many on, whoever wants one has to show first that its address is its own (RFC 9000 section 8.1.2).
+const CROWD: usize = 64;
+/// For a handshake.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+/// For a header after its stream was opened.
+const HEADER_LIMIT: Duration = Duration::from_secs(5);
+/// The most that is read with a header.
+const PIECE: usize = 16 << 10;
+/// The codes with which connections are closed.
+const DONE: VarInt = VarInt::from_u32(0);
+const REFUSED: VarInt = VarInt::from_u32(1);
+
+/// What all connections of the listener share.
+struct Place {
+    name: String,
+    chains: Chains<Peer>,
+    open: Seats,
+    handshakes: Arc<Semaphore>,
+}
+
+struct QuicFront {
+    endpoint: Endpoint,
+    address: Address,
+    place: Arc<Place>,
+}
+
+/// Binds the listener of the tunnel.
+///
+/// # Errors
+/// When the operating system refuses the address.
+pub(crate) async fn bind(
+    name: String,
+    bind: HostPort,
+    chains: Chains<Peer>,
+    env: Env,
+) -> io::Result<Box<dyn Front>> {
+    let ips = match &bind.host {
+        Host::Ip(ip) => vec![*ip],
+        Host::Name(name) => env.resolve.resolve(name).await?,
+    };
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for ip in ips {
+        match transport::endpoint(SocketAddr::new(ip, bind.port)) {
+            Ok(endpoint) => {
+                let address = Address::Tcp(endpoint.local_addr()?.into());
+                let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+                let place = Place { name, chains, open: Seats::default(), handshakes };
+                return Ok(Box::new(QuicFront { endpoint, address, place: Arc::new(place) }));
+            }
+            Err(why) => last = why,
+        }
+    }
+    Err(last)
+}
+
+impl Front for QuicFront {
+    fn address(&self) -> Address {
+        self.address.clone()
+    }
+
+    fn serve(self: Box<Self>, drain: Drain) -> BoxFuture<'static, ()> {
+        Box::pin(serve(self.endpoint, self.place, drain))
+    }
+}
+
+async fn serve(endpoint: Endpoint, place: Arc<Place>, drain: Drain) {
+    loop {
+        // The endpoint drops all packets until it has a configuration; each connection gets the current one below.
+        if let Some(config) = place.config() {
+            endpoint.set_server_config(Some((*config).clone()));
+            break;
+        }
+        tokio::select! {
+            () = drain.stopping() => return,
+            () = tokio::time::sleep(Duration::from_millis(50)) => {}
+        }
+    }
+    loop {
+        let incoming = tokio::select! {
+            biased;
+            () = drain.stopping() => break,
+            incoming = endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else { break };
+        admit(&place, incoming, &drain);
+    }
+    // Connections that are there keep the socket.
+    endpoint.set_server_config(None);
+}
+
+impl Place {
+    /// What connections are taken with now.
+    fn config(&self) -> Option<Arc<quinn::ServerConfig>> {
+        let lease = (self.chains)()?;
+        let settings = Arc::clone(&lease.settings);
+        let way = settings.way.get()?;
+        let allow = Arc::clone(&settings.allow);
+        Some(way.server(move |name| allow.contains(name)))
+    }
+}
+
+fn handshake(outcome: &'static str) {
+    counter!("qudag_sidecar_peer_handshakes_total", "outcome" => outcome).increment(1);
+}
+
+fn admit(place: &Arc<Place>, incoming: Incoming, drain: &Drain) {
+    let Some(config) = place.config() else {
+        handshake("off");
+        return incoming.refuse();
+    };
+    let Ok(permit) = Arc::clone(&place.handshakes).try_acquire_owned() else {
+        handshake("overloaded");
+        return incoming.refuse();
+    };
+    let crowded = HANDSHAKES - place.handshakes.available_permits() > CROWD;
+    if crowded && !incoming.remote_address_validated() && incoming.may_retry() {
+        handshake("retry");
+        // Cannot fail after the question above.
+        let _ = incoming.retry();
+        return;
+    }
+    let (place, drain) = (Arc::clone(place), drain.clone());
+    drain.clone().spawn(async move {
+        let remote = incoming.remote_address();
+        let shaken = match incoming.accept_with(config) {
+            Ok(connecting) => timeout(HANDSHAKE_LIMIT, connecting).await,
+            Err(why) => Ok(Err(why)),
+        };
+        drop(permit);
+        let outcome = match &shaken {
+            Ok(Ok(_)) => HandshakeOutcome::Ok,
+            Ok(Err(why)) => HandshakeOutcome::of(why),
+            Err(_) => HandshakeOutcome::Timeout,
+        };
+        let Ok(Ok(connection)) = shaken else {
+            handshake(outcome.label());
+            let why = outcome.explanation();
+            tracing::info!(%remote, outcome = outcome.label(), why, "a tunnel was not accepted");
+            return;
+        };
+        let own = (place.chains)().and_then(|lease| Some(lease.settings.way.get()?.identity.name()));
+        match peer_name(&connection) {
+            Some(name) if own.as_ref() != Some(&name) => {
+                handshake("ok");
+                serve_connection(&place, connection, name, &drain).await;
+            }
+            name => {
+                handshake(if name.is_some() { "itself" } else { "no_certificate" });
+                connection.close(REFUSED, b"");
+            }
+        }
+    });
+}
+
+/// Takes the streams of a connection until it ends; when the drain starts, no more, and the connection ends with the last one.
+async fn serve_connection(place: &Arc<Place>, connection: Connection, name: PeerName, drain: &Drain) {
+    let streams = TaskTracker::new();
+    let begin = |(send, receive): (SendStream, RecvStream)| {
+        let (place, drain, name) = (Arc::clone(place), drain.clone(), name.clone());
+        let remote = connection.remote_address();
+        let stream = async move { stream(&place, send, receive, &name, remote, &drain).await };
+        streams.spawn(stream);
+    };
+    loop {
+        tokio::select! {
+            biased;
+            opened = connection.accept_bi() => match opened {
+                Ok(halves) => begin(halves),
+                // The streams end by themselves.
+                Err(_) => break,
+            },
+            () = drain.stopping() => break,
+        }
+    }
+    streams.close();
+    loop {
+        tokio::select! {
+            biased;
+            () = streams.wait() => break,
+            opened = connection.accept_bi() => match opened {
+                Ok((mut send, mut receive)) => {
+                    streams.spawn(async move { refuse(&mut send, &mut receive, Status::Draining).await });
+                }
+                Err(_) => break,
+            },
+        }
+    }
+    streams.wait().await;
+    connection.close(DONE, b"");
+}
+
+/// Counts a stream that a peer opened.
+fn opened(outcome: &'static str) {
+    counter!("qudag_sidecar_peer_streams_total", "side" => "in", "outcome" => outcome).increment(1);
+}
+
+/// Answers with a status other than ok.
+async fn refuse(send: &mut SendStream, receive: &mut RecvStream, status: Status) {
+    opened(status.label());
+    last_word(send, receive, status).await;
+}
+
+/// Answers, and sees the answer arrive.
+async fn last_word(send: &mut SendStream, receive: &mut RecvStream, status: Status) {
+    // All of these fail only when nobody is there any more.
+    let _ = receive.stop(REFUSED);
+    if send.write_all(&[status.byte()]).await.is_ok() && send.finish().is_ok() {
+        let _ = timeout(HEADER_LIMIT, send.stopped()).await;
+    }
+}
+
+/// Reads the header, and what came with it.
+async fn header(receive: &mut RecvStream) -> Result<(Header, Vec<u8>), Status> {
+    let mut bytes = Vec::new();
+    loop {
+        let chunk = receive.read_chunk(PIECE, true).await;
+        let Ok(Some(chunk)) = chunk else { return Err(Status::Refused) };
+        bytes.extend_from_slice(&chunk.bytes);
+        match Header::decode(&bytes)? {
+            Some((header, length)) => {
+                bytes.drain(..length);
+                return Ok((header, bytes));
+            }
+            // Never: the longest header has been there.
+            None if bytes.len() > MAX_HEADER => return Err(Status::Refused),
+            None => {}
+        }
+    }
+}
+
+/// The life of a stream that a peer opened.
+async fn stream(
+    place: &Place,
+    mut send: SendStream,
+    mut receive: RecvStream,
+    name: &PeerName,
+    remote: SocketAddr,
+    drain: &Drain,
+) {
+    let read = timeout(HEADER_LIMIT, header(&mut receive)).await.unwrap_or(Err(Status::Refused));
+    let (header, early) = match read {
+        Ok(read) => read,
+        Err(status) => return refuse(&mut send, &mut receive, status).await,
+    };
+    let lease = (place.chains)();
+    let Some(lease) = lease.filter(|lease| lease.settings.allow.contains(name)) else {
+        return refuse(&mut send, &mut receive, Status::Refused).await;
+    };
+    if header.probe {
+        opened("probe");
+        return last_word(&mut send, &mut receive, Status::Ok).await;
+    }
+    let settings: &PeerSettings = &lease.settings;
+    let mut line = FlowLine::start(Peer::NAME, Some(remote));
+    line.detail("listener", &place.name).detail("peer", name);
+    let opened = async {
+        let route = settings
+            .destinations
+            .get(&header.destination)
+            .ok_or((Status::UnknownDestination, FilterError::Refused("unknown destination".into())))?;
+        let seat = place
+            .open
+            .take(settings.max_connections)
+            .ok_or_else(|| (Status::Overloaded, FilterError::Overloaded("max_connections reached".into())))?;
+        line.detail("route", &route.name).detail("to", &route.to);
+        let upstream = tokio::select! {
+            biased;
+            () = drain.aborted() => Err((Status::Draining, FilterError::Draining)),
+            answer = connect(&lease, route, remote) => answer.map_err(|why| (status(&why), why)),
+        }?;
+        Ok((seat, Arc::clone(route), upstream))
+    };
+    let (_seat, route, upstream) = match opened.await {
+        Ok(opened) => opened,
+        Err((status, why)) => {
+            line.detail("error", &why);
+            refuse(&mut send, &mut receive, status).await;
+            return line.end(why.label(), 0, 0);
+        }
+    };
+    let (options, counters) = (settings.splice, ByteCounters::new(Peer::NAME, &route.name));
+    // The open connection is independent of reloads.
+    drop(lease);
+    if send.write_all(&[Status::Ok.byte()]).await.is_err() {
+        upstream.reset();
+        return line.end("reset", 0, 0);
+    }
+    self::opened(Status::Ok.label());
+    let client = TunnelStream::new(send, receive, 0, ());
+    let early = Early { up: early, down: Vec::new() };
+    let spliced = splice_after(early, client, upstream, options, drain, &counters).await;
+    line.end(spliced.end.label(), spliced.up, spliced.down);
+}
+
+async fn connect(
+    lease: &qudag_filter_api::Lease<Peer>,
+    route: &Arc<Route>,
+    remote: SocketAddr,
+) -> Result<qudag_filter_common::Stream, FilterError> {
+    let request = PeerConnect {
+        client: Some(remote),
+        route: Arc::clone(route),
+        opening: Opening::default(),
+        way: None,
+    };
+    let answer = timeout(CONNECT_LIMIT, lease.chain.call(request)).await;
+    match answer.map_err(|_| FilterError::Timeout { after: CONNECT_LIMIT })?? {
+        Link::Direct(stream) => Ok(stream),
+        // Routes of the tunnel's own listener lead to no sidecar.
+        Link::Tunnel(_) => Err(FilterError::Internal("from tunnel to tunnel".into())),
+    }
+}
+
+fn status(why: &FilterError) -> Status {
+    match why {
+        FilterError::Overloaded(_) => Status::Overloaded,
+        FilterError::Draining => Status::Draining,
+        FilterError::Refused(_) | FilterError::Internal(_) => Status::Refused,
+        _ => Status::NodeDown,
+    }
+}

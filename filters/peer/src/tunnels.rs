@@ -1,0 +1,128 @@
+//! What the tunnel's parts share: the identity, the pools, and how a generation wants them.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use qudag_filter_api::{BuildError, Env, Resolve};
+use quinn::ServerConfig;
+
+use crate::connection_pooling::ConnectionPooling;
+use crate::identity::{Identity, IdentitySettings, PeerName};
+use crate::kind::{PeerSettings, Sidecar};
+use crate::pool::{PeerPool, PoolStatus, Pools, Settings, Target};
+use crate::tunnel::transport;
+
+/// What outlives a reload: the identity with its watched files, and the connections to other sidecars.
+#[derive(Clone, Default)]
+pub struct Tunnels {
+    identity: Option<(IdentitySettings, Arc<Identity>)>,
+    pools: Arc<Pools>,
+}
+
+impl fmt::Debug for Tunnels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tunnels").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+impl Tunnels {
+    /// Those of the next generation.
+    ///
+    /// # Errors
+    /// When the identity cannot be read.
+    pub(crate) fn next(
+        previous: Option<&Arc<Self>>,
+        identity: Option<&IdentitySettings>,
+    ) -> Result<Self, BuildError> {
+        let previous = previous.map(|tunnels| Self::clone(tunnels)).unwrap_or_default();
+        let identity = match (identity, previous.identity) {
+            (None, _) => None,
+            (Some(new), Some((old, identity))) if *new == old => Some((old, identity)),
+            (Some(new), _) => {
+                let opened =
+                    Identity::open(new).map_err(|why| BuildError::new("listeners.peer.identity", why))?;
+                Some((new.clone(), opened))
+            }
+        };
+        Ok(Self { identity, pools: previous.pools })
+    }
+
+    /// The way into the tunnel for a generation's requests; `None` without an identity.
+    pub(crate) fn way(&self, pooling: &ConnectionPooling, settings: &PeerSettings, env: &Env) -> Option<Way> {
+        let (_, identity) = self.identity.as_ref()?;
+        self.pools.forget(|name, class| {
+            let mut sidecars = settings.routes.iter().filter_map(|route| route.sidecar.as_ref());
+            sidecars.any(|sidecar| sidecar.name == *name && sidecar.class == class)
+        });
+        Some(Way {
+            identity: Arc::clone(identity),
+            pools: Arc::clone(&self.pools),
+            settings: pooling.pool_settings(),
+            resolve: Arc::clone(&env.resolve),
+            server: Mutex::new(None),
+        })
+    }
+
+    /// The own identity.
+    pub fn identity(&self) -> Option<&Arc<Identity>> {
+        self.identity.as_ref().map(|(_, identity)| identity)
+    }
+
+    /// What is known of the connections to other sidecars.
+    pub fn statuses(&self) -> Vec<PoolStatus> {
+        self.pools.statuses()
+    }
+}
+
+/// The way into the tunnel, and out of it at the other side, as one generation has it.
+pub struct Way {
+    pub(crate) identity: Arc<Identity>,
+    pools: Arc<Pools>,
+    settings: Settings,
+    resolve: Arc<dyn Resolve>,
+    /// For connections from others, with the change of the identity that it was made for.
+    server: Mutex<Option<(u64, Arc<ServerConfig>)>>,
+}
+
+impl fmt::Debug for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Way").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+impl Way {
+    /// The connections to a sidecar.
+    pub(crate) fn pool(&self, sidecar: &Sidecar) -> Arc<PeerPool> {
+        let target = Target {
+            to: sidecar.to.clone(),
+            identity: Arc::clone(&self.identity),
+            resolve: Arc::clone(&self.resolve),
+            settings: self.settings,
+        };
+        self.pools.pool(&sidecar.name, sidecar.class, target)
+    }
+
+    /// The time limits of opening a stream.
+    pub(crate) fn limits(&self) -> crate::tunnel::OpenLimits {
+        self.settings.opening
+    }
+
+    /// What connections from others are taken with.
+    pub(crate) fn server(
+        &self,
+        allowed: impl Fn(&PeerName) -> bool + Send + Sync + 'static,
+    ) -> Arc<ServerConfig> {
+        let version = *self.identity.changes().borrow();
+        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, config)) = server.as_ref()
+            && *of == version
+        {
+            return Arc::clone(config);
+        }
+        let mut config = ServerConfig::with_crypto(self.identity.server(Arc::new(allowed)));
+        config.transport_config(transport::config(self.settings.transport));
+        let config = Arc::new(config);
+        *server = Some((version, Arc::clone(&config)));
+        config
+    }
+}
