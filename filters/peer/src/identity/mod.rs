@@ -11,7 +11,10 @@ mod follow;
 mod load;
 mod name;
 mod outcome;
+pub mod pki;
 mod settings;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 use std::fmt;

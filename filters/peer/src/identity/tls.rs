@@ -108,6 +108,14 @@ impl Tls {
     }
 }
 
+#[cfg(test)]
+impl Tls {
+    /// What is inside of the configurations for quinn.
+    pub(super) fn raw(&self, allowed: Allowed) -> (ServerConfig, ClientConfig) {
+        (self.parts.server(Arc::clone(&allowed)), self.parts.client(allowed))
+    }
+}
+
 impl Parts {
     fn server(&self, allowed: Allowed) -> ServerConfig {
         let verifier = Clients { chains: Arc::clone(&self.chains), allowed };
@@ -153,6 +161,15 @@ fn check_name(certificate: &CertificateDer<'_>, allowed: &Allowed) -> Result<(),
     Err(denied())
 }
 
+/// What verifying a chain has found. A signature that is wrong is that of another authority with the name of one of ours: two that
+/// were made with the same name, for instance. It says nothing about who has the key; that is proved apart, later.
+fn of_chain(error: Error) -> Error {
+    match error {
+        Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
+        error => error,
+    }
+}
+
 /// Whether a chain leads to one of the authorities, however its time stands.
 pub(super) fn is_from(chain: &[CertificateDer<'_>], roots: &RootCertStore) -> bool {
     let Some((own, intermediates)) = chain.split_first() else { return false };
@@ -160,7 +177,7 @@ pub(super) fn is_from(chain: &[CertificateDer<'_>], roots: &RootCertStore) -> bo
     let verified = ParsedCertificate::try_from(own).and_then(|own| {
         verify_server_cert_signed_by_trust_anchor(&own, roots, intermediates, UnixTime::now(), algorithms)
     });
-    !matches!(verified, Err(Error::InvalidCertificate(CertificateError::UnknownIssuer)))
+    !matches!(verified.map_err(of_chain), Err(Error::InvalidCertificate(CertificateError::UnknownIssuer)))
 }
 
 /// Verifies clients.
@@ -186,7 +203,7 @@ impl ClientCertVerifier for Clients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chains.verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self.chains.verify_client_cert(end_entity, intermediates, now).map_err(of_chain)?;
         check_name(end_entity, &self.allowed)?;
         Ok(verified)
     }
@@ -238,7 +255,8 @@ impl ServerCertVerifier for Servers {
     ) -> Result<ServerCertVerified, Error> {
         let certificate = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&certificate, &self.roots, intermediates, now, algorithms)?;
+        verify_server_cert_signed_by_trust_anchor(&certificate, &self.roots, intermediates, now, algorithms)
+            .map_err(of_chain)?;
         check_name(end_entity, &self.allowed)?;
         Ok(ServerCertVerified::assertion())
     }
