@@ -9,7 +9,7 @@ use tokio::io::ReadBuf;
 use tokio::sync::Notify;
 
 /// The most bytes of a client that are read before its connection is open.
-pub const MOST: usize = 16 << 10;
+pub(crate) const MOST: usize = 16 << 10;
 /// How much is read at once.
 const PIECE: usize = 4 << 10;
 

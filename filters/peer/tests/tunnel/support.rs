@@ -1,0 +1,247 @@
+//! Two sidecars in one process, a lossy wire between them, and nodes behind them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use qudag_filter_api::{Address, Node};
+use qudag_filter_common::testing::{self, PATIENCE, metric, nowhere, until};
+use qudag_filter_peer::PeerListener;
+use qudag_filter_peer::identity::pki::{Authority, init};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::time::timeout;
+
+pub type Sidecar = testing::Sidecar<PeerListener>;
+
+/// A node that sends a greeting, and then does as the first byte says: `s` sends for ever, everything else is echoed.
+pub async fn node(greeting: char) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            tokio::spawn(serve(tcp, greeting));
+        }
+    });
+    address
+}
+
+async fn serve(mut tcp: TcpStream, greeting: char) -> io::Result<()> {
+    tcp.write_all(&[greeting as u8]).await?;
+    let mut first = [0];
+    if tcp.read(&mut first).await? == 0 {
+        return tcp.shutdown().await;
+    }
+    if first == [b's'] {
+        loop {
+            tcp.write_all(&[0; 16_384]).await?;
+        }
+    }
+    tcp.write_all(&first).await?;
+    let (mut read, mut write) = tcp.split();
+    tokio::io::copy(&mut read, &mut write).await?;
+    write.shutdown().await
+}
+
+/// Passes datagrams on, until it is cut.
+pub struct Wire {
+    pub address: SocketAddr,
+    cut: Arc<AtomicBool>,
+}
+
+impl Wire {
+    pub async fn to(server: SocketAddr) -> Self {
+        let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let (address, cut) = (front.local_addr().unwrap(), Arc::new(AtomicBool::new(false)));
+        let is_cut = Arc::clone(&cut);
+        tokio::spawn(async move {
+            let mut backs = std::collections::HashMap::<SocketAddr, Arc<UdpSocket>>::new();
+            let mut datagram = vec![0; 65_536];
+            while let Ok((length, client)) = front.recv_from(&mut datagram).await {
+                if !backs.contains_key(&client) {
+                    let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+                    back.connect(server).await.unwrap();
+                    backs.insert(client, Arc::clone(&back));
+                    let (front, is_cut) = (Arc::clone(&front), Arc::clone(&is_cut));
+                    tokio::spawn(async move {
+                        let mut datagram = vec![0; 65_536];
+                        loop {
+                            // A server that is not there refuses, which says nothing of the next datagram.
+                            let Ok(length) = back.recv(&mut datagram).await else { continue };
+                            if !is_cut.load(Ordering::SeqCst) {
+                                let _ = front.send_to(&datagram[..length], client).await;
+                            }
+                        }
+                    });
+                }
+                if !is_cut.load(Ordering::SeqCst) {
+                    let _ = backs[&client].send(&datagram[..length]).await;
+                }
+            }
+        });
+        Self { address, cut }
+    }
+
+    pub fn cut(&self, cut: bool) {
+        self.cut.store(cut, Ordering::SeqCst);
+    }
+}
+
+/// Sidecar A, whose only route leads to sidecar B, and through it to a node that greets with `t`. What goes past the tunnel is greeted
+/// with `d`.
+pub struct Pair {
+    pub name: &'static str,
+    pub a: Sidecar,
+    pub b: Sidecar,
+    pub wire: Wire,
+    pub direct: SocketAddr,
+    pub files: tempfile::TempDir,
+    listeners: Value,
+}
+
+/// How a pair is unusual.
+#[derive(Default)]
+pub struct Unusual {
+    /// Of the filter.
+    pub pooling: Value,
+    /// Of the route's `sidecar`.
+    pub sidecar: Value,
+    /// Instead of A's name.
+    pub allow: Option<&'static str>,
+    /// Instead of the node behind B.
+    pub node: Option<SocketAddr>,
+    /// From the beginning.
+    pub cut: bool,
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+pub fn peer(test: &str, side: &str) -> String {
+    format!("spiffe://test/{test}-{side}")
+}
+
+fn merged(mut one: Value, other: &Value) -> Value {
+    for (key, value) in other.as_object().into_iter().flatten() {
+        one[key] = value.clone();
+    }
+    one
+}
+
+pub fn pooling(settings: &Value) -> Value {
+    json!({ "connection_pooling": merged(json!({ "enabled": true }), settings) })
+}
+
+impl Pair {
+    pub async fn start(name: &'static str, unusual: Unusual) -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let now = SystemTime::now();
+        init(files.path(), "test", 100 * DAY, now).unwrap();
+        let authority = Authority::open(files.path(), now).unwrap();
+        for side in ["a", "b"] {
+            let uri = peer(name, side).parse().unwrap();
+            let out = files.path().join(side);
+            std::fs::create_dir(&out).unwrap();
+            authority.issue(side, Some(uri), DAY, &out, now).unwrap();
+        }
+        let (inside, direct) = (node('t').await, node('d').await);
+        let behind = Node { p2p: unusual.node.unwrap_or(inside).into(), ..nowhere() };
+        let allow = unusual.allow.map_or_else(|| peer(name, "a"), str::to_owned);
+        let listeners = json!({ "quic": "127.0.0.1:0", "identity": identity(&files, "b"), "allow": [allow] });
+        let b = Sidecar::start(behind, listeners, json!({})).await;
+        let wire = Wire::to(quic(&b)).await;
+        wire.cut(unusual.cut);
+        let sidecar = json!({ "to": [wire.address.to_string()], "name": peer(name, "b") });
+        let route = json!({
+            "name": name, "bind": "127.0.0.1:0", "to": direct.to_string(),
+            "sidecar": merged(sidecar, &unusual.sidecar),
+        });
+        let listeners = json!({ "outbound": [route], "identity": identity(&files, "a") });
+        let a = Sidecar::start(nowhere(), listeners.clone(), pooling(&unusual.pooling)).await;
+        Self { name, a, b, wire, direct, files, listeners }
+    }
+
+    /// Other settings of A's filters.
+    pub fn reload(&mut self, filters: Value) {
+        self.a.reload(self.listeners.clone(), filters);
+    }
+
+    /// Waits until the first connection is up.
+    pub async fn warm(&self) {
+        until("a connection is up", || self.dials("ok") >= 1.0).await;
+    }
+
+    pub fn dials(&self, outcome: &str) -> f64 {
+        let peer = format!("peer=\"{}\"", peer(self.name, "b"));
+        metric("qudag_sidecar_peer_dials_total", &[&peer, &format!("outcome=\"{outcome}\"")])
+    }
+
+    pub fn fallbacks(&self, reason: &str) -> f64 {
+        let labels = [format!("target=\"{}\"", self.name), format!("reason=\"{reason}\"")];
+        metric("qudag_sidecar_peer_fallbacks_total", &[&labels[0], &labels[1]])
+    }
+
+    /// Connections of the pool in a state.
+    pub fn connections(&self, state: &str) -> usize {
+        let pools = self.a.upstream.as_ref().unwrap().statuses();
+        pools.iter().flat_map(|pool| &pool.connections).filter(|it| it.state == state).count()
+    }
+
+    /// Streams on all connections.
+    pub fn streams(&self) -> u32 {
+        let pools = self.a.upstream.as_ref().unwrap().statuses();
+        pools.iter().flat_map(|pool| &pool.connections).map(|it| it.streams).sum()
+    }
+
+    /// A new connection of a client, with what it was greeted with.
+    pub async fn greeted(&self) -> io::Result<(TcpStream, char)> {
+        greeted(self.a.tcp()).await
+    }
+}
+
+pub fn identity(files: &tempfile::TempDir, side: &str) -> Value {
+    let file = |name: &str| -> PathBuf { files.path().join(side).join(name) };
+    json!({
+        "certificate": file(&format!("{side}.pem")), "key": file(&format!("{side}.key")), "authorities": file("ca.pem"),
+    })
+}
+
+pub fn quic(sidecar: &Sidecar) -> SocketAddr {
+    match &sidecar.addresses[0] {
+        Address::Tcp(address) => address.socket_addr().unwrap(),
+        Address::Unix(_) => panic!("not UDP"),
+    }
+}
+
+pub fn is_reset<T>(result: &io::Result<T>) -> bool {
+    result.as_ref().is_err_and(|why| why.kind() == io::ErrorKind::ConnectionReset)
+}
+
+/// Connects and reads the greeting.
+pub async fn greeted(address: SocketAddr) -> io::Result<(TcpStream, char)> {
+    let work = async {
+        let mut tcp = TcpStream::connect(address).await?;
+        let byte = tcp.read_u8().await?;
+        Ok((tcp, char::from(byte)))
+    };
+    timeout(PATIENCE, work).await.expect("an answer in time")
+}
+
+/// Sends bytes and expects them back.
+pub async fn echo(tcp: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
+    let work = async {
+        tcp.write_all(bytes).await?;
+        let mut back = vec![0; bytes.len()];
+        tcp.read_exact(&mut back).await?;
+        assert!(back == bytes, "other bytes came back");
+        Ok(())
+    };
+    timeout(PATIENCE, work).await.expect("an echo in time")
+}
+
+pub fn noise(length: u32) -> Vec<u8> {
+    (0..length).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+}
