@@ -417,7 +417,9 @@ impl Rules {
         // One more than the maximum while connections are replaced: the new one makes the others drain.
         let outdated = live > 0 && self.live().all(|member| member.outdated);
         let crowded = self.live().all(|member| member.streams >= (streams / 2).max(1));
-        live < min || (live < max && (self.waiting > 0 || (live > 0 && crowded))) || outdated
+        // Those who wait may not have been told yet of the connection that they waited for.
+        let full = self.live().all(|member| member.streams >= streams);
+        live < min || (live < max && ((full && self.waiting > 0) || (live > 0 && crowded))) || outdated
     }
 
     fn admit(&mut self, now: Instant) -> Option<Dial> {
