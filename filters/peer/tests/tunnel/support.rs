@@ -1,5 +1,7 @@
-//! Two sidecars in one process, a lossy wire between them, and nodes behind them.
+//! Two sidecars in one process, a wire that can be cut between them, and nodes behind them.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,14 +15,17 @@ use qudag_filter_peer::PeerListener;
 use qudag_filter_peer::identity::pki::{Authority, init};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-pub type Sidecar = testing::Sidecar<PeerListener>;
+pub(crate) type Sidecar = testing::Sidecar<PeerListener>;
 
 /// A node that sends a greeting, and then does as the first byte says: `s` sends for ever, everything else is echoed.
-pub async fn node(greeting: char) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+pub(crate) async fn node(greeting: char) -> SocketAddr {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    // A thousand at once: a connection that finds no room waits for ever for the greeting.
+    let listener = socket.listen(4096).unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {
@@ -48,24 +53,24 @@ async fn serve(mut tcp: TcpStream, greeting: char) -> io::Result<()> {
 }
 
 /// Passes datagrams on, until it is cut.
-pub struct Wire {
-    pub address: SocketAddr,
+pub(crate) struct Wire {
+    pub(crate) address: SocketAddr,
     cut: Arc<AtomicBool>,
 }
 
 impl Wire {
-    pub async fn to(server: SocketAddr) -> Self {
+    pub(crate) async fn to(server: SocketAddr) -> Self {
         let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
         let (address, cut) = (front.local_addr().unwrap(), Arc::new(AtomicBool::new(false)));
         let is_cut = Arc::clone(&cut);
         tokio::spawn(async move {
-            let mut backs = std::collections::HashMap::<SocketAddr, Arc<UdpSocket>>::new();
+            let mut backs = HashMap::<SocketAddr, Arc<UdpSocket>>::new();
             let mut datagram = vec![0; 65_536];
             while let Ok((length, client)) = front.recv_from(&mut datagram).await {
-                if !backs.contains_key(&client) {
+                if let Entry::Vacant(new) = backs.entry(client) {
                     let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
                     back.connect(server).await.unwrap();
-                    backs.insert(client, Arc::clone(&back));
+                    new.insert(Arc::clone(&back));
                     let (front, is_cut) = (Arc::clone(&front), Arc::clone(&is_cut));
                     tokio::spawn(async move {
                         let mut datagram = vec![0; 65_536];
@@ -86,41 +91,40 @@ impl Wire {
         Self { address, cut }
     }
 
-    pub fn cut(&self, cut: bool) {
+    pub(crate) fn cut(&self, cut: bool) {
         self.cut.store(cut, Ordering::SeqCst);
     }
 }
 
 /// Sidecar A, whose only route leads to sidecar B, and through it to a node that greets with `t`. What goes past the tunnel is greeted
 /// with `d`.
-pub struct Pair {
-    pub name: &'static str,
-    pub a: Sidecar,
-    pub b: Sidecar,
-    pub wire: Wire,
-    pub direct: SocketAddr,
-    pub files: tempfile::TempDir,
+pub(crate) struct Pair {
+    pub(crate) name: &'static str,
+    pub(crate) a: Sidecar,
+    pub(crate) b: Sidecar,
+    pub(crate) wire: Wire,
+    pub(crate) files: tempfile::TempDir,
     listeners: Value,
 }
 
 /// How a pair is unusual.
 #[derive(Default)]
-pub struct Unusual {
+pub(crate) struct Unusual {
     /// Of the filter.
-    pub pooling: Value,
+    pub(crate) pooling: Value,
     /// Of the route's `sidecar`.
-    pub sidecar: Value,
+    pub(crate) sidecar: Value,
     /// Instead of A's name.
-    pub allow: Option<&'static str>,
+    pub(crate) allow: Option<&'static str>,
     /// Instead of the node behind B.
-    pub node: Option<SocketAddr>,
+    pub(crate) node: Option<SocketAddr>,
     /// From the beginning.
-    pub cut: bool,
+    pub(crate) cut: bool,
 }
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-pub fn peer(test: &str, side: &str) -> String {
+pub(crate) fn peer(test: &str, side: &str) -> String {
     format!("spiffe://test/{test}-{side}")
 }
 
@@ -131,12 +135,12 @@ fn merged(mut one: Value, other: &Value) -> Value {
     one
 }
 
-pub fn pooling(settings: &Value) -> Value {
+pub(crate) fn pooling(settings: &Value) -> Value {
     json!({ "connection_pooling": merged(json!({ "enabled": true }), settings) })
 }
 
 impl Pair {
-    pub async fn start(name: &'static str, unusual: Unusual) -> Self {
+    pub(crate) async fn start(name: &'static str, unusual: Unusual) -> Self {
         let files = tempfile::tempdir().unwrap();
         let now = SystemTime::now();
         init(files.path(), "test", 100 * DAY, now).unwrap();
@@ -159,69 +163,71 @@ impl Pair {
             "name": name, "bind": "127.0.0.1:0", "to": direct.to_string(),
             "sidecar": merged(sidecar, &unusual.sidecar),
         });
-        let listeners = json!({ "outbound": [route], "identity": identity(&files, "a") });
+        // Everything runs in one process, which may be slow for a while.
+        let listeners =
+            json!({ "outbound": [route], "identity": identity(&files, "a"), "connect_timeout": "10s" });
         let a = Sidecar::start(nowhere(), listeners.clone(), pooling(&unusual.pooling)).await;
-        Self { name, a, b, wire, direct, files, listeners }
+        Self { name, a, b, wire, files, listeners }
     }
 
     /// Other settings of A's filters.
-    pub fn reload(&mut self, filters: Value) {
+    pub(crate) fn reload(&mut self, filters: Value) {
         self.a.reload(self.listeners.clone(), filters);
     }
 
     /// Waits until the first connection is up.
-    pub async fn warm(&self) {
+    pub(crate) async fn warm(&self) {
         until("a connection is up", || self.dials("ok") >= 1.0).await;
     }
 
-    pub fn dials(&self, outcome: &str) -> f64 {
+    pub(crate) fn dials(&self, outcome: &str) -> f64 {
         let peer = format!("peer=\"{}\"", peer(self.name, "b"));
         metric("qudag_sidecar_peer_dials_total", &[&peer, &format!("outcome=\"{outcome}\"")])
     }
 
-    pub fn fallbacks(&self, reason: &str) -> f64 {
+    pub(crate) fn fallbacks(&self, reason: &str) -> f64 {
         let labels = [format!("target=\"{}\"", self.name), format!("reason=\"{reason}\"")];
         metric("qudag_sidecar_peer_fallbacks_total", &[&labels[0], &labels[1]])
     }
 
     /// Connections of the pool in a state.
-    pub fn connections(&self, state: &str) -> usize {
+    pub(crate) fn connections(&self, state: &str) -> usize {
         let pools = self.a.upstream.as_ref().unwrap().statuses();
         pools.iter().flat_map(|pool| &pool.connections).filter(|it| it.state == state).count()
     }
 
     /// Streams on all connections.
-    pub fn streams(&self) -> u32 {
+    pub(crate) fn streams(&self) -> u32 {
         let pools = self.a.upstream.as_ref().unwrap().statuses();
         pools.iter().flat_map(|pool| &pool.connections).map(|it| it.streams).sum()
     }
 
     /// A new connection of a client, with what it was greeted with.
-    pub async fn greeted(&self) -> io::Result<(TcpStream, char)> {
+    pub(crate) async fn greeted(&self) -> io::Result<(TcpStream, char)> {
         greeted(self.a.tcp()).await
     }
 }
 
-pub fn identity(files: &tempfile::TempDir, side: &str) -> Value {
+pub(crate) fn identity(files: &tempfile::TempDir, side: &str) -> Value {
     let file = |name: &str| -> PathBuf { files.path().join(side).join(name) };
     json!({
         "certificate": file(&format!("{side}.pem")), "key": file(&format!("{side}.key")), "authorities": file("ca.pem"),
     })
 }
 
-pub fn quic(sidecar: &Sidecar) -> SocketAddr {
+pub(crate) fn quic(sidecar: &Sidecar) -> SocketAddr {
     match &sidecar.addresses[0] {
         Address::Tcp(address) => address.socket_addr().unwrap(),
         Address::Unix(_) => panic!("not UDP"),
     }
 }
 
-pub fn is_reset<T>(result: &io::Result<T>) -> bool {
+pub(crate) fn is_reset<T>(result: &io::Result<T>) -> bool {
     result.as_ref().is_err_and(|why| why.kind() == io::ErrorKind::ConnectionReset)
 }
 
 /// Connects and reads the greeting.
-pub async fn greeted(address: SocketAddr) -> io::Result<(TcpStream, char)> {
+pub(crate) async fn greeted(address: SocketAddr) -> io::Result<(TcpStream, char)> {
     let work = async {
         let mut tcp = TcpStream::connect(address).await?;
         let byte = tcp.read_u8().await?;
@@ -231,7 +237,7 @@ pub async fn greeted(address: SocketAddr) -> io::Result<(TcpStream, char)> {
 }
 
 /// Sends bytes and expects them back.
-pub async fn echo(tcp: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
+pub(crate) async fn echo(tcp: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
     let work = async {
         tcp.write_all(bytes).await?;
         let mut back = vec![0; bytes.len()];
@@ -242,6 +248,6 @@ pub async fn echo(tcp: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
     timeout(PATIENCE, work).await.expect("an echo in time")
 }
 
-pub fn noise(length: u32) -> Vec<u8> {
+pub(crate) fn noise(length: u32) -> Vec<u8> {
     (0..length).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
 }
