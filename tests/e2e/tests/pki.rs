@@ -116,6 +116,9 @@ async fn a_certificate_is_renewed_and_a_short_one_expires() {
     assert_ne!(after["fingerprint_sha256"], before["fingerprint_sha256"]);
     assert!(after["not_after"].as_str() < before["not_after"].as_str(), "{after:#} {before:#}");
 
+    let told = pki(&["renew", text(&files.certificate), "--dir", text(kit.dir())]).await.ok();
+    assert!(told.starts_with("urn:example:a, until ") && told.contains("replaced "), "{told}");
+
     let short = kit.issue_with("b", &["--lifetime", "1s"]).await;
     let expired = async || {
         let [facts] = &shown(&[&short.certificate]).await[..] else { panic!() };
