@@ -115,7 +115,15 @@ pub(super) fn run(command: PkiCommand, format: Format) -> Result<(), Failure> {
         }
         PkiCommand::Renew { file, dir, lifetime } => {
             let issued = Authority::open(&dir, now)?.renew(&file, lifetime.or_days(365), now)?;
-            print_issued(&issued, format)
+            let (certificate, key) = (issued.certificate.display(), issued.key.display());
+            match format.json {
+                true => print_json(&as_issued(&issued)),
+                false => output::print(&format!(
+                    "{}, until {}\nreplaced {certificate} and {key}\n",
+                    issued.name,
+                    time(issued.not_after)
+                )),
+            }
         }
         PkiCommand::Show { files } => show(&files, format, now),
     }
@@ -136,22 +144,29 @@ impl From<PkiError> for Failure {
 }
 
 fn print_issued(issued: &Issued, format: Format) -> Result<(), Failure> {
-    let [certificate, key, authorities] =
-        [&issued.certificate, &issued.key, &issued.authorities].map(|file| absolute(file));
-    let (name, until) = (&issued.name, time(issued.not_after));
     if format.json {
-        return print_json(&json!({
-            "name": name, "certificate": certificate, "key": key, "authorities": authorities, "not_after": until,
-        }));
+        return print_json(&as_issued(issued));
     }
+    let [certificate, key, authorities] =
+        [&issued.certificate, &issued.key, &issued.authorities].map(|file| word(&absolute(file)));
     output::print(&format!(
-        "{name}, until {until}\n\n\
+        "{}, until {}\n\n\
          For its configuration:\n\n\
-         listeners:\n  peer:\n    identity:\n      certificate: {}\n      key: {}\n      authorities: {}\n",
-        word(&certificate),
-        word(&key),
-        word(&authorities)
+         listeners:\n  peer:\n    identity:\n      certificate: {certificate}\n      key: {key}\n      \
+         authorities: {authorities}\n",
+        issued.name,
+        time(issued.not_after),
     ))
+}
+
+fn as_issued(issued: &Issued) -> Value {
+    json!({
+        "name": issued.name,
+        "certificate": absolute(&issued.certificate),
+        "key": absolute(&issued.key),
+        "authorities": absolute(&issued.authorities),
+        "not_after": time(issued.not_after),
+    })
 }
 
 fn show(files: &[PathBuf], format: Format, now: SystemTime) -> Result<(), Failure> {

@@ -190,7 +190,27 @@ impl Standing {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_damaged_certificate_is_read_or_refused(at: proptest::sample::Index, byte: u8, cut: proptest::sample::Index) {
+            let mut params = rcgen::CertificateParams::default();
+            params.subject_alt_names = vec![rcgen::SanType::URI("spiffe://a/b".try_into().unwrap())];
+            let key = rcgen::KeyPair::generate().unwrap();
+            let whole = params.self_signed(&key).unwrap().der().to_vec();
+            let mut damaged = whole.clone();
+            damaged[at.index(whole.len())] = byte;
+            for bytes in [damaged.as_slice(), &whole[..cut.index(whole.len())]] {
+                if let Ok(facts) = Facts::of(&CertificateDer::from(bytes)) {
+                    let _readable = (facts.name(), facts.standing(SystemTime::now()), facts.fingerprint_text());
+                }
+            }
+            prop_assert!(Facts::of(&CertificateDer::from(whole)).unwrap().name().is_ok());
+        }
+    }
 
     #[test]
     fn a_certificate_is_renewed_in_good_time() {

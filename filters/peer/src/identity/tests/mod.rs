@@ -8,7 +8,7 @@ mod wire;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use quinn::crypto::rustls::QuicClientConfig;
@@ -73,6 +73,43 @@ fn only(last: &str) -> Allowed {
 fn listen(identity: &Identity, allowed: Allowed) -> Endpoint {
     let config = ServerConfig::with_crypto(identity.server(allowed));
     Endpoint::server(config, SocketAddr::from(([127, 0, 0, 1], 0))).unwrap()
+}
+
+/// The log of this thread, from now on.
+struct Log {
+    lines: Arc<Mutex<Vec<u8>>>,
+    _recording: tracing::subscriber::DefaultGuard,
+}
+
+impl Log {
+    fn start() -> Self {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let sink = Sink(Arc::clone(&lines));
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || sink.clone()).finish();
+        Self { lines, _recording: tracing::subscriber::set_default(subscriber) }
+    }
+
+    /// How many lines have all these parts.
+    fn count(&self, parts: &[&str]) -> usize {
+        let lines = self.lines.lock().unwrap().clone();
+        let lines = String::from_utf8(lines).unwrap();
+        lines.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
+    }
+}
+
+#[derive(Clone)]
+struct Sink(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What a side has in the end: the name of the other one, or why there is none.

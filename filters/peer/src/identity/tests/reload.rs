@@ -67,6 +67,7 @@ async fn new_files_are_used_for_new_handshakes_and_old_connections_live_on() {
 async fn bad_files_leave_the_old_identity_and_are_counted_once() {
     let recorder = PrometheusBuilder::new().build_recorder();
     let _recording = metrics::set_default_local_recorder(&recorder);
+    let log = Log::start();
     let ca = Ca::new();
     let (a, b) = (ca.identity("a"), ca.identity("b"));
     let (old, mut changes) = (a.facts(), a.changes());
@@ -77,6 +78,7 @@ async fn bad_files_leave_the_old_identity_and_are_counted_once() {
     // Longer than it takes to look at the files twice more.
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!((value(&recorder, REFUSED), value(&recorder, LOADED)), (1.0, 0.0));
+    assert_eq!(log.count(&["WARN", "cannot be used", "a.pem", "no certificate in it", "hint="]), 1);
     assert_eq!((a.facts(), changes.has_changed().unwrap()), (old.clone(), false));
     assert!(meet(&listen(&a, only("b")), b.client(name("a"))).await.0.is_ok(), "the old one is in use");
 
@@ -126,6 +128,21 @@ async fn files_behind_a_swapped_link_are_followed() {
     std::fs::rename(ca.file("new"), ca.file("data")).unwrap();
     assert_eq!(changed(&mut changes).await, 1);
     assert_ne!(identity.facts(), old);
+}
+
+#[tokio::test]
+async fn a_certificate_that_has_expired_is_told_once_until_it_is_replaced() {
+    let log = Log::start();
+    let ca = Ca::at(SystemTime::now() - 2 * DAY);
+    let identity = ca.identity("a");
+    assert!(identity.expires() < SystemTime::now());
+    until("it is told", || log.count(&["WARN", "a.pem has expired"]) == 1).await;
+    let mut changes = identity.changes();
+    ca.authority().renew(&ca.file("a.pem"), DAY, SystemTime::now()).unwrap();
+    changed(&mut changes).await;
+    assert!(identity.expires() > SystemTime::now());
+    assert_eq!(log.count(&["WARN"]), 1, "nothing else is to be said");
+    assert_eq!(log.count(&["INFO", "the identity was loaded", "spiffe://test.example/a"]), 2);
 }
 
 #[tokio::test]
