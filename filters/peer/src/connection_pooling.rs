@@ -22,6 +22,8 @@ use crate::tunnel::{OpenLimits, TunnelStream, open};
 /// stream for each connection of a client. What cannot goes directly, unless the route requires the tunnel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
+// The schema knows another `ConnectionPooling`, of HTTP.
+#[schemars(rename = "PeerConnectionPooling")]
 pub struct ConnectionPooling {
     /// Connections to one sidecar that are kept while there are routes to it.
     #[schemars(range(min = 1, max = 16))]

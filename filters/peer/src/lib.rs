@@ -9,6 +9,7 @@ mod listener;
 mod opening;
 pub mod pool;
 mod settings;
+mod status;
 pub mod tunnel;
 mod tunnels;
 
@@ -16,4 +17,5 @@ pub use connection_pooling::ConnectionPooling;
 pub use kind::{Link, Peer, PeerConnect, PeerFilters, PeerSettings, PeerStates, Route, Sidecar};
 pub use opening::Opening;
 pub use settings::{Outbound, PeerListener};
+pub use status::{OwnStatus, PeersStatus, RouteStatus};
 pub use tunnels::{Tunnels, Way};

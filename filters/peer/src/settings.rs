@@ -181,7 +181,10 @@ impl PeerListener {
                 errors.push(at.error("port 0 cannot be dialled").hint("the port of the destination"));
             }
         }
-        if let Some(identity) = &self.identity {
+        if let Some(identity) = &self.identity
+            // A configuration may be looked at where its files are not; where it is used, they have to be there.
+            && [&identity.certificate, &identity.key, &identity.authorities].iter().all(|file| file.exists())
+        {
             errors.extend(identity.check(&at.key("identity")));
         }
         errors

@@ -53,6 +53,11 @@ pub trait Operations: Clone + Send + Sync + 'static {
     /// # Errors
     /// When DNS is not served.
     fn dns_servers(&self) -> Result<Value, ControlError>;
+    /// Which way connections to peers go, and why.
+    ///
+    /// # Errors
+    /// When peer traffic is not served.
+    fn peers(&self) -> Result<Value, ControlError>;
     /// Asks the sidecar's own DNS chain.
     fn dns_lookup(&self, question: &Question) -> impl Future<Output = Result<Value, ControlError>> + Send;
     /// The configuration in force, as YAML without secrets.
@@ -139,6 +144,10 @@ impl Operations for Control {
 
     fn dns_servers(&self) -> Result<Value, ControlError> {
         self.dns_servers().map(json)
+    }
+
+    fn peers(&self) -> Result<Value, ControlError> {
+        self.peers().map(json)
     }
 
     async fn dns_lookup(&self, question: &Question) -> Result<Value, ControlError> {

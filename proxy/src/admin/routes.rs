@@ -50,6 +50,7 @@ pub(super) fn router<C: Operations>(control: C, auth: &Arc<Auth>, metrics: Metri
         .route("/flags/{name}", read(auth, explain::<C>))
         .route("/cache", read(auth, cache_stats::<C>))
         .route("/dns/servers", read(auth, dns_servers::<C>))
+        .route("/peers", read(auth, peers::<C>))
         .route("/tap/{kind}", read(auth, tap::<C>))
         .route("/bypass", read(auth, bypass_state::<C>).merge(change(auth, bypass::<C>)))
         .route("/reload", change(auth, reload::<C>))
@@ -230,6 +231,10 @@ async fn reset<C: Operations>(
 
 async fn dns_servers<C: Operations>(State(api): State<Api<C>>) -> Answer<Value> {
     Ok(Json(json!({ "servers": api.control.dns_servers()? })))
+}
+
+async fn peers<C: Operations>(State(api): State<Api<C>>) -> Answer<Value> {
+    Ok(Json(api.control.peers()?))
 }
 
 async fn dns_lookup<C: Operations>(

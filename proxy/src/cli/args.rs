@@ -191,6 +191,18 @@ Examples:
         #[command(flatten)]
         format: Format,
     },
+    /// Show which way connections to peers go and why, and the tunnel's connections
+    #[command(after_help = "\
+Example:
+  qudag-sidecar peers --json")]
+    Peers {
+        /// Which sidecar.
+        #[command(flatten)]
+        target: Target,
+        /// How to print.
+        #[command(flatten)]
+        format: Format,
+    },
     /// Ask the sidecar's DNS
     #[command(after_help = "\
 Examples:

@@ -65,6 +65,7 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
             CacheCommand::Rebuild => rebuild::run(&common, &target, format),
             CacheCommand::Flush(flush) => Ask::cache_flush(flush).run(&common, &target, format),
         },
+        Command::Peers { target, format } => Ask::peers().run(&common, &target, format),
         Command::Dns { command, target, format } => Ask::dns(command).run(&common, &target, format),
         Command::Tap { tap: wish, target, format } => tap::run(&wish, &common, &target, format),
         Command::Bypass { state, target, format } => bypass::run(state, &common, &target, format),

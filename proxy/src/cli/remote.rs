@@ -93,6 +93,11 @@ impl Ask {
         Self::post("/cache/flush", Value::Object(body), view::flushed)
     }
 
+    /// `peers`
+    pub(super) fn peers() -> Self {
+        Self::get("/peers", view::peers)
+    }
+
     /// `dns …`
     pub(super) fn dns(command: DnsCommand) -> Self {
         let (name, rtype, trace, dnssec, cd) = match command {

@@ -105,6 +105,11 @@ impl<L: ListenerSpec> Line<L> {
         &self.upstream
     }
 
+    /// Whether a filter is on.
+    pub fn has(&self, filter: &str) -> bool {
+        self.chain.has(filter)
+    }
+
     /// A copy of the chain, for a request that the sidecar makes itself.
     pub fn chain(&self) -> Svc<KindOf<L>> {
         self.chain.service()

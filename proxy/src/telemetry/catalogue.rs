@@ -264,6 +264,56 @@ pub const CATALOGUE: &[Metric] = &[
     counter("qudag_sidecar_dns_receive_errors_total", &[], "Errors of receiving DNS messages over UDP."),
     counter("qudag_sidecar_dns_send_errors_total", &[], "Replies that could not be sent over UDP."),
     // Peers.
+    counter(
+        "qudag_sidecar_peer_streams_total",
+        &["side", "outcome"],
+        "Streams of the tunnel that were asked for (side=out) or came (side=in), by what became of them.",
+    ),
+    counter(
+        "qudag_sidecar_peer_fallbacks_total",
+        &["target", "reason"],
+        "Connections that went directly although the peer has a sidecar, by the reason.",
+    ),
+    counter(
+        "qudag_sidecar_peer_dials_total",
+        &["peer", "outcome"],
+        "Attempts to connect to another sidecar, by outcome.",
+    ),
+    counter(
+        "qudag_sidecar_peer_handshakes_total",
+        &["outcome"],
+        "Handshakes of other sidecars with this one, by outcome.",
+    ),
+    gauge(
+        "qudag_sidecar_peer_pool_connections",
+        &["peer", "class", "state"],
+        "Connections to another sidecar: those that take streams (state=live) and those that finish theirs (state=draining).",
+    ),
+    gauge(
+        "qudag_sidecar_peer_pool_streams",
+        &["peer", "class"],
+        "Streams on the connections to another sidecar.",
+    ),
+    gauge(
+        "qudag_sidecar_peer_pool_rtt_seconds",
+        &["peer", "class"],
+        "The shortest round trip among the connections to another sidecar.",
+    ),
+    counter(
+        "qudag_sidecar_peer_packets_sent_total",
+        &["peer", "class"],
+        "QUIC packets sent to another sidecar.",
+    ),
+    counter(
+        "qudag_sidecar_peer_packets_lost_total",
+        &["peer", "class"],
+        "QUIC packets to another sidecar that were lost.",
+    ),
+    counter(
+        "qudag_sidecar_peer_black_holes_total",
+        &["peer", "class"],
+        "How often a path to another sidecar stopped to carry large packets.",
+    ),
     gauge(
         "qudag_sidecar_identity_expiry_seconds",
         &[],

@@ -1,7 +1,7 @@
 //! Two nodes, two sidecars, four namespaces in a row: node A — sidecar A — sidecar B — node B. Nothing routes, so each node
 //! reaches only its own sidecar.
 
-use qudag_kit::{Namespace, Setup, TestSidecar};
+use qudag_kit::{IdentityFiles, Namespace, Setup, TestSidecar};
 
 /// The namespaces, cabled.
 pub struct Cables {
@@ -66,6 +66,38 @@ impl Cables {
         let yaml = side("10.91.3.2:8000", "10.91.3.1:4001", "10.91.2.1:4001", "10.91.2.2:4001");
         TestSidecar::with(Setup { yaml: &yaml, namespace: Some(&self.side_b), env: &[] }).await
     }
+}
+
+/// One end of a tunnel between the sidecars of [`Cables`].
+pub struct TunnelEnd<'a> {
+    /// Who it is.
+    pub own: &'a IdentityFiles,
+    /// Who the other one is.
+    pub other: &'a IdentityFiles,
+}
+
+impl Cables {
+    /// The sidecar of node A: port 4001 towards the node leads to node B through the tunnel, and no other way.
+    pub async fn tunnel_a(&self, end: TunnelEnd<'_>) -> TestSidecar {
+        let yaml = tunnel("10.91.1.2:8000", "10.91.1.1:4001", "10.91.2.2", "10.91.2.1", &end);
+        TestSidecar::with(Setup { yaml: &yaml, namespace: Some(&self.side_a), env: &[] }).await
+    }
+
+    /// The sidecar of node B: port 4001 towards the node leads to node A through the tunnel, and no other way.
+    pub async fn tunnel_b(&self, end: TunnelEnd<'_>) -> TestSidecar {
+        let yaml = tunnel("10.91.3.2:8000", "10.91.3.1:4001", "10.91.2.1", "10.91.2.2", &end);
+        TestSidecar::with(Setup { yaml: &yaml, namespace: Some(&self.side_b), env: &[] }).await
+    }
+}
+
+fn tunnel(node: &str, bind: &str, other: &str, own: &str, end: &TunnelEnd<'_>) -> String {
+    let (identity, name) = (end.own.yaml(), &end.other.name);
+    format!(
+        "node: {{ name: here, p2p: \"{node}\" }}\nlisteners:\n  peer:\n    identity: {identity}\n    quic: \
+         \"{own}:4433\"\n    allow: [\"{name}\"]\n    outbound: [{{ name: there, bind: \"{bind}\", to: \"{other}:4001\", \
+         sidecar: {{ to: [\"{other}:4433\"], name: \"{name}\", require_tunnel: true }} }}]\nfilters:\n  peer:\n    \
+         circuit_breaker: {{ enabled: true }}\n    retry: {{ enabled: true }}\n    connection_pooling: {{ enabled: true }}\n"
+    )
 }
 
 fn side(node: &str, bind: &str, to: &str, inbound: &str) -> String {

@@ -9,11 +9,12 @@ use super::Ended;
 const MOST: usize = 16;
 
 /// What a condition may ask for: `client`, `outcome` and the details that the kinds of traffic write.
-pub const KEYS: [&str; 21] = [
+pub const KEYS: [&str; 23] = [
     "application",
     "client",
     "database",
     "error",
+    "fallback",
     "filter",
     "flags",
     "listener",
@@ -21,6 +22,7 @@ pub const KEYS: [&str; 21] = [
     "name",
     "outcome",
     "path",
+    "peer",
     "rcode",
     "route",
     "source",

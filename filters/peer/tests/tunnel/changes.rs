@@ -59,7 +59,7 @@ async fn a_toggle_moves_new_connections_and_no_open_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn half_of_the_flows_can_go_through_it() {
+async fn flows_that_the_rollout_leaves_out_go_directly() {
     let mut pair = Pair::start("rollout", Unusual::default()).await;
     pair.warm().await;
     pair.reload(pooling(&json!({ "rollout": 0 })));

@@ -7,8 +7,17 @@ use tokio::io::AsyncWriteExt;
 
 use super::{Answer, Headers, Server};
 
-const READS: [&str; 8] =
-    ["/version", "/status", "/config", "/filters", "/flags/dns_cache", "/cache", "/bypass", "/dns/servers"];
+const READS: [&str; 9] = [
+    "/version",
+    "/status",
+    "/config",
+    "/filters",
+    "/flags/dns_cache",
+    "/cache",
+    "/bypass",
+    "/dns/servers",
+    "/peers",
+];
 const CHANGES: [&str; 9] = [
     "/reload",
     "/bypass",

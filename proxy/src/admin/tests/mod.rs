@@ -124,6 +124,9 @@ impl Operations for Double {
     fn dns_servers(&self) -> Result<Value, ControlError> {
         Ok(json!([{"server": "192.0.2.1:53"}]))
     }
+    fn peers(&self) -> Result<Value, ControlError> {
+        Ok(json!({"routes": [{"name": "b"}]}))
+    }
     async fn dns_lookup(&self, question: &Question) -> Result<Value, ControlError> {
         let Question { name, rtype, dnssec, cd, trace } = question;
         Ok(json!({"asked": [name, rtype, dnssec, cd, trace]}))

@@ -23,6 +23,8 @@ async fn wishes_arrive_and_errors_are_told() {
     assert_eq!(post("/cache/flush", r#"{"type": "A"}"#).await.json(), json!({"flushed": 3, "left": 3}));
     let servers = server.send("GET /dns/servers", "", |_| ()).await;
     assert_eq!(servers.json(), json!({"servers": [{"server": "192.0.2.1:53"}]}));
+    let peers = server.send("GET /peers", "", |_| ()).await;
+    assert_eq!(peers.json(), json!({"routes": [{"name": "b"}]}));
     let rebuild = post("/cache/rebuild", "").await;
     assert_eq!(rebuild.status, 202);
     assert_eq!(rebuild.json(), json!({"rebuilding": true, "total": 3, "done": 1, "failed": 0}));

@@ -3,6 +3,7 @@
 mod cache;
 mod dns;
 mod flows;
+mod peers;
 
 use qudag_filter_api::Period;
 use serde_json::Value;
@@ -10,6 +11,7 @@ use serde_json::Value;
 pub(super) use cache::{cache, flushed, rebuilt};
 pub(super) use dns::{lookup, servers};
 pub(super) use flows::FlowTable;
+pub(super) use peers::peers;
 
 use super::output::{Cell, Tone, cell, columns, plain, table};
 
