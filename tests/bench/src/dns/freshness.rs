@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use qudag_kit::{Behaviour, FaultyDns};
+use serde_json::Value;
 
 use super::load::{self, Answer, Load, Order, Pace};
 use super::question::{Questions, Verdict, name};
@@ -139,7 +140,7 @@ fn until_new(
 
 fn flush(resolver: &Resolver) -> Result<(), Failure> {
     if let Some(sidecar) = resolver.sidecar() {
-        return sidecar.post("/cache/flush");
+        return sidecar.post("/cache/flush", Value::Null);
     }
     let config = resolver.folder().unwrap_or_default().join("config");
     let done = Command::new("unbound-control").arg("-c").arg(config).args(["flush_zone", "."]).output()?;
@@ -166,7 +167,7 @@ pub(super) fn rows_toggles(table: &Table<'_>) -> Result<Vec<Row>, Failure> {
             for _ in 0..toggles {
                 for verb in ["disable", "enable"] {
                     std::thread::park_timeout(pause);
-                    sidecar.post(&format!("/filters/dns.dns_cache/{verb}"))?;
+                    sidecar.post(&format!("/filters/dns.dns_cache/{verb}"), Value::Null)?;
                 }
             }
             Ok(())
