@@ -54,12 +54,20 @@ pub(super) fn rows_hit_rate(table: &Table<'_>) -> Result<Vec<Row>, Failure> {
 pub(super) fn rows_flight(table: &Table<'_>) -> Result<Vec<Row>, Failure> {
     const QUERIES: u64 = 10_000;
     const AWAY: Duration = Duration::from_millis(350);
-    let questions = Questions::new(5..6);
+    let (questions, others) = (Questions::new(5..6), Questions::new(100..200));
     let (mut asked, mut failed) = (Vec::new(), Vec::new());
     for who in table.all() {
         let upstream = upstream();
         let resolver = table.start(who, &Setting::new([upstream.addr()]))?;
         upstream.behave(Behaviour::Delay(AWAY));
+        // So that everybody knows how long that server takes: who is silent for longer than usual may be asked again.
+        load::run(Load {
+            to: resolver.address,
+            questions: &others,
+            order: Order::InTurn,
+            pace: Pace::Open { rate: 100.0, queries: others.len() as u64 },
+            patience: Duration::from_secs(5),
+        })?;
         let outcome = load::run(Load {
             to: resolver.address,
             questions: &questions,
