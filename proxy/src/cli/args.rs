@@ -230,6 +230,26 @@ to the node, at once, or when the sidecar gives no sign of life for 1.5 seconds.
         #[command(flatten)]
         format: Format,
     },
+    /// Make a private certificate authority for the tunnels between sidecars, and certificates from it
+    #[command(after_help = "\
+Examples:
+  qudag-sidecar pki init --dir pki --name example.org
+  qudag-sidecar pki issue node-a --dir pki --out for-node-a        spiffe://example.org/node-a
+  qudag-sidecar pki renew /etc/qudag-sidecar/node-a.pem --dir pki  taken at once by the sidecar that runs
+  qudag-sidecar pki show pki/ca.pem for-node-a/node-a.pem
+
+Copy NAME.pem, NAME.key and ca.pem to the sidecar's host; ca.key stays with you. Certificates from elsewhere do as well (SPIRE,
+cert-manager, step-ca): what counts is that there is one URI among their subject alternative names.
+
+Exit code 1 when a file is in the way, missing or wrong.")]
+    Pki {
+        /// What to do.
+        #[command(subcommand)]
+        command: super::pki::PkiCommand,
+        /// How to print.
+        #[command(flatten)]
+        format: Format,
+    },
     /// Finish the work under way, then stop
     Drain {
         /// Which sidecar.
@@ -450,6 +470,11 @@ mod tests {
             "filters enable x --ttl 5",
             "filters disable x --rollout 5",
             "cache flush --name a --type A",
+            "pki init",
+            "pki init --dir a --days 0",
+            "pki issue a --dir a --days 1 --lifetime 1h",
+            "pki issue a --dir a --uri node-a",
+            "pki show",
             "bypass maybe",
             "status --admin nowhere",
             "completions tcsh",

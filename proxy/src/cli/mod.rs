@@ -8,6 +8,7 @@ mod exit;
 mod find;
 mod local;
 mod output;
+mod pki;
 mod rebuild;
 mod remote;
 mod tap;
@@ -67,6 +68,7 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Dns { command, target, format } => Ask::dns(command).run(&common, &target, format),
         Command::Tap { tap: wish, target, format } => tap::run(&wish, &common, &target, format),
         Command::Bypass { state, target, format } => bypass::run(state, &common, &target, format),
+        Command::Pki { command, format } => pki::run(command, format),
         Command::Drain { target, format } => Ask::drain().run(&common, &target, format),
         Command::Reload { target, format } => Ask::reload().run(&common, &target, format),
         Command::Completions { shell } => local::completions(shell),

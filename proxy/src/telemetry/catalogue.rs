@@ -263,6 +263,17 @@ pub const CATALOGUE: &[Metric] = &[
     ),
     counter("qudag_sidecar_dns_receive_errors_total", &[], "Errors of receiving DNS messages over UDP."),
     counter("qudag_sidecar_dns_send_errors_total", &[], "Replies that could not be sent over UDP."),
+    // Peers.
+    gauge(
+        "qudag_sidecar_identity_expiry_seconds",
+        &[],
+        "When the own certificate of tunnels between sidecars expires, in seconds since the Unix epoch.",
+    ),
+    counter(
+        "qudag_sidecar_identity_reloads_total",
+        &["outcome"],
+        "New certificates, keys or authorities of tunnels that were taken (ok), or could not be used (error).",
+    ),
     // RPC, HTTP, databases.
     counter("qudag_sidecar_rpc_calls_total", &["method", "outcome"], "RPC calls, by method and outcome."),
     gauge("qudag_sidecar_http_pool_idle", &[], "Idle connections in the HTTP pool."),
