@@ -1,7 +1,14 @@
 //! Network namespaces and the cables between them.
 
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::panic::resume_unwind;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::program::{Finished, Start};
 
@@ -56,7 +63,11 @@ impl Namespace {
         other.plug(&far, other_address);
     }
 
-    fn plug(&self, device: &str, addresses: &str) {
+    /// Gives a device inside its addresses, written as for [`connect`](Self::connect), and brings it up.
+    ///
+    /// # Panics
+    /// When `ip` refuses.
+    pub fn plug(&self, device: &str, addresses: &str) {
         for address in addresses.split(',') {
             let mut words = vec!["addr", "add", address, "dev", device];
             if address.contains(':') {
@@ -74,6 +85,26 @@ impl Namespace {
     /// When it fails.
     pub fn ip(&self, args: &[&str]) {
         run(&[&["-n", &self.name], args].concat()).unwrap();
+    }
+
+    /// Runs `work` inside, on a thread of its own. Sockets and devices that it makes stay in the namespace wherever
+    /// they are used later.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered, which needs root.
+    ///
+    /// # Panics
+    /// When `work` does.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        let place = File::open(format!("/run/netns/{}", self.name))?;
+        // The thread that enters a namespace stays there.
+        thread::scope(|scope| {
+            let entered = scope.spawn(|| {
+                move_into_link_name_space(place.as_fd(), Some(LinkNameSpaceType::Network))?;
+                Ok(work())
+            });
+            entered.join().unwrap_or_else(|panic| resume_unwind(panic))
+        })
     }
 
     /// Runs a program inside, to its end.
@@ -102,6 +133,8 @@ fn run(args: &[&str]) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::UdpSocket;
+
     use super::*;
 
     #[tokio::test]
@@ -111,5 +144,19 @@ mod tests {
         one.connect("10.91.0.1/24", &two, "10.91.0.2/24");
         assert!(one.run("ip", &["route", "get", "10.91.0.2"]).await.ok().contains("10.91.0.2 dev"));
         assert_ne!(one.run("ip", &["route", "get", "10.92.0.2"]).await.code, 0);
+    }
+
+    #[test]
+    fn a_socket_made_inside_stays_inside() {
+        crate::needs_namespaces!();
+        if !crate::program::is_root() {
+            crate::skip!("entering a namespace needs root");
+        }
+        let (one, two) = (Namespace::new(), Namespace::new());
+        one.connect("10.91.0.1/24", &two, "10.91.0.2/24");
+        let bind = || UdpSocket::bind("10.91.0.1:0");
+        assert!(one.inside(bind).unwrap().is_ok());
+        assert!(two.inside(bind).unwrap().is_err());
+        assert!(bind().is_err());
     }
 }
