@@ -1,0 +1,199 @@
+//! Delay, jitter and rate.
+
+use std::io::{Read, Write};
+use std::net::UdpSocket;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use qudag_wan::{Direction, Settings};
+
+use crate::pair::{Ip, PATIENCE, Pair, send_numbers};
+
+/// How much later than the settings say the best of some packets may come.
+const EXACT: Duration = Duration::from_micros(500);
+
+/// Round trips until `enough` says so of the shortest, each at least `least`; gives them sorted.
+fn ping(left: &UdpSocket, right: &UdpSocket, least: Duration, enough: Duration) -> Vec<Duration> {
+    let echo = right.try_clone().unwrap();
+    let echo = thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok(length) = echo.recv(&mut buffer) {
+            if length == 1 {
+                return;
+            }
+            echo.send(&buffer[..length]).unwrap();
+        }
+    });
+    let start = Instant::now();
+    let mut times = Vec::new();
+    loop {
+        let sent = Instant::now();
+        left.send(&[7; 56]).unwrap();
+        left.recv(&mut [0; 64]).unwrap();
+        let time = sent.elapsed();
+        assert!(time >= least, "a round trip of {time:?}, {least:?} at least");
+        times.push(time);
+        let shortest = times.iter().min().unwrap();
+        if times.len() >= 20 && *shortest <= enough {
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "the shortest round trip took {shortest:?}, {enough:?} at most");
+    }
+    left.send(&[0]).unwrap();
+    echo.join().unwrap();
+    times.sort();
+    times
+}
+
+#[test]
+fn a_round_trip_takes_twice_the_delay() {
+    qudag_wan::needs_wan!();
+    for ip in [Ip::V4, Ip::V6] {
+        let pair = Pair::new("delay=20ms");
+        let (left, right) = pair.udp(ip);
+        let delay = Duration::from_millis(40);
+        let times = ping(&left, &right, delay, delay + EXACT);
+        println!(
+            "{ip:?}: 2 × 20 ms took {:?} to {:?}, median {:?}",
+            times[0],
+            times[times.len() - 1],
+            times[times.len() / 2]
+        );
+    }
+}
+
+#[test]
+fn each_direction_has_its_own_delay() {
+    qudag_wan::needs_wan!();
+    let (to_right, to_left) = ("delay=3ms".parse().unwrap(), "delay=9ms".parse().unwrap());
+    let pair = Pair::with(Settings { to_right, ..Settings::both(to_left) });
+    let (left, right) = pair.udp(Ip::V4);
+    ping(&left, &right, Duration::from_millis(12), Duration::from_millis(12) + EXACT);
+    // The way to the right alone, with both clocks the same.
+    let start = Instant::now();
+    loop {
+        let sent = Instant::now();
+        left.send(&[0; 56]).unwrap();
+        right.recv(&mut [0; 64]).unwrap();
+        let time = sent.elapsed();
+        assert!(time >= Duration::from_millis(3), "{time:?}");
+        if time < Duration::from_millis(3) + EXACT {
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "one way took {time:?} at last");
+    }
+}
+
+#[test]
+fn jitter_stays_within_its_bounds() {
+    qudag_wan::needs_wan!();
+    let pair = Pair::new("delay=5ms,jitter=3ms");
+    let (left, right) = pair.udp(Ip::V4);
+    // Two ways of 2 to 8 ms each; one round trip in 25 or so is shorter than 5 ms.
+    let times = ping(&left, &right, Duration::from_millis(4), Duration::from_millis(5));
+    let (first, last) = (times[0], times[times.len() - 1]);
+    assert!(last - first > Duration::from_millis(2), "{first:?} to {last:?} is no jitter");
+}
+
+/// Bits per second that datagrams with these headers bring, between the first and the last.
+fn udp_rate(pair: &Pair, bytes: usize, count: u32) -> f64 {
+    let (left, right) = pair.udp(Ip::V4);
+    let receiver = thread::spawn(move || {
+        let mut times = Vec::new();
+        while times.len() < count as usize {
+            right.recv(&mut [0; 2048]).unwrap();
+            times.push(Instant::now());
+        }
+        times
+    });
+    send_numbers(pair, &left, count, bytes);
+    let times = receiver.join().unwrap();
+    let bits = (times.len() - 1) as f64 * (bytes + 28) as f64 * 8.0;
+    bits / (times[times.len() - 1] - times[0]).as_secs_f64()
+}
+
+#[test]
+fn the_rate_is_reached_and_not_exceeded() {
+    qudag_wan::needs_wan!();
+    // Alone or beside a delay; 1.5 s each.
+    for settings in ["rate=20mbit,queue=10s", "rate=20mbit,queue=10s,delay=10ms"] {
+        let pair = Pair::new(settings);
+        let start = Instant::now();
+        let rate = udp_rate(&pair, 1222, 3000) / 20e6;
+        println!("{settings}: {:.2} % of the rate", rate * 100.0);
+        // The clocks of the receiver may be late by some for the first packet, and for the last.
+        assert!(rate < 1.01, "{settings}: {rate} of the rate");
+        assert!(start.elapsed() >= Duration::from_secs_f64(3000.0 * 1250.0 * 8.0 / 20e6), "{settings}");
+        assert!(rate > 0.97, "{settings}: {rate} of the rate");
+    }
+}
+
+#[test]
+fn tcp_gets_the_rate_too() {
+    qudag_wan::needs_wan!();
+    let pair = Pair::new("rate=50mbit,delay=5ms,queue=50ms");
+    let (mut left, mut right) = pair.tcp(Ip::V6);
+    let bytes = 6_000_000;
+    let writer = thread::spawn(move || left.write_all(&vec![1; bytes]).unwrap());
+    let mut received = 0;
+    let mut buffer = vec![0; 65_536];
+    let start = Instant::now();
+    while received < bytes {
+        let length = right.read(&mut buffer).unwrap();
+        assert_ne!(length, 0);
+        received += length;
+    }
+    let rate = received as f64 * 8.0 / start.elapsed().as_secs_f64();
+    writer.join().unwrap();
+    println!("TCP: {:.1} of 50 Mbit/s", rate / 1e6);
+    // 60 to 72 bytes of headers are in packets of 1500; the beginning is slow.
+    assert!(rate < 50e6, "{rate}");
+    assert!(rate > 35e6, "{rate}");
+}
+
+#[test]
+fn a_queue_fills_and_drops() {
+    qudag_wan::needs_wan!();
+    // 10 packets of 1250 bytes, 100 ms.
+    let pair = Pair::new("rate=1mbit,queue=12500");
+    let (left, right) = pair.udp(Ip::V4);
+    let sent = Instant::now();
+    send_numbers(&pair, &left, 100, 1222);
+    let counters = pair.wait_for(100);
+    assert!(sent.elapsed() >= Duration::from_millis(110), "{:?}", sent.elapsed());
+    let came = crate::pair::numbers(&right);
+    assert_eq!(came.len() as u64, 100 - counters.dropped.queue);
+    // One that is sent and ten that wait; more if sending all took longer than a packet does.
+    assert!((11..50).contains(&came.len()), "{came:?}");
+    assert_eq!(came[..11], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+}
+
+#[test]
+fn bufferbloat_is_real() {
+    qudag_wan::needs_wan!();
+    let pair = Pair::new("rate=2mbit,queue=400ms");
+    let (left, right) = pair.udp(Ip::V4);
+    let (mut busy, mut sink) = pair.tcp(Ip::V4);
+    ping(&left, &right, Duration::ZERO, Duration::from_millis(3));
+    // A transfer fills the queue, and what comes after it waits behind.
+    let transfer = thread::spawn(move || while busy.write_all(&[0; 10_000]).is_ok() {});
+    let reader = thread::spawn(move || {
+        let mut buffer = vec![0; 65_536];
+        while sink.read(&mut buffer).is_ok_and(|length| length > 0) {}
+    });
+    let start = Instant::now();
+    loop {
+        let sent = Instant::now();
+        left.send(&[7; 56]).unwrap();
+        // It may be lost where the queue is full.
+        if crate::pair::comes(&right, Duration::from_secs(1)) && sent.elapsed() > Duration::from_millis(200) {
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "the queue does not fill");
+    }
+    assert!(pair.wan.counters(Direction::ToRight).unwrap().waiting.bytes > 0);
+    pair.wan.cut().unwrap();
+    drop((left, right, pair));
+    // Both ends are in namespaces that are gone; their timeouts end them.
+    drop((transfer, reader));
+}
