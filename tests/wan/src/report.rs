@@ -94,9 +94,11 @@ impl Report {
         Ok(())
     }
 
-    /// A line for people; nothing in JSON.
+    /// What became of a line of standard input.
     pub(crate) fn say(&mut self, text: &str) {
-        if !self.json {
+        if self.json {
+            self.line(&json!({ "message": text }).to_string());
+        } else {
             self.line(text);
         }
     }
@@ -145,6 +147,10 @@ fn one_way(now: &Counters, before: &Counters, seconds: f64) -> String {
         if count > 0 {
             text.push_str(&format!(", {count} {what}"));
         }
+    }
+    // What a person sees as a wrong delay; less is the nature of timers.
+    if now.mean_late() > Duration::from_millis(1) {
+        text.push_str(&format!(", late by {:.1} ms", now.mean_late().as_secs_f64() * 1e3));
     }
     if now.waiting.packets > 0 {
         text.push_str(&format!(", {:.0} kB wait", now.waiting.bytes as f64 / 1e3));

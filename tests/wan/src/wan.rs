@@ -31,7 +31,7 @@ pub enum WanError {
         /// What the system said.
         source: io::Error,
     },
-    /// A thread ended because its device is gone: its namespace was removed.
+    /// A thread ended because its device was deleted.
     #[error("the link has ended: its device is gone")]
     Ended,
 }

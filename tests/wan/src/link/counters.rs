@@ -1,6 +1,8 @@
 //! What passed a link and what did not.
 
-use serde::Serialize;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
 
 /// Packets and the bytes of IP in them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -44,6 +46,8 @@ pub struct Counters {
     pub icmp: u64,
     /// Packets that were not let through, by reason.
     pub dropped: Dropped,
+    /// How well the link kept its own times.
+    pub late: Late,
     /// What waits for its turn on a link with a rate.
     pub waiting: Traffic,
     /// What is on its way.
@@ -74,4 +78,34 @@ impl Dropped {
     pub fn total(&self) -> u64 {
         self.queue + self.mtu + self.cut + self.udp + self.overflow + self.not_ip + self.refused
     }
+}
+
+/// How much later than at their time packets came out: what a busy machine adds to the settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Late {
+    /// Of all packets that came out together, in seconds.
+    #[serde(serialize_with = "seconds")]
+    pub sum: Duration,
+    /// Of the worst, in seconds.
+    #[serde(serialize_with = "seconds")]
+    pub most: Duration,
+}
+
+impl Late {
+    pub(super) fn add(&mut self, late: Duration) {
+        self.sum += late;
+        self.most = self.most.max(late);
+    }
+}
+
+impl Counters {
+    /// How late packets came out on average.
+    pub fn mean_late(&self) -> Duration {
+        let packets = u32::try_from(self.delivered.packets + self.dropped.refused).unwrap_or(u32::MAX);
+        self.late.sum.checked_div(packets).unwrap_or_default()
+    }
+}
+
+fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64())
 }

@@ -17,7 +17,7 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::{Duration, Instant};
 
-pub use counters::{Counters, Dropped, Traffic};
+pub use counters::{Counters, Dropped, Late, Traffic};
 use loss::{Losses, chance};
 pub use settings::{Jitter, LinkSettings, Loss, Mtu, Queue, Rate, Reorder, Shape, Share};
 pub use words::{WordError, duration};
@@ -153,7 +153,8 @@ impl Link {
         if self.wire.peek()?.0.due > now {
             return None;
         }
-        let Reverse(Flying { number, packet, .. }) = self.wire.pop()?;
+        let Reverse(Flying { due, number, packet }) = self.wire.pop()?;
+        self.counters.late.add(now.saturating_duration_since(due));
         self.counters.flying.remove(packet.len());
         self.counters.delivered.add(packet.len());
         if self.newest_out.is_some_and(|newest| number < newest) {

@@ -338,6 +338,21 @@ fn a_link_holds_no_more_than_it_may() {
 }
 
 #[test]
+fn lateness_is_counted() {
+    let now = Instant::now();
+    let mut link = Link::new("delay=10ms".parse().unwrap(), 0);
+    for (number, late) in [(0, 2), (1, 4)] {
+        link.push(packet(number, 100), now);
+        link.pop(now + Duration::from_millis(10 + late)).unwrap();
+    }
+    let counters = link.counters();
+    assert_eq!(
+        (counters.mean_late(), counters.late.most),
+        (Duration::from_millis(3), Duration::from_millis(4))
+    );
+}
+
+#[test]
 fn what_is_no_ip_is_dropped() {
     let now = Instant::now();
     let mut link = Link::new(LinkSettings::default(), 0);

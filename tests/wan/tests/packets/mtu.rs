@@ -20,7 +20,8 @@ fn hosts_that_are_told_adapt() {
         left.send(&LARGE).unwrap();
         while !comes(&right, Duration::from_millis(50)) {
             assert!(start.elapsed() < PATIENCE, "{ip:?}: the sender does not learn the MTU");
-            left.send(&LARGE).unwrap();
+            // The answer is an error of the socket, once.
+            assert!(left.send(&LARGE).is_ok_and(|_| true) || pair.to_right().icmp > 0);
         }
         let counters = pair.to_right();
         assert!(counters.icmp >= 1 && counters.dropped.mtu >= 1, "{ip:?}: {counters:?}");

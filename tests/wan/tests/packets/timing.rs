@@ -121,8 +121,8 @@ fn the_rate_is_reached_and_not_exceeded() {
         let start = Instant::now();
         let rate = udp_rate(&pair, 1222, 3000) / 20e6;
         println!("{settings}: {:.2} % of the rate", rate * 100.0);
-        // The clocks of the receiver may be late by some for the first packet, and for the last.
-        assert!(rate < 1.01, "{settings}: {rate} of the rate");
+        // No packet is early, but the receiver may see the first one late, which makes the time shorter.
+        assert!(rate < 1.03, "{settings}: {rate} of the rate");
         assert!(start.elapsed() >= Duration::from_secs_f64(3000.0 * 1250.0 * 8.0 / 20e6), "{settings}");
         assert!(rate > 0.97, "{settings}: {rate} of the rate");
     }
@@ -134,10 +134,10 @@ fn tcp_gets_the_rate_too() {
     let pair = Pair::new("rate=50mbit,delay=5ms,queue=50ms");
     let (mut left, mut right) = pair.tcp(Ip::V6);
     let bytes = 6_000_000;
+    let start = Instant::now();
     let writer = thread::spawn(move || left.write_all(&vec![1; bytes]).unwrap());
     let mut received = 0;
     let mut buffer = vec![0; 65_536];
-    let start = Instant::now();
     while received < bytes {
         let length = right.read(&mut buffer).unwrap();
         assert_ne!(length, 0);
@@ -148,7 +148,7 @@ fn tcp_gets_the_rate_too() {
     println!("TCP: {:.1} of 50 Mbit/s", rate / 1e6);
     // 60 to 72 bytes of headers are in packets of 1500; the beginning is slow.
     assert!(rate < 50e6, "{rate}");
-    assert!(rate > 35e6, "{rate}");
+    assert!(rate > 25e6, "{rate}");
 }
 
 #[test]
