@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use qudag_wan::{Direction, Settings};
+use qudag_wan::{Rate, Settings};
 
 use crate::pair::{Ip, PATIENCE, Pair, send_numbers};
 
@@ -169,31 +169,22 @@ fn a_queue_fills_and_drops() {
 }
 
 #[test]
-fn bufferbloat_is_real() {
+fn a_ping_waits_behind_what_fills_the_queue() {
     qudag_wan::needs_wan!();
     let pair = Pair::new("rate=2mbit,queue=400ms");
     let (left, right) = pair.udp(Ip::V4);
-    let (mut busy, mut sink) = pair.tcp(Ip::V4);
-    ping(&left, &right, Duration::ZERO, Duration::from_millis(3));
-    // A transfer fills the queue, and what comes after it waits behind.
-    let transfer = thread::spawn(move || while busy.write_all(&[0; 10_000]).is_ok() {});
-    let reader = thread::spawn(move || {
-        let mut buffer = vec![0; 65_536];
-        while sink.read(&mut buffer).is_ok_and(|length| length > 0) {}
-    });
+    let (ping_left, ping_right) = pair.udp(Ip::V4);
+    let least = Rate::bits(2_000_000).unwrap().time(84) * 2;
+    ping(&ping_left, &ping_right, least, least + EXACT);
+    // 60 packets of 1250 bytes are 300 ms; the test may take up to a third of that to send them.
     let start = Instant::now();
-    loop {
-        let sent = Instant::now();
-        left.send(&[7; 56]).unwrap();
-        // It may be lost where the queue is full.
-        if crate::pair::comes(&right, Duration::from_secs(1)) && sent.elapsed() > Duration::from_millis(200) {
-            break;
-        }
-        assert!(start.elapsed() < PATIENCE, "the queue does not fill");
-    }
-    assert!(pair.wan.counters(Direction::ToRight).unwrap().waiting.bytes > 0);
-    pair.wan.cut().unwrap();
-    drop((left, right, pair));
-    // Both ends are in namespaces that are gone; their timeouts end them.
-    drop((transfer, reader));
+    send_numbers(&pair, &left, 60, 1222);
+    let sent = Instant::now();
+    ping_left.send(&[7; 56]).unwrap();
+    ping_right.recv(&mut [0; 64]).unwrap();
+    let (waited, all) = (sent.elapsed(), start.elapsed());
+    assert!(all >= Duration::from_millis(300), "it overtook the queue: {all:?}");
+    assert!(waited >= Duration::from_millis(200), "it waited {waited:?} only");
+    assert_eq!(crate::pair::numbers(&right).len(), 60);
+    ping(&ping_left, &ping_right, least, least + EXACT);
 }
