@@ -7,10 +7,12 @@ use std::panic::resume_unwind;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::program::{Finished, Start};
+use crate::wait::PATIENCE;
 
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
@@ -30,7 +32,7 @@ impl Namespace {
     pub fn available() -> Result<(), String> {
         let name = fresh();
         run(&["netns", "add", &name]).map_err(|why| format!("no network namespaces here: {why}"))?;
-        run(&["netns", "del", &name])
+        run(&["netns", "del", &name]).map(|_| ())
     }
 
     /// A new namespace with its loopback up.
@@ -61,6 +63,8 @@ impl Namespace {
         run(&[&cable[..], &["netns", &other.name]].concat()).unwrap();
         self.plug(&near, address);
         other.plug(&far, other_address);
+        self.wait_for(address);
+        other.wait_for(other_address);
     }
 
     /// Gives a device inside its addresses, written as for [`connect`](Self::connect), and brings it up.
@@ -77,6 +81,22 @@ impl Namespace {
             self.ip(&words);
         }
         self.ip(&["link", "set", device, "up"]);
+    }
+
+    /// Waits until packets to these addresses of an end whose both sides are up are taken. The kernel makes an address
+    /// of IPv6 reachable some time after the commands that add it, and drops what comes before.
+    ///
+    /// # Panics
+    /// When that takes too long.
+    pub fn wait_for(&self, addresses: &str) {
+        let start = Instant::now();
+        for address in addresses.split(',').filter(|address| address.contains(':')) {
+            let host = address.split('/').next().unwrap_or_default();
+            let args = ["-n", &self.name, "-6", "route", "show", "table", "local", host];
+            while run(&args).unwrap().is_empty() {
+                assert!(start.elapsed() < PATIENCE, "{host} does not become an address of {}", self.name);
+            }
+        }
     }
 
     /// `ip ARGS` inside.
@@ -123,10 +143,10 @@ fn fresh() -> String {
     format!("qk-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
-fn run(args: &[&str]) -> Result<(), String> {
+fn run(args: &[&str]) -> Result<String, String> {
     let output = Command::new("ip").args(args).output().map_err(|error| format!("ip: {error}"))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     Err(format!("ip {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim()))
 }

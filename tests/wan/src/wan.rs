@@ -111,6 +111,8 @@ impl Wan {
         left_addresses.split(',').chain(right_addresses.split(',')).try_for_each(check_address)?;
         let (left_device, left_name) = device::open(left, left_addresses, settings.device_mtu)?;
         let (right_device, right_name) = device::open(right, right_addresses, settings.device_mtu)?;
+        left.wait_for(left_addresses);
+        right.wait_for(right_addresses);
         let start = |name, from, to, settings, seed, namespace: &Namespace| {
             let pump = Pump::start(name, from, to, Link::new(settings, seed));
             pump.map_err(|source| WanError::Io {
