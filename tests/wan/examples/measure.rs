@@ -133,7 +133,7 @@ fn udp(settings: &str) {
         rate * 1400.0 * 8.0 / 1e6,
         rate,
         cpu.as_secs_f64() * 1e6 / counters.received.packets as f64,
-        sent - counters.received.packets,
+        wan.overruns(Direction::ToRight).unwrap(),
         counters.dropped.queue + counters.dropped.overflow,
     );
 }

@@ -13,6 +13,9 @@ use crate::wan::WanError;
 /// Where the kernel hands out TUN devices.
 pub(crate) const TUN: &str = "/dev/net/tun";
 
+/// The smallest MTU with which a device has IPv6 (RFC 8200, section 5).
+pub(crate) const SMALLEST_V6: u16 = 1280;
+
 /// Packets that the kernel keeps for us while our thread does not run; the default of 500 is 6 ms of 1 Gbit/s.
 const QUEUE_LENGTH: u32 = 10_000;
 
@@ -32,7 +35,9 @@ pub(crate) fn open(
     let device = namespace.inside(|| create(&name, mtu)).map_err(failed("enter"))?;
     let device = device.map_err(failed("make a TUN device in"))?;
     // No address that nobody asked for, and no talk of groups and routers: a counter then counts what a test sends.
-    namespace.ip(&["link", "set", &name, "addrgenmode", "none"]);
+    if mtu >= SMALLEST_V6 {
+        namespace.ip(&["link", "set", &name, "addrgenmode", "none"]);
+    }
     namespace.ip(&["link", "set", &name, "multicast", "off"]);
     namespace.plug(&name, addresses);
     Ok((Arc::new(device), name))

@@ -3,10 +3,11 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::net::IpAddr;
+use std::process::Command;
 use std::time::Duration;
 
 use qudag_kit::Namespace;
-use serde::Serialize;
+use serde_json::Value;
 
 use crate::device;
 use crate::link::{Counters, Link, LinkSettings};
@@ -37,8 +38,7 @@ pub enum WanError {
 }
 
 /// One of the two directions of a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// From the first namespace to the second.
     ToRight,
@@ -76,7 +76,12 @@ impl Settings {
 pub struct Wan {
     to_right: Pump,
     to_left: Pump,
-    devices: [String; 2],
+    ends: [End; 2],
+}
+
+struct End {
+    namespace: String,
+    device: String,
 }
 
 impl Wan {
@@ -108,7 +113,12 @@ impl Wan {
         right_addresses: &str,
         settings: Settings,
     ) -> Result<Self, WanError> {
-        left_addresses.split(',').chain(right_addresses.split(',')).try_for_each(check_address)?;
+        let addresses = || left_addresses.split(',').chain(right_addresses.split(','));
+        addresses().try_for_each(check_address)?;
+        if settings.device_mtu < device::SMALLEST_V6 && addresses().any(|address| address.contains(':')) {
+            let why = format!("devices of {} bytes carry no IPv6; it needs 1280", settings.device_mtu);
+            return Err(WanError::Unavailable(why));
+        }
         let (left_device, left_name) = device::open(left, left_addresses, settings.device_mtu)?;
         let (right_device, right_name) = device::open(right, right_addresses, settings.device_mtu)?;
         left.wait_for(left_addresses);
@@ -125,14 +135,14 @@ impl Wan {
         Ok(Self {
             to_right: start("wan-to-right", left_device.clone(), right_device.clone(), to_right, seed, left)?,
             to_left: start("wan-to-left", right_device, left_device, to_left, !seed, right)?,
-            devices: [left_name, right_name],
+            ends: [(left, left_name), (right, right_name)]
+                .map(|(namespace, device)| End { namespace: namespace.name().to_owned(), device }),
         })
     }
 
     /// The names of the devices in the first and the second namespace.
     pub fn devices(&self) -> [&str; 2] {
-        let [left, right] = &self.devices;
-        [left, right]
+        self.ends.each_ref().map(|end| end.device.as_str())
     }
 
     /// Changes one direction; what is sent after this returns meets the new settings. For packets that are on their
@@ -215,6 +225,26 @@ impl Wan {
     pub fn cpu_time(&self) -> Result<Duration, WanError> {
         let used = |direction| self.pump(direction).counters().map(|(_, used)| used).ok_or(WanError::Ended);
         Ok(used(Direction::ToRight)? + used(Direction::ToLeft)?)
+    }
+
+    /// Packets of one direction that no counter knows: the kernel dropped them before the link, because 10,000 were
+    /// waiting for its thread, or after the device was set down. Anything but 0 says that the machine was too busy to measure.
+    ///
+    /// # Errors
+    /// When the device is gone.
+    pub fn overruns(&self, direction: Direction) -> Result<u64, WanError> {
+        let [left, right] = &self.ends;
+        let from = if direction == Direction::ToRight { left } else { right };
+        let output = Command::new("ip")
+            .args(["-n", &from.namespace, "-j", "-s", "link", "show", "dev", &from.device])
+            .output()
+            .map_err(|source| WanError::Io {
+                what: "ask ip about",
+                namespace: from.namespace.clone(),
+                source,
+            })?;
+        let links: Value = serde_json::from_slice(&output.stdout).map_err(|_| WanError::Ended)?;
+        links.pointer("/0/stats64/tx/dropped").and_then(Value::as_u64).ok_or(WanError::Ended)
     }
 
     fn pump(&self, direction: Direction) -> &Pump {

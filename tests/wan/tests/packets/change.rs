@@ -1,10 +1,12 @@
 //! A link that changes while it runs.
 
 use std::io::{Read, Write};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use qudag_kit::Namespace;
-use qudag_wan::{Direction, Settings, Wan, WanError};
+use qudag_wan::{Direction, LinkSettings, Settings, Wan, WanError};
 
 use crate::pair::{Ip, PATIENCE, Pair, comes, numbers, send_numbers};
 
@@ -102,7 +104,7 @@ fn a_device_that_is_down_ends_nothing() {
     let start = Instant::now();
     while pair.to_right().dropped.refused == 0 {
         assert!(start.elapsed() < PATIENCE, "{:?}", pair.to_right());
-        std::thread::yield_now();
+        thread::yield_now();
     }
     pair.right.ip(&["link", "set", far, "up"]);
     pair.left.ip(&["link", "set", device, "down"]);
@@ -130,8 +132,35 @@ fn a_link_ends_with_its_device_and_says_so() {
             Ok(_) => assert!(start.elapsed() < PATIENCE, "it goes on"),
             Err(error) => panic!("{error}"),
         }
-        std::thread::yield_now();
+        thread::yield_now();
     }
+}
+
+#[test]
+fn what_a_busy_link_could_not_take_is_told() {
+    qudag_wan::needs_wan!();
+    let pair = Pair::new("delay=1ms");
+    let (left, right) = pair.udp(Ip::V4);
+    let (entered, inside) = mpsc::channel();
+    let (done, wait) = mpsc::channel();
+    thread::scope(|scope| {
+        // The thread of the link does nothing else while it changes the settings.
+        scope.spawn(|| {
+            let busy = move |_: &mut LinkSettings| {
+                entered.send(()).unwrap();
+                wait.recv().unwrap();
+            };
+            pair.wan.change(Direction::ToRight, busy).unwrap();
+        });
+        inside.recv().unwrap();
+        (0..10_100).for_each(|_| assert_eq!(left.send(&[0; 100]).unwrap(), 100));
+        done.send(()).unwrap();
+    });
+    let counters = pair.wait_for(10_000);
+    assert_eq!(counters.received.packets, 10_000);
+    assert_eq!(pair.wan.overruns(Direction::ToRight).unwrap(), 100);
+    assert_eq!(pair.wan.overruns(Direction::ToLeft).unwrap(), 0);
+    assert_eq!(numbers(&right).len(), 10_000);
 }
 
 #[test]

@@ -61,6 +61,20 @@ async fn wrong_words_are_refused_before_anything_is_made() {
     let run = run(&["--left", "10.90.0.1"]).await;
     assert_eq!(run.code, 1, "{run:?}");
     assert!(run.stderr.contains("\"10.90.0.1\" is not an address with the length of its prefix"), "{run:?}");
+    let run = self::run(&["--device-mtu", "1000"]).await;
+    assert!(run.code == 1 && run.stderr.contains("carry no IPv6"), "{run:?}");
+    let run = self::run(&[
+        "--device-mtu",
+        "1000",
+        "--left",
+        "10.90.0.1/24",
+        "--right",
+        "10.90.0.2/24",
+        "--for",
+        "1ms",
+    ])
+    .await;
+    assert_eq!(run.code, 0, "{run:?}");
     let run = self::run(&["--", "no-such-program"]).await;
     assert_eq!((run.code, run.stderr.contains("no-such-program is not found")), (127, true), "{run:?}");
 }
