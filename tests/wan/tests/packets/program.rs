@@ -16,10 +16,12 @@ async fn run(args: &[&str]) -> qudag_kit::program::Finished {
 }
 
 /// Namespaces that a process left behind, or has.
-fn namespaces(pid: u32) -> usize {
+fn namespaces(pid: u32) -> Vec<String> {
     let output = Command::new("ip").args(["netns", "list"]).output().unwrap();
     let prefix = format!("qk-{pid}-");
-    String::from_utf8(output.stdout).unwrap().lines().filter(|line| line.starts_with(&prefix)).count()
+    let names = String::from_utf8(output.stdout).unwrap();
+    let names = names.lines().filter_map(|line| line.split(' ').next());
+    names.filter(|name| name.starts_with(&prefix)).map(str::to_owned).collect()
 }
 
 #[tokio::test]
@@ -124,11 +126,33 @@ async fn a_signal_ends_it_and_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
         let mut program = Start::new(PROGRAM).spawn(dir.path());
         program.wait_for_log("namespaces", |line| line.contains("both ways").then_some(())).await;
-        assert_eq!(namespaces(program.pid()), 2);
+        assert_eq!(namespaces(program.pid()).len(), 2);
         program.signal(signal);
         let status = program.wait_for_end(PATIENCE).await;
         assert_eq!(status.code(), Some(0), "{}", program.log());
-        assert_eq!(namespaces(program.pid()), 0);
+        assert_eq!(namespaces(program.pid()).len(), 0);
+    }
+}
+
+#[tokio::test]
+async fn what_is_killed_leaves_no_device_and_no_command() {
+    qudag_wan::needs_wan!();
+    let dir = tempfile::tempdir().unwrap();
+    let mut program =
+        Start::new(PROGRAM).args(["--", "sh", "-c", "echo $$; exec sleep 600"]).spawn(dir.path());
+    let command: u32 = program.wait_for_log("the command", |line| line.parse().ok()).await;
+    let pid = program.pid();
+    assert_eq!(namespaces(pid).len(), 2);
+    program.kill();
+    eventually(PATIENCE, "the end of the command", async || {
+        (!std::path::Path::new(&format!("/proc/{command}")).exists()).then_some(())
+    })
+    .await;
+    for name in namespaces(pid) {
+        let links = Start::new("ip").args(["-n", &name, "-o", "link"]).output().await.ok();
+        assert!(links.lines().count() == 1 && links.contains("lo:"), "{links}");
+        // `tests/run` does this for tests that were killed.
+        Start::new("ip").args(["netns", "del", &name]).output().await.ok();
     }
 }
 

@@ -163,8 +163,8 @@ fn a_queue_fills_and_drops() {
     assert!(sent.elapsed() >= Duration::from_millis(110), "{:?}", sent.elapsed());
     let came = crate::pair::numbers(&right);
     assert_eq!(came.len() as u64, 100 - counters.dropped.queue);
-    // One that is sent and ten that wait; more if sending all took longer than a packet does.
-    assert!((11..50).contains(&came.len()), "{came:?}");
+    assert!(counters.dropped.queue > 0, "{counters:?}");
+    // One that is sent and ten that wait; others where the queue had become shorter.
     assert_eq!(came[..11], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
 }
 
@@ -176,15 +176,13 @@ fn a_ping_waits_behind_what_fills_the_queue() {
     let (ping_left, ping_right) = pair.udp(Ip::V4);
     let least = Rate::bits(2_000_000).unwrap().time(84) * 2;
     ping(&ping_left, &ping_right, least, least + EXACT);
-    // 60 packets of 1250 bytes are 300 ms; the test may take up to a third of that to send them.
+    // 60 packets of 1250 bytes are 300 ms.
     let start = Instant::now();
     send_numbers(&pair, &left, 60, 1222);
-    let sent = Instant::now();
     ping_left.send(&[7; 56]).unwrap();
     ping_right.recv(&mut [0; 64]).unwrap();
-    let (waited, all) = (sent.elapsed(), start.elapsed());
-    assert!(all >= Duration::from_millis(300), "it overtook the queue: {all:?}");
-    assert!(waited >= Duration::from_millis(200), "it waited {waited:?} only");
-    assert_eq!(crate::pair::numbers(&right).len(), 60);
+    let waited = start.elapsed();
+    assert!(waited >= Duration::from_millis(300), "it overtook the queue: {waited:?}");
+    assert_eq!(crate::pair::numbers(&right).len(), 60, "all that was sent before came before");
     ping(&ping_left, &ping_right, least, least + EXACT);
 }
