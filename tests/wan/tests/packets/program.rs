@@ -117,6 +117,8 @@ async fn standard_input_changes_the_link_and_json_tells() {
     let changed = |line: &str| settings(line).filter(|(right, _)| right.ends_with("link=cut"));
     let after = program.wait_for_log("the cut", changed).await;
     assert_eq!(after, ("delay=5ms,link=cut".to_owned(), "delay=5ms,loss=2%,rate=1mbit,link=cut".to_owned()));
+    program.signal(Signal::TERM);
+    assert_eq!(program.wait_for_end(PATIENCE).await.code(), Some(0));
 }
 
 #[tokio::test]

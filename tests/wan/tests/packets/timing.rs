@@ -95,36 +95,42 @@ fn jitter_stays_within_its_bounds() {
     assert!(last - first > Duration::from_millis(2), "{first:?} to {last:?} is no jitter");
 }
 
-/// Bits per second that datagrams with these headers bring, between the first and the last.
-fn udp_rate(pair: &Pair, bytes: usize, count: u32) -> f64 {
-    let (left, right) = pair.udp(Ip::V4);
-    let receiver = thread::spawn(move || {
-        let mut times = Vec::new();
-        while times.len() < count as usize {
-            right.recv(&mut [0; 2048]).unwrap();
-            times.push(Instant::now());
+/// Repeats a measurement until it is as good as it must be: a machine that is busy elsewhere makes it worse only.
+fn reaches(what: &str, enough: f64, mut measure: impl FnMut() -> f64) {
+    let start = Instant::now();
+    loop {
+        let share = measure();
+        println!("{what}: {:.2} % of the rate", share * 100.0);
+        if share >= enough {
+            return;
         }
-        times
-    });
-    send_numbers(pair, &left, count, bytes);
-    let times = receiver.join().unwrap();
-    let bits = (times.len() - 1) as f64 * (bytes + 28) as f64 * 8.0;
-    bits / (times[times.len() - 1] - times[0]).as_secs_f64()
+        assert!(start.elapsed() < PATIENCE, "{what}: {share} of the rate at last");
+    }
 }
 
 #[test]
 fn the_rate_is_reached_and_not_exceeded() {
     qudag_wan::needs_wan!();
-    // Alone or beside a delay; 1.5 s each.
     for settings in ["rate=20mbit,queue=10s", "rate=20mbit,queue=10s,delay=10ms"] {
         let pair = Pair::new(settings);
-        let start = Instant::now();
-        let rate = udp_rate(&pair, 1222, 3000) / 20e6;
-        println!("{settings}: {:.2} % of the rate", rate * 100.0);
-        // No packet is early, but the receiver may see the first one late, which makes the time shorter.
-        assert!(rate < 1.03, "{settings}: {rate} of the rate");
-        assert!(start.elapsed() >= Duration::from_secs_f64(3000.0 * 1250.0 * 8.0 / 20e6), "{settings}");
-        assert!(rate > 0.97, "{settings}: {rate} of the rate");
+        let rate = Rate::bits(20_000_000).unwrap();
+        reaches(settings, 0.97, || {
+            let (left, right) = pair.udp(Ip::V4);
+            let start = Instant::now();
+            let receiver = thread::spawn(move || {
+                let receive = |_| {
+                    right.recv(&mut [0; 2048]).unwrap();
+                    Instant::now()
+                };
+                (0..1500).map(receive).collect::<Vec<_>>()
+            });
+            send_numbers(&pair, &left, 1500, 1222);
+            let times = receiver.join().unwrap();
+            for (index, time) in times.iter().enumerate() {
+                assert!(*time >= start + rate.time(1250 * (index + 1)), "packet {index} exceeds the rate");
+            }
+            rate.time(1250 * 1499).as_secs_f64() / (times[1499] - times[0]).as_secs_f64()
+        });
     }
 }
 
@@ -132,23 +138,24 @@ fn the_rate_is_reached_and_not_exceeded() {
 fn tcp_gets_the_rate_too() {
     qudag_wan::needs_wan!();
     let pair = Pair::new("rate=50mbit,delay=5ms,queue=50ms");
-    let (mut left, mut right) = pair.tcp(Ip::V6);
-    let bytes = 6_000_000;
-    let start = Instant::now();
-    let writer = thread::spawn(move || left.write_all(&vec![1; bytes]).unwrap());
-    let mut received = 0;
-    let mut buffer = vec![0; 65_536];
-    while received < bytes {
-        let length = right.read(&mut buffer).unwrap();
-        assert_ne!(length, 0);
-        received += length;
-    }
-    let rate = received as f64 * 8.0 / start.elapsed().as_secs_f64();
-    writer.join().unwrap();
-    println!("TCP: {:.1} of 50 Mbit/s", rate / 1e6);
-    // 60 to 72 bytes of headers are in packets of 1500; the beginning is slow.
-    assert!(rate < 50e6, "{rate}");
-    assert!(rate > 25e6, "{rate}");
+    // 60 to 72 bytes of headers are in packets of 1500, and the beginning is slow.
+    reaches("TCP", 0.8, || {
+        let (mut left, mut right) = pair.tcp(Ip::V6);
+        let bytes = 4_000_000;
+        let start = Instant::now();
+        let writer = thread::spawn(move || left.write_all(&vec![1; bytes]).unwrap());
+        let mut received = 0;
+        let mut buffer = vec![0; 65_536];
+        while received < bytes {
+            let length = right.read(&mut buffer).unwrap();
+            assert_ne!(length, 0);
+            received += length;
+        }
+        let share = bytes as f64 * 8.0 / start.elapsed().as_secs_f64() / 50e6;
+        writer.join().unwrap();
+        assert!(share < 1.0, "{share} of the rate");
+        share
+    });
 }
 
 #[test]
