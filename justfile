@@ -67,3 +67,7 @@ coverage:
 # Direct, through the sidecar, and beside other programs: chain, dns, peer, front, db or all.
 bench WHAT="all" *ARGS:
     cargo run --release -p qudag-bench -- {{ WHAT }} {{ ARGS }}
+
+# A wide-area link between two namespaces, as root: `just wan --delay 40ms --loss 1%`.
+wan *ARGS:
+    cargo run -p qudag-wan -- {{ ARGS }}

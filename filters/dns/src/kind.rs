@@ -45,7 +45,7 @@ pub struct DnsQuery {
     parsed: Parsed,
     client: SocketAddr,
     transport: Transport,
-    refreshing: bool,
+    from_servers: bool,
     trace: Option<Trace>,
 }
 
@@ -119,7 +119,7 @@ impl DnsQuery {
 
     /// The query that was read from a message.
     pub(crate) fn new(wire: Bytes, parsed: Parsed, client: SocketAddr, transport: Transport) -> Self {
-        Self { wire, parsed, client, transport, refreshing: false, trace: None }
+        Self { wire, parsed, client, transport, from_servers: false, trace: None }
     }
 
     /// The same query, with a record of its way.
@@ -127,14 +127,14 @@ impl DnsQuery {
         Self { trace: Some(trace), ..self }
     }
 
-    /// The same query, to be answered with newer data than any cache has.
-    pub fn refreshing(self) -> Self {
-        Self { refreshing: true, ..self }
+    /// The same query, to be answered by a server and by no cache on the way.
+    pub fn from_servers(self) -> Self {
+        Self { from_servers: true, ..self }
     }
 
-    /// Whether the query is there to refresh what a cache holds, so that no cache behind may answer it.
-    pub fn is_refreshing(&self) -> bool {
-        self.refreshing
+    /// Whether no cache may answer the query.
+    pub fn is_from_servers(&self) -> bool {
+        self.from_servers
     }
 
     /// Remarks what a filter did with the query, if anybody wants to know.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use qudag_kit::{HaProxy, Postgres, TestSidecar, postgres};
+use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::Failure;
@@ -35,13 +36,13 @@ impl Sidecar {
         self.sidecar.pid()
     }
 
-    /// A POST to its admin API, without a body.
+    /// A POST to its admin API; `Null` for no body.
     ///
     /// # Errors
     /// When it is refused.
-    pub fn post(&self, path: &str) -> Result<(), Failure> {
+    pub fn post(&self, path: &str, body: Value) -> Result<(), Failure> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let answer = runtime.block_on(self.sidecar.admin("POST", path, serde_json::Value::Null));
+        let answer = runtime.block_on(self.sidecar.admin("POST", path, body));
         if answer.status.is_success() {
             return Ok(());
         }
@@ -73,7 +74,7 @@ impl Stage {
             let status = sidecar.status().await;
             let listeners =
                 status.get("listeners").and_then(|l| l.as_array()).ok_or("a status without listeners")?;
-            let text = |value: &serde_json::Value, key: &str| {
+            let text = |value: &Value, key: &str| {
                 value.get(key).and_then(|v| v.as_str()).unwrap_or_default().to_owned()
             };
             let addresses = listeners

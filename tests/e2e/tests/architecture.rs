@@ -25,6 +25,8 @@ enum Layer {
     Proxy,
     /// Starts programs; used by other tests.
     TestKit,
+    /// Lays emulated links between the kit's namespaces; used by other tests.
+    TestLink,
     Test,
 }
 
@@ -36,6 +38,7 @@ impl Layer {
             "filters/common" => Some(Self::FilterCommon),
             "proxy" => Some(Self::Proxy),
             "tests/kit" => Some(Self::TestKit),
+            "tests/wan" => Some(Self::TestLink),
             _ if folder.starts_with("filters/") => Some(Self::Kind),
             _ if folder.starts_with("tests/") => Some(Self::Test),
             _ => None,

@@ -96,11 +96,12 @@ pub fn addresses(answer: &Message) -> Vec<IpAddr> {
     answer.answers.iter().filter_map(|record| address(&record.data)).collect()
 }
 
-/// The bytes of an answer with id and TTLs zeroed and the records of each section in a fixed order, so that answers
-/// to the same question can be compared.
+/// The bytes of an answer with id and TTLs zeroed, without AA (who passes an answer on is no authority) and with the records of each
+/// section in a fixed order, so that answers to the same question can be compared.
 pub fn normalised(answer: &[u8]) -> Vec<u8> {
     let mut message = Message::from_vec(answer).unwrap();
     message.metadata.id = 0;
+    message.metadata.authoritative = false;
     for section in [&mut message.answers, &mut message.authorities, &mut message.additionals] {
         for record in section.iter_mut() {
             record.ttl = 0;

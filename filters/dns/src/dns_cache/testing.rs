@@ -73,7 +73,7 @@ impl Upstream {
             let this = this.clone();
             async move {
                 let number = this.asked.fetch_add(1, Ordering::SeqCst) as u8;
-                this.refreshes.fetch_add(usize::from(query.is_refreshing()), Ordering::SeqCst);
+                this.refreshes.fetch_add(usize::from(query.client().port() == 0), Ordering::SeqCst);
                 let _permit = this.gate.acquire().await;
                 let does = lock(&this.does).clone();
                 if lock(&this.broken).as_ref() == Some(&query.parsed().name) {

@@ -181,7 +181,11 @@ async fn answer(
     // Before anything is asked: what is asked now may be older than a flush that comes now.
     let flush = link.flush();
     let reply = |wire: Bytes, age| DnsReply { age, ..DnsReply::new(wire, Source::SharedCache) };
-    let spare = match link.look(&asked, timeout).await {
+    let look = match query.is_from_servers() {
+        true => Look::Miss("rebuild"),
+        false => link.look(&asked, timeout).await,
+    };
+    let spare = match look {
         Look::Hit { reply: wire, age } => {
             link.hit();
             query.note(NAME, || format!("hit, {} s old", age.as_secs()));

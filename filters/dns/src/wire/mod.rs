@@ -8,6 +8,7 @@ mod query;
 mod reply;
 
 pub use build::{Ede, Reasons, answer, error_reply, finish, finish_into, hinfo, patch_ttls};
+pub(crate) use name::is_within;
 pub use name::{Name, NameError};
 pub use query::{Edns, Parsed, Refusal, parse_query};
 pub use reply::{Record, Reply, Section, Stripped, parse_reply, strip_opt};

@@ -125,15 +125,20 @@ impl Name {
 
     /// Whether this name is `suffix` or lies below it.
     pub fn is_within(&self, suffix: &Self) -> bool {
-        let mut rest = self.wire();
-        loop {
-            if rest == suffix.wire() {
-                return true;
-            }
-            let Some((length, tail)) = rest.split_first() else { return false };
-            let Some(tail) = tail.get(usize::from(*length)..) else { return false };
-            rest = tail;
+        is_within(self.wire(), suffix.wire())
+    }
+}
+
+/// Whether a name is `suffix` or lies below it, both as labels in lower case.
+pub(crate) fn is_within(name: &[u8], suffix: &[u8]) -> bool {
+    let mut rest = name;
+    loop {
+        if rest == suffix {
+            return true;
         }
+        let Some((length, tail)) = rest.split_first() else { return false };
+        let Some(tail) = tail.get(usize::from(*length)..) else { return false };
+        rest = tail;
     }
 }
 

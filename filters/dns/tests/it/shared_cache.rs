@@ -429,6 +429,20 @@ async fn what_grows_old_is_asked_for_anew_and_kept_for_the_worst() {
     assert!(sidecar.traced("www.example").await.0.is_err());
 }
 
+#[tokio::test]
+async fn what_is_to_come_from_the_servers_comes_from_them_and_is_shared() {
+    let Some(redis) = Redis::start(&[]).await else { return };
+    let (a, b) = (Sidecar::ready(&settings(&redis), 1).await, Sidecar::ready(&settings(&redis), 2).await);
+    a.ask("www.example").await;
+    let key = stored(&redis, "www.example").await;
+    let old = redis.raw(&["GET", &key]);
+    let reply = b.chain.clone().unwrap().oneshot(query("www.example").from_servers()).await.unwrap();
+    assert_eq!(got(&reply).ip, ip(2));
+    until("the new one is in Redis", || redis.raw(&["GET", &key]) != old).await;
+    let shared = a.ask("www.example").await;
+    assert_eq!((shared.ip, shared.source), (ip(2), Source::SharedCache));
+}
+
 /// Asks for new names for so long; the longest that one took. None may fail.
 async fn load(sidecar: &Sidecar, label: &str, length: Duration) -> Duration {
     let (start, mut longest, mut number) = (tokio::time::Instant::now(), Duration::ZERO, 0);

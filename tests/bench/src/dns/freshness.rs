@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use qudag_kit::{Behaviour, FaultyDns};
+use serde_json::Value;
 
 use super::load::{self, Answer, Load, Order, Pace};
 use super::question::{Questions, Verdict, name};
@@ -53,12 +54,20 @@ pub(super) fn rows_hit_rate(table: &Table<'_>) -> Result<Vec<Row>, Failure> {
 pub(super) fn rows_flight(table: &Table<'_>) -> Result<Vec<Row>, Failure> {
     const QUERIES: u64 = 10_000;
     const AWAY: Duration = Duration::from_millis(350);
-    let questions = Questions::new(5..6);
+    let (questions, others) = (Questions::new(5..6), Questions::new(100..200));
     let (mut asked, mut failed) = (Vec::new(), Vec::new());
     for who in table.all() {
         let upstream = upstream();
         let resolver = table.start(who, &Setting::new([upstream.addr()]))?;
         upstream.behave(Behaviour::Delay(AWAY));
+        // So that everybody knows how long that server takes: who is silent for longer than usual may be asked again.
+        load::run(Load {
+            to: resolver.address,
+            questions: &others,
+            order: Order::InTurn,
+            pace: Pace::Open { rate: 100.0, queries: others.len() as u64 },
+            patience: Duration::from_secs(5),
+        })?;
         let outcome = load::run(Load {
             to: resolver.address,
             questions: &questions,
@@ -139,7 +148,7 @@ fn until_new(
 
 fn flush(resolver: &Resolver) -> Result<(), Failure> {
     if let Some(sidecar) = resolver.sidecar() {
-        return sidecar.post("/cache/flush");
+        return sidecar.post("/cache/flush", Value::Null);
     }
     let config = resolver.folder().unwrap_or_default().join("config");
     let done = Command::new("unbound-control").arg("-c").arg(config).args(["flush_zone", "."]).output()?;
@@ -166,7 +175,7 @@ pub(super) fn rows_toggles(table: &Table<'_>) -> Result<Vec<Row>, Failure> {
             for _ in 0..toggles {
                 for verb in ["disable", "enable"] {
                     std::thread::park_timeout(pause);
-                    sidecar.post(&format!("/filters/dns.dns_cache/{verb}"))?;
+                    sidecar.post(&format!("/filters/dns.dns_cache/{verb}"), Value::Null)?;
                 }
             }
             Ok(())

@@ -14,6 +14,7 @@ pub mod load;
 mod memory;
 pub mod question;
 pub mod resolvers;
+mod rollback;
 mod scaling;
 
 use std::time::Duration;
@@ -52,6 +53,8 @@ pub enum Part {
     Flush,
     /// The cache switched off and on under load.
     Toggles,
+    /// The names of a service, moved by `bypass`.
+    Rollback,
 }
 
 /// What is measured, beside whom.
@@ -97,6 +100,7 @@ pub fn run(
             Part::Flight => freshness::rows_flight(&table)?,
             Part::Flush => freshness::rows_flush(&table)?,
             Part::Toggles => freshness::rows_toggles(&table)?,
+            Part::Rollback => rollback::rows(&table)?,
         })?;
     }
     Ok(())

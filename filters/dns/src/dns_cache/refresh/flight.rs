@@ -46,11 +46,13 @@ struct Table {
 
 /// Why the chain is asked.
 #[derive(Clone, Copy, PartialEq)]
-enum Wish {
+pub(super) enum Wish {
     /// For an answer, from whomever.
     Answer,
-    /// For a newer one than there is.
+    /// For a newer one than there is here; a cache that is shared with others may have it.
     Newer,
+    /// For what the servers say now.
+    FromServers,
 }
 
 /// What became of the wish to ask.
@@ -156,12 +158,13 @@ impl Flights {
         }
     }
 
-    /// Asks for a newer answer than there is. `None` when the key is none.
-    pub(super) fn refresh(&self, key: &[u8]) -> Option<Waiting> {
+    /// Asks for an answer without a client. `None` when the key is none, or the answer was stored a moment ago.
+    pub(super) fn refresh(&self, key: &[u8], wish: Wish) -> Option<Waiting> {
         let key = Key::from_bytes(key)?;
         let client = ([127, 0, 0, 1], 0).into();
-        let query = DnsQuery::parse(question(&key), client, Transport::Tcp).ok()?.refreshing();
-        match self.start(&key, query, Wish::Newer) {
+        let query = DnsQuery::parse(question(&key), client, Transport::Tcp).ok()?;
+        let query = if wish == Wish::FromServers { query.from_servers() } else { query };
+        match self.start(&key, query, wish) {
             Started::Waiting(waiting) => Some(waiting),
             Started::Stored(_) => None,
         }

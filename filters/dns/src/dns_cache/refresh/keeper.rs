@@ -7,7 +7,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
 use super::failures::is_answer;
-use super::flight::wait;
+use super::flight::{Wish, wait};
 use crate::dns_cache::rules::{Limits, pause};
 use crate::dns_cache::store::{CacheState, Entry, lock};
 
@@ -141,7 +141,7 @@ fn refresh_due(cache: &Arc<CacheState>, now: Instant) -> Instant {
             retry(cache, &entry, &policy.limits, now);
             continue;
         }
-        let Some(waiting) = flights.refresh(entry.key()) else { continue };
+        let Some(waiting) = flights.refresh(entry.key(), Wish::Newer) else { continue };
         let (cache, limits) = (Arc::clone(cache), policy.limits);
         drop(tokio::spawn(async move {
             let well = is_answer(&wait(waiting).await);

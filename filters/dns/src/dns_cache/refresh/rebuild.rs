@@ -7,7 +7,7 @@ use futures_util::{StreamExt, stream};
 use serde::Serialize;
 
 use super::failures::is_answer;
-use super::flight::wait;
+use super::flight::{Wish, wait};
 use crate::dns_cache::store::{CacheState, Counts};
 
 /// How many entries are asked for at a time.
@@ -68,7 +68,7 @@ impl CacheState {
         stream::iter(keys)
             .for_each_concurrent(AT_ONCE, |key| async move {
                 // The newest each time: there may be a reload meanwhile.
-                let waiting = self.newest().and_then(|flights| flights.refresh(&key));
+                let waiting = self.newest().and_then(|flights| flights.refresh(&key, Wish::FromServers));
                 let well = match waiting {
                     Some(waiting) => is_answer(&wait(waiting).await),
                     None => false,

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::wire::{Name, Parsed, rtype, u16_at};
+use crate::wire::{Name, Parsed, is_within, rtype, u16_at};
 
 /// Type, class and flags behind the name.
 const TAIL: usize = 5;
@@ -112,15 +112,7 @@ impl<'a> Parts<'a> {
 
     /// Whether the name is `suffix` or lies below it.
     pub(crate) fn is_within(&self, suffix: &Name) -> bool {
-        let mut rest = self.name;
-        loop {
-            if rest == suffix.wire() {
-                return true;
-            }
-            let Some((length, tail)) = rest.split_first() else { return false };
-            let Some(tail) = tail.get(usize::from(*length)..) else { return false };
-            rest = tail;
-        }
+        is_within(self.name, suffix.wire())
     }
 }
 

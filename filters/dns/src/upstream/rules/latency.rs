@@ -72,11 +72,13 @@ impl Latency {
         self.p95().unwrap_or(limits.max).clamp(limits.min, limits.max.max(limits.min))
     }
 
-    /// When the same server is asked again, for the datagram may be lost: sooner where there is no other server.
+    /// When the same server is asked again, for the datagram may be lost: sooner where there is no other server, and not while a slow
+    /// one may well be about to answer.
     pub(in super::super) fn resend(&self, limits: &HedgeLimits, only: bool) -> Duration {
         let usual = self.p95().map_or(Duration::ZERO, |p95| p95 * 3 / 2);
         let least = if only { Duration::ZERO } else { RESEND };
-        usual.max(least).max(self.patience(limits)).min(limits.attempt)
+        let slowest = limits.attempt * 3 / 2;
+        least.max(self.patience(limits)).min(limits.attempt).max(usual.min(slowest))
     }
 
     /// For how long a server may say nothing at all before it is doubted.
@@ -127,6 +129,9 @@ mod tests {
         assert_eq!(resend(of([1; 10])), (ms(100), ms(20)));
         assert_eq!(resend(of([])), (ms(100), ms(50)));
         assert_eq!(resend(of([200; 10])), (ms(300), ms(300)));
+        // Spread to 80 %, it still comes behind the answer of a server that takes 350 ms.
+        assert_eq!(resend(of([350; 10])), (ms(525), ms(525)));
+        assert_eq!(resend(of([3500; 10])), (ms(600), ms(600)));
         assert_eq!((of([1; 10]).doubt(&LIMITS), of([150; 10]).doubt(&LIMITS)), (ms(20), ms(300)));
     }
 
@@ -148,7 +153,7 @@ mod tests {
             let patience = latency.patience(&limits);
             prop_assert!(limits.min <= patience && patience <= limits.max);
             prop_assert!(latency.resend(&limits, true) <= latency.resend(&limits, false));
-            prop_assert!(latency.resend(&limits, false) <= limits.attempt);
+            prop_assert!(latency.resend(&limits, false) <= limits.attempt * 3 / 2);
             prop_assert!(latency.doubt(&limits) <= limits.attempt);
             let smoothed = latency.smoothed().map(|smoothed| smoothed.as_micros() as u64);
             prop_assert_eq!(smoothed.is_some(), !replies.is_empty());

@@ -24,7 +24,7 @@ const MOST: u32 = 20;
 const MOST_REPEATS: u32 = 16;
 /// Where a hedge is not allowed, or a server has no place, it is tried again after this time.
 const PAUSE: Duration = Duration::from_millis(25);
-/// A server is asked again after this part of the query's time at the latest,
+/// A server is asked again after this part of the query's time at the latest, if it usually answers sooner,
 const REPEATS: u32 = 6;
 /// or after this time if that is longer,
 const REPEAT: Duration = Duration::from_millis(250);
@@ -333,7 +333,7 @@ impl Plan {
         let longest = REPEAT.max(self.times.timeout / REPEATS);
         let resend = entry.candidate.resend.max(SOONEST) * turns.max(2) / 2;
         let power = entry.asked.min(MOST) - 1;
-        let pause = (resend * 3_u32.pow(power) / 2_u32.pow(power)).min(longest * turns);
+        let pause = (resend * 3_u32.pow(power) / 2_u32.pow(power)).min((longest * turns).max(resend));
         let due = entry.last? + pause * self.times.spread / 100;
         let newest = self.newest.and_then(|(_, until)| until);
         Some(newest.map_or(due, |until| due.max(until)))
