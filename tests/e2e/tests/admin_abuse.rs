@@ -145,6 +145,7 @@ fn matrix(addr: SocketAddr, token: &str) -> Vec<Abuse> {
         "/bypass",
         "/version",
         "/dns/servers",
+        "/peers",
         "/tap/dns",
     ] {
         let bare = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");

@@ -111,6 +111,7 @@ async fn what_is_generated_is_well_formed() {
         "tap",
         "dns",
         "bypass",
+        "peers",
         "pki",
         "drain",
         "reload",
