@@ -61,6 +61,8 @@ pub enum Reason {
     AliasOfServer,
     /// DNSSEC's own records, which stand beside an alias.
     BesideAlias,
+    /// The authority gives some signatures, not all; Unbound adds those of other answers.
+    SomeSignatures,
     /// More aliases than Unbound follows.
     LongChain,
     /// Unbound limits its own errors.
@@ -71,7 +73,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::OtherLength,
         Self::Operation,
         Self::Version,
@@ -84,6 +86,7 @@ impl Reason {
         Self::RefusedByServer,
         Self::AliasOfServer,
         Self::BesideAlias,
+        Self::SomeSignatures,
         Self::LongChain,
         Self::ErrorsLimited,
         Self::HeaderOfRefusal,
@@ -123,6 +126,10 @@ impl Reason {
             }
             Self::BesideAlias => {
                 "RRSIG and NSEC of an alias are the alias's own; Unbound, with the alias in its cache, follows it (RFC 4035 2.5)"
+            }
+            Self::SomeSignatures => {
+                "a question for RRSIG is answered with some signatures, as the authority chose them; Unbound adds what it has seen in \
+                 other answers (RFC 8482 4.1, for ANY)"
             }
             Self::LongChain => {
                 "Unbound gives up behind eleven aliases; the server's part of the chain is passed on (RFC 1034 3.6.2)"
@@ -191,6 +198,15 @@ impl Reason {
         };
         if matches!(ask.rtype, rtype::RRSIG | rtype::NSEC) && is_alias(theirs) && !is_alias(ours) {
             return Some(Self::BesideAlias);
+        }
+        let signatures = |view: &View| view.answers.iter().all(|record| record.rtype == rtype::RRSIG);
+        if ask.rtype == rtype::RRSIG
+            && difference == Difference::Answers
+            && !ours.answers.is_empty()
+            && signatures(theirs)
+            && View::set(&ours.answers).is_subset(&View::set(&theirs.answers))
+        {
+            return Some(Self::SomeSignatures);
         }
         let gave_up = theirs.rcode() == rcode::SERVFAIL && theirs.answers.is_empty();
         let own_data = matches!(ask.rtype, rtype::RRSIG | rtype::NSEC) && questions::is_long_chain(&asked);

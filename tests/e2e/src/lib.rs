@@ -16,6 +16,7 @@ pub mod loads;
 pub mod odd_names;
 pub mod open_loop;
 pub mod questions;
+pub mod resolver;
 pub mod soak;
 pub mod world;
 

@@ -15,10 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qudag_e2e::open_loop::{Judge, OpenLoop, Report};
+use qudag_e2e::resolver::{ask, sidecar};
 use qudag_e2e::soak_time;
-use qudag_kit::dns_wire::{Ask, Edns, View, rtype};
+use qudag_kit::dns_wire::{View, rtype};
 use qudag_kit::faulty_dns::address_of;
-use qudag_kit::{Behaviour, FaultyDns, TestSidecar, dns};
+use qudag_kit::{Behaviour, FaultyDns, dns};
 
 const RATE: u32 = 1000;
 const SECOND: Duration = Duration::from_secs(1);
@@ -29,22 +30,6 @@ const PATIENCE: Duration = dns::TIMEOUT;
 /// Seconds of load for one fault: 10,000 names under `tests/run --soak`.
 fn seconds() -> u64 {
     if soak_time().is_some() { 10 } else { 2 }
-}
-
-async fn sidecar(servers: &[SocketAddr], cache: bool) -> (TestSidecar, SocketAddr) {
-    let servers: Vec<_> = servers.iter().map(|server| format!("\"{server}\"")).collect();
-    let yaml = format!(
-        "listeners: {{ dns: {{ bind: \"127.0.0.1:0\" }} }}\nfilters:\n  dns:\n    dns_cache: {{ enabled: {cache} }}\n    \
-         dns_upstream: {{ servers: [{}] }}\n",
-        servers.join(", ")
-    );
-    let sidecar = TestSidecar::start(&yaml).await;
-    let door = sidecar.listener("dns").await;
-    (sidecar, door)
-}
-
-fn ask(name: &str) -> Ask {
-    Ask::new(name, rtype::A).edns(Edns::size(1232))
 }
 
 /// Expects the address that [`FaultyDns`] gives the name.
@@ -90,7 +75,7 @@ async fn one_bad_server_of_two_is_not_noticed() {
         bad.behave(fault);
         for (place, servers) in [("first", [bad.addr(), good.addr()]), ("second", [good.addr(), bad.addr()])]
         {
-            let (_sidecar, door) = sidecar(&servers, true).await;
+            let (_sidecar, door) = sidecar(&servers).await;
             // The bad server in the second place is asked little; the table is about the first.
             let time = if place == "first" { seconds() } else { 1 };
             let report = load(door, time, move |number| format!("n{number}.{place}.test.")).await;
@@ -108,7 +93,7 @@ async fn a_server_whose_replies_are_wrong_is_not_noticed() {
     {
         let (bad, good) = (FaultyDns::start(), FaultyDns::start());
         bad.behave(fault);
-        let (_sidecar, door) = sidecar(&[bad.addr(), good.addr()], true).await;
+        let (_sidecar, door) = sidecar(&[bad.addr(), good.addr()]).await;
         let report = load(door, 1, |number| format!("n{number}.test.")).await;
         assert_below_a_thousandth(&format!("{fault:?}"), &report);
     }
@@ -119,7 +104,7 @@ async fn a_server_whose_replies_are_wrong_is_not_noticed() {
 async fn a_server_that_flaps_every_second_causes_no_failure() {
     for fault in [Behaviour::Flap { period: SECOND }, Behaviour::FlapServFail { period: SECOND }] {
         let (flapping, steady) = (FaultyDns::start(), FaultyDns::start());
-        let (_sidecar, door) = sidecar(&[flapping.addr(), steady.addr()], true).await;
+        let (_sidecar, door) = sidecar(&[flapping.addr(), steady.addr()]).await;
         flapping.behave(fault);
         let report = load(door, seconds().max(4), |number| format!("n{number}.test.")).await;
         assert_none_failed(&format!("{fault:?} beside a steady server"), &report);
@@ -131,7 +116,7 @@ async fn a_server_that_flaps_every_second_causes_no_failure() {
 async fn two_servers_that_take_turns_are_as_good_as_one() {
     for fault in [Behaviour::Flap { period: SECOND }, Behaviour::FlapServFail { period: SECOND }] {
         let (one, two) = (FaultyDns::start(), FaultyDns::start());
-        let (_sidecar, door) = sidecar(&[one.addr(), two.addr()], true).await;
+        let (_sidecar, door) = sidecar(&[one.addr(), two.addr()]).await;
         one.behave(fault);
         let shifted = async {
             tokio::time::sleep(SECOND).await;

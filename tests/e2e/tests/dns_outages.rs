@@ -14,8 +14,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use qudag_e2e::open_loop::{OpenLoop, Report};
+use qudag_e2e::resolver::{ask, sidecar};
 use qudag_kit::dns::hickory_proto::rr::RecordType;
-use qudag_kit::dns_wire::{Ask, Edns, View, flag, rcode, rtype};
+use qudag_kit::dns_wire::{Ask, View, flag, rcode, rtype};
 use qudag_kit::faulty_dns::address_of;
 use qudag_kit::{Behaviour, FaultyDns, TestSidecar, dns, eventually};
 
@@ -28,10 +29,6 @@ fn name(number: u64) -> String {
     format!("warm{}.test.", number % NAMES)
 }
 
-fn ask(name: &str) -> Ask {
-    Ask::new(name, rtype::A).edns(Edns::size(1232))
-}
-
 async fn look_up(door: SocketAddr, name: &str) -> View {
     View::read(&dns::exchange_udp(door, &ask(name).bytes()).await.unwrap()).unwrap()
 }
@@ -40,18 +37,6 @@ struct Warm {
     servers: Vec<FaultyDns>,
     _sidecar: TestSidecar,
     door: SocketAddr,
-}
-
-async fn sidecar(servers: &[SocketAddr]) -> (TestSidecar, SocketAddr) {
-    let addrs: Vec<_> = servers.iter().map(|server| format!("\"{server}\"")).collect();
-    let yaml = format!(
-        "listeners: {{ dns: {{ bind: \"127.0.0.1:0\" }} }}\nfilters:\n  dns:\n    dns_cache: {{ enabled: true }}\n    \
-         dns_upstream: {{ servers: [{}] }}\n",
-        addrs.join(", ")
-    );
-    let sidecar = TestSidecar::start(&yaml).await;
-    let door = sidecar.listener("dns").await;
-    (sidecar, door)
 }
 
 /// A sidecar that knows [`NAMES`] names, each for a second.

@@ -17,8 +17,8 @@ use qudag_filter_common::Socket;
 use qudag_filter_dns::Question;
 use qudag_sidecar::admin::{Auth, Flush, Operations, Role, serve};
 use qudag_sidecar::control::{
-    Applied, CacheRebuild, ConfigOrigin, ConfigStatus, ControlError, Explanation, Flushed, Override, Readiness,
-    Status,
+    Applied, CacheRebuild, ConfigOrigin, ConfigStatus, ControlError, Explanation, Flushed, Override,
+    Readiness, Status,
 };
 use qudag_sidecar::telemetry::Metrics;
 use serde_json::Value;

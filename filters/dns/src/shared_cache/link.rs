@@ -142,7 +142,7 @@ impl Link {
         Self { shared, state, queue, said: Mutex::default(), _tasks: tasks }
     }
 
-    /// The last flush that is known, for a reply that is asked for now.
+    /// The last flush that is known: replies that are asked for from here on are newer.
     pub(super) fn flush(&self) -> Option<FlushId> {
         self.state.log().known()
     }
