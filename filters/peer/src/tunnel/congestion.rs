@@ -3,12 +3,13 @@
 //! CUBIC (RFC 9438) takes every loss for a sign that the path is full: at a round trip of 40 ms and 1 % loss it carries 3 Mbit/s
 //! whatever the path could. [`LossTolerant`] grows and shrinks as CUBIC does, but shrinks only when there is another sign:
 //!
-//! - packets queue up: the shortest round trip of this round lies above the shortest of all by more than a 32nd, at least 1 ms;
-//! - more than one packet in twenty was lost lately;
-//! - a router says so (ECN), or nothing came through for long (persistent congestion, RFC 9002 section 7.6).
+//! - packets queue up: the shortest round trip of this round lies above the shortest of all by more than an eighth, at least 3 ms;
+//! - more than one packet in ten was lost lately;
+//! - a router says so (ECN), or nothing came through for long (persistent congestion, RFC 9002 section 7.6);
+//! - fewer packets are lost when it sends less. It tries that every few seconds when packets are lost without another sign: a queue that
+//!   holds a few packets only makes none of them wait long, and drops them all the same.
 //!
-//! A queue that is full has made packets wait before it drops them, so beside other connections at the same queue it behaves as
-//! CUBIC does. Slow start ends as in HyStart++ (RFC 9406), since it cannot end with the first loss.
+//! So beside other connections at the same queue it behaves as CUBIC does. Slow start ends as in HyStart++ (RFC 9406), since it cannot end with the first loss.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -26,9 +27,8 @@ const KEPT: f64 = 0.7;
 const C: f64 = 0.4;
 /// How fast at least, in packets per round trip, so that Reno is no faster (RFC 9438 section 4.3).
 const RENO: f64 = 3.0 * (1.0 - KEPT) / (1.0 + KEPT);
-/// Packets wait when the round trip lies above the shortest by so much and by more than a 32nd of it: queues that hold less cannot be
-/// told from random loss.
-const WAITING: Duration = Duration::from_millis(1);
+/// Packets wait when the round trip lies above the shortest by so much and by more than an eighth of it.
+const WAITING: Duration = Duration::from_millis(3);
 /// In slow start: RFC 9406 section 4.2.
 const WAITING_MIN: Duration = Duration::from_millis(4);
 const WAITING_MAX: Duration = Duration::from_millis(16);
@@ -36,11 +36,16 @@ const SAMPLES: u32 = 8;
 const CAREFUL_ROUNDS: u32 = 5;
 const CAREFUL_GROWTH: u64 = 4;
 /// The share of lost packets that is taken for congestion.
-const TOO_MANY: f64 = 0.05;
+const TOO_MANY: f64 = 0.1;
 /// How much of what was counted is left after a round.
 const MEMORY: f64 = 0.875;
 /// Below so many packets in memory a share says nothing.
-const EVIDENCE: f64 = 50.0;
+const EVIDENCE: f64 = 200.0;
+/// A trial lasts for so many packets, and finds that losses are random when there were so many at least.
+const TRIAL: f64 = 2_000.0;
+const RANDOM: f64 = 4.0;
+/// For how long a trial's verdict holds.
+const HOLDS: Duration = Duration::from_secs(10);
 
 /// Makes a [`LossTolerant`] for each connection.
 #[derive(Debug)]
@@ -61,10 +66,34 @@ pub(crate) struct LossTolerant {
     growth: Growth,
     rounds: Rounds,
     losses: Losses,
+    verdict: Verdict,
     /// Packets sent before were taken into account when the window shrank last.
     shrunk: Option<Instant>,
     /// Bytes acknowledged since the last end of a batch.
     acked: u64,
+}
+
+/// Whether losses without another sign are of this connection's making.
+#[derive(Clone, Copy, Debug)]
+enum Verdict {
+    /// They are, up to this time: the window shrinks.
+    Ours(Instant),
+    /// They are not, up to this time.
+    Random(Instant),
+    /// It sends less, to see whether less is lost.
+    Trial(Trial),
+    /// Not known.
+    Open,
+}
+
+/// What was lost before a window shrank, and what is lost since.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    /// The window before.
+    window: u64,
+    /// The share that was lost before.
+    before: f64,
+    since: Losses,
 }
 
 /// What lets the window grow.
@@ -144,9 +173,17 @@ impl Losses {
         self.lost *= MEMORY;
     }
 
+    fn all(&self) -> f64 {
+        self.acked + self.lost
+    }
+
+    /// The share that was lost.
+    fn share(&self) -> f64 {
+        self.lost / self.all().max(1.0)
+    }
+
     fn too_many(&self, mtu: u64) -> bool {
-        let all = self.acked + self.lost;
-        all > EVIDENCE * mtu as f64 && self.lost > TOO_MANY * all
+        self.all() > EVIDENCE * mtu as f64 && self.share() > TOO_MANY
     }
 }
 
@@ -180,6 +217,7 @@ impl LossTolerant {
             growth: Growth::SlowStart { careful: None },
             rounds: Rounds::default(),
             losses: Losses::default(),
+            verdict: Verdict::Open,
             shrunk: None,
             acked: 0,
         }
@@ -192,6 +230,11 @@ impl LossTolerant {
     fn acked(&mut self, now: Instant, sent: Instant, bytes: u64) {
         self.rounds.sample(now.saturating_duration_since(sent));
         self.losses.acked += bytes as f64;
+        if self.shrunk.is_none_or(|shrunk| sent > shrunk)
+            && let Verdict::Trial(trial) = &mut self.verdict
+        {
+            trial.since.acked += bytes as f64;
+        }
         self.acked = self.acked.saturating_add(bytes);
     }
 
@@ -214,6 +257,7 @@ impl LossTolerant {
             Growth::Cubic(cubic) if limited_by_application => cubic.last = None,
             Growth::Cubic(cubic) => self.window = cubic.grown(now, self.window, acked, self.mtu),
         }
+        self.end_trial(now);
         if packet.is_some_and(|packet| self.rounds.acked(packet)) {
             self.losses.round();
             if let Growth::SlowStart { careful: Some(rounds) } = &mut self.growth {
@@ -228,16 +272,55 @@ impl LossTolerant {
     /// Packets were lost, of which the last was sent at `sent`; none when a router reports congestion.
     fn lost(&mut self, now: Instant, sent: Instant, persistent: bool, bytes: u64) {
         self.losses.lost += bytes as f64;
-        let least = LEAST * self.mtu;
         if persistent {
             self.shrunk = Some(now);
             self.growth = Growth::SlowStart { careful: None };
-            self.window = least;
+            self.verdict = Verdict::Open;
+            self.window = LEAST * self.mtu;
             return;
         }
-        if self.shrunk.is_some_and(|shrunk| sent <= shrunk) || !(bytes == 0 || self.is_congested()) {
+        if self.shrunk.is_some_and(|shrunk| sent <= shrunk) {
             return;
         }
+        if bytes == 0 || self.is_congested() {
+            if matches!(self.verdict, Verdict::Trial(_)) {
+                self.verdict = Verdict::Open;
+            }
+            return self.shrink(now);
+        }
+        match &mut self.verdict {
+            Verdict::Trial(trial) => trial.since.lost += bytes as f64,
+            Verdict::Random(until) if now < *until => {}
+            Verdict::Ours(until) if now < *until => self.shrink(now),
+            // Whoever still finds out what the path can carry has nothing to compare with.
+            _ if matches!(self.growth, Growth::SlowStart { .. }) => {}
+            _ => {
+                let (window, before) = (self.window, self.losses.share());
+                self.verdict = Verdict::Trial(Trial { window, before, since: Losses::default() });
+                self.shrink(now);
+            }
+        }
+    }
+
+    /// Finds a verdict when enough was sent.
+    fn end_trial(&mut self, now: Instant) {
+        let Verdict::Trial(Trial { window, before, since }) = self.verdict else { return };
+        let mtu = self.mtu as f64;
+        if since.all() < TRIAL * mtu {
+            return;
+        }
+        let until = now + HOLDS;
+        if since.lost >= RANDOM * mtu && since.share() > before / 2.0 {
+            self.verdict = Verdict::Random(until);
+            self.window = self.window.max(window);
+            self.growth = Growth::Cubic(Cubic::new(self.window as f64, self.window, self.mtu));
+        } else {
+            self.verdict = Verdict::Ours(until);
+        }
+    }
+
+    /// Takes back a part of the window.
+    fn shrink(&mut self, now: Instant) {
         self.shrunk = Some(now);
         let before = match self.growth {
             // Fast convergence (RFC 9438 section 4.7): make room for others when less was reached than the last time.
@@ -246,12 +329,12 @@ impl LossTolerant {
             }
             _ => self.window as f64,
         };
-        self.window = ((self.window as f64 * KEPT) as u64).max(least);
+        self.window = ((self.window as f64 * KEPT) as u64).max(LEAST * self.mtu);
         self.growth = Growth::Cubic(Cubic::new(before, self.window, self.mtu));
     }
 
     fn is_congested(&self) -> bool {
-        let queued = self.rounds.waiting().is_some_and(|(waiting, base)| waiting > WAITING.max(base / 32));
+        let queued = self.rounds.waiting().is_some_and(|(waiting, base)| waiting > WAITING.max(base / 8));
         queued || self.losses.too_many(self.mtu)
     }
 }

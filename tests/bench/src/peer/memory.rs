@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use qudag_kit::program::footprint;
+use rustix::process::{Resource, Rlimit};
 
 use super::stand::{HAPROXY, Route, Stand, Way};
 use crate::contenders::Stage;
