@@ -14,8 +14,11 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::congestion::LossTolerantConfig;
 
-/// Streams of one connection that a receiver allows.
+/// The most streams of one connection.
 pub const STREAMS: u32 = 128;
+/// What a receiver allows. New ones in the place of those that have ended are allowed only from an eighth of all on, and must not be waited
+/// for by whoever has less than [`STREAMS`].
+const ALLOWED: u32 = STREAMS + STREAMS / 4;
 /// So many streams can have all their windows of data under way at the same time; more than a few never need to, and what is sent
 /// is kept until it is acknowledged.
 const SENDING: u32 = 8;
@@ -57,9 +60,9 @@ pub fn config(choices: Choices) -> Arc<TransportConfig> {
     let mut transport = TransportConfig::default();
     // Streams that nobody reads fill their windows and no more: the window of the connection has room for all of them, so that they
     // hold no other stream up.
-    let all = choices.stream_window.saturating_mul(STREAMS);
+    let all = choices.stream_window.saturating_mul(ALLOWED);
     transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
+        .max_concurrent_bidi_streams(VarInt::from_u32(ALLOWED))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(choices.stream_window))
         .receive_window(VarInt::from_u64(all.into()).unwrap_or(VarInt::MAX))
