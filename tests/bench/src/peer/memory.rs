@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use qudag_kit::program::footprint;
 use rustix::process::{Resource, Rlimit};
@@ -60,6 +61,8 @@ pub(super) fn rows(stage: &Stage, plan: Plan) -> Result<Vec<Row>, Failure> {
                 let Some(to) = at.get(open.len() % at.len()) else { break };
                 open.push(client(*to).map_err(|why| format!("{name}, stream {}: {why}", open.len()))?);
             }
+            // Buffers of streams over which nothing comes go after a second.
+            std::thread::park_timeout(Duration::from_secs(2));
             taken.push(footprint(*pid).0 as f64 / 1024.0);
         }
         figures.push((*name, taken));
