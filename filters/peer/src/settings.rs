@@ -9,10 +9,11 @@ use futures_util::future::BoxFuture;
 use qudag_filter_api::{
     Address, BuildError, Chains, ConfigError, ConfigPath, Env, FilterError, HostPort, Period, service_fn,
 };
-use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Terminal, connect};
+use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Terminal, connect_marked};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::capture::{self, CAPTURED, Capture, CaptureSettings, Places};
 use crate::identity::{IdentitySettings, PeerName};
 use crate::listener::{self, CONNECT_LIMIT};
 use crate::tunnel::header::Destination;
@@ -37,6 +38,8 @@ pub struct PeerListener {
     pub allow: Vec<PeerName>,
     /// Where streams of the tunnel may lead besides `node`, which is `node.p2p`: names and addresses.
     pub destinations: BTreeMap<Destination, HostPort>,
+    /// Connections that the local node makes straight to its peers and that rules of the packet filter hand over.
+    pub capture: Option<Capture>,
     /// The time for one attempt to connect, with resolving the name; at most 10s.
     pub connect_timeout: Period,
     /// How long an open connection may make no progress while bytes wait to be written.
@@ -57,6 +60,7 @@ impl Default for PeerListener {
             identity: None,
             allow: Vec::new(),
             destinations: BTreeMap::new(),
+            capture: None,
             connect_timeout: Period::secs(1),
             stall_timeout: Period::secs(60),
             half_close_timeout: Period::secs(300),
@@ -95,7 +99,7 @@ struct Listed<'a> {
 }
 
 impl PeerListener {
-    /// All listeners, outbound and then inbound.
+    /// All listeners: outbound, inbound, the tunnel's, and those of captured connections.
     fn listed(&self) -> impl Iterator<Item = Listed<'_>> {
         let outbound = self.outbound.iter().enumerate().map(|(index, outbound)| Listed {
             name: outbound.name.clone().unwrap_or_else(|| format!("outbound-{index}")),
@@ -118,7 +122,15 @@ impl PeerListener {
             sidecar: None,
             keys: vec!["quic".to_owned()],
         });
-        outbound.chain(inbound).chain(quic)
+        let captured = self.capture.iter().flat_map(|capture| capture.bind.iter().enumerate());
+        let captured = captured.map(|(index, bind)| Listed {
+            name: format!("{CAPTURED}-{index}"),
+            bind,
+            to: None,
+            sidecar: None,
+            keys: vec!["capture".to_owned(), "bind".to_owned(), index.to_string()],
+        });
+        outbound.chain(inbound).chain(quic).chain(captured)
     }
 
     /// The routes of streams that come through the tunnel.
@@ -191,6 +203,14 @@ impl PeerListener {
     }
 }
 
+/// Whether captured connections or their listeners have this name.
+fn is_captured(name: &str) -> bool {
+    let rest = name.strip_prefix(CAPTURED);
+    rest.is_some_and(|rest| {
+        rest.is_empty() || rest.strip_prefix('-').is_some_and(|n| n.parse::<u8>().is_ok())
+    })
+}
+
 fn is_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=64).contains(&name.len()) && name.bytes().all(plain)
@@ -221,6 +241,15 @@ impl ListenerSpec for PeerListener {
         }
 
         errors.extend(self.check_tunnel(at));
+        if let Some(capture) = &self.capture {
+            errors.extend(capture.check(&at.key("capture")));
+        }
+        if let Some(index) = self.outbound.iter().position(|it| it.name.as_deref().is_some_and(is_captured)) {
+            let error = at.key("outbound").index(index).key("name").error("the name `captured` is taken");
+            errors.push(
+                error.hint("captured connections have it, also with a number behind it; choose another one"),
+            );
+        }
 
         let (mut names, mut binds) = (HashMap::new(), HashMap::new());
         for listed in self.listed() {
@@ -270,13 +299,19 @@ impl ListenerSpec for PeerListener {
             Arc::new(Route { name: listed.name, bind: listed.bind.clone(), to, sidecar })
         };
         PeerSettings {
-            routes: self.listed().filter(|listed| listed.name != QUIC).map(route).collect(),
+            routes: self
+                .listed()
+                .filter(|listed| listed.name != QUIC && !is_captured(&listed.name))
+                .map(route)
+                .collect(),
             allow: Arc::new(self.allow.iter().cloned().collect::<HashSet<_>>()),
             destinations: self.destinations(env),
             way: OnceLock::new(),
             connect_timeout: self.connect_timeout.0,
             splice: SpliceOptions { stall: self.stall_timeout.0, half_close: self.half_close_timeout.0 },
             max_connections: self.max_connections,
+            mark: self.capture.as_ref().map(|capture| capture.mark.0),
+            capture: OnceLock::new(),
         }
     }
 
@@ -292,7 +327,19 @@ impl ListenerSpec for PeerListener {
             // Settings are new for each generation.
             let _ = settings.way.set(Arc::new(way));
         }
-        let (timeout, resolve) = (settings.connect_timeout, Arc::clone(&env.resolve));
+        if let Some(capture) = &self.capture {
+            capture.may_mark()?;
+            let routes = settings.routes.iter().take(self.outbound.len()).cloned().collect();
+            let _ = settings.capture.set(Arc::new(CaptureSettings {
+                mode: capture.mode,
+                unmatched: capture.unmatched,
+                mark: capture.mark,
+                ports: capture.bind.iter().map(|bind| bind.port).collect(),
+                places: Places::new(routes, &tunnels.known, &env.resolve),
+                counts: Arc::clone(&tunnels.captured),
+            }));
+        }
+        let (timeout, resolve, mark) = (settings.connect_timeout, Arc::clone(&env.resolve), settings.mark);
         let direct = service_fn::<Peer, _, _>(move |request: PeerConnect| {
             let resolve = Arc::clone(&resolve);
             async move {
@@ -300,7 +347,9 @@ impl ListenerSpec for PeerListener {
                     let why = "the route requires the tunnel, and `connection_pooling` is off";
                     return Err(FilterError::Refused(why.into()));
                 }
-                connect(&request.route.to, &*resolve, timeout).await.map(Link::Direct)
+                let destination = request.destination.map(|to| Address::Tcp(to.into()));
+                let to = destination.as_ref().unwrap_or(&request.route.to);
+                connect_marked(to, &*resolve, timeout, mark).await.map(Link::Direct)
             }
         });
         Ok((direct, Arc::new(tunnels)))
@@ -315,6 +364,7 @@ impl ListenerSpec for PeerListener {
         Box::pin(async move {
             match address {
                 Address::Tcp(bind) if name == QUIC => tunnel::bind(name, bind, chains, env).await,
+                Address::Tcp(bind) if is_captured(&name) => capture::bind(name, bind, chains, env).await,
                 address => listener::bind(name, address, chains, env).await,
             }
         })
