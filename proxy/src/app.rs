@@ -185,6 +185,7 @@ async fn serve(
         operator,
         kill_file,
         publisher,
+        keeper: Arc::default(),
         resolve,
         source: source.clone(),
         instance_dir: instance_dir.clone(),
@@ -220,11 +221,19 @@ async fn serve(
         let control = control.clone();
         AbortOnDropHandle::new(tokio::spawn(async move { control.follow_publication().await }))
     };
+    // Not before everything listens either.
+    let capturing = {
+        let control = control.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move { control.follow_rules().await }))
+    };
     Box::pin(follow(&control, &telemetry)).await?;
 
     tell_systemd(&[NotifyState::Stopping, NotifyState::Status("draining")]);
     tracing::info!("draining");
     let mut again = Signals::listen()?;
+    // Before the listeners close: whoever is still captured would be refused.
+    control.release().await;
+    drop(capturing);
     let aborted = tokio::select! {
         (aborted, ()) = async { tokio::join!(control.finish(), control.withdraw()) } => aborted,
         () = again.stop.recv() => {

@@ -189,6 +189,10 @@ impl Socket {
     /// When the operating system refuses the address, or the process may not do this.
     pub fn bind_transparent(address: SocketAddr) -> io::Result<Self> {
         let transparent = |socket: &socket2::Socket| {
+            if address.is_ipv6() {
+                // Each family has a listener of its own.
+                socket.set_only_v6(true)?;
+            }
             if address.is_ipv4() {
                 socket.set_ip_transparent_v4(true)
             } else {

@@ -10,7 +10,7 @@ use qudag_filter_common::{CircuitBreaker, Retry, SpliceOptions, Stream};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::capture::CaptureSettings;
+use crate::capture::{CaptureSettings, CaptureStatus};
 use crate::connection_pooling::ConnectionPooling;
 use crate::identity::PeerName;
 use crate::opening::Opening;
@@ -153,6 +153,11 @@ pub struct PeerSettings {
 }
 
 impl PeerSettings {
+    /// How many connections were captured; `None` without `capture`.
+    pub fn capture_status(&self) -> Option<CaptureStatus> {
+        self.capture.get().map(|capture| capture.counts.status(capture))
+    }
+
     /// The route of a listener: by its name, and after a reload that renamed it by its address.
     pub(crate) fn route(&self, name: &str, bind: &HostPort) -> Option<&Arc<Route>> {
         let here = |route: &&Arc<Route>| route.bind == *bind;

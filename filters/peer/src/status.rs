@@ -70,7 +70,7 @@ impl PeersStatus {
                 captured: tunnels.captured.of_route(&route.name),
             }
         });
-        let capture = settings.capture.get().map(|capture| tunnels.captured.status(capture));
+        let capture = settings.capture_status();
         Self { identity: own, routes: routes.collect(), pools, capture }
     }
 }
