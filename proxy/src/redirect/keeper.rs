@@ -16,7 +16,7 @@ use crate::config::Config;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often it is made sure that the rules are still there: other programs flush all rules of a host.
-const REFRESH: Duration = Duration::from_secs(10);
+const REFRESH: Duration = Duration::from_secs(5);
 
 /// What the kernel should have.
 #[derive(Clone, Debug, Default, PartialEq)]
