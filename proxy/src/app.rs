@@ -233,7 +233,6 @@ async fn serve(
     let mut again = Signals::listen()?;
     // Before the listeners close: whoever is still captured would be refused.
     control.release().await;
-    drop(capturing);
     let aborted = tokio::select! {
         (aborted, ()) = async { tokio::join!(control.finish(), control.withdraw()) } => aborted,
         () = again.stop.recv() => {
@@ -241,7 +240,8 @@ async fn serve(
             0
         }
     };
-    drop(publishing);
+    drop((publishing, capturing));
+    control.clear_rules().await;
     tracing::info!(aborted, "stopped");
     closed.cancel();
     // The API's last answer may be the one to `drain`.

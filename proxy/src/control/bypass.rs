@@ -112,7 +112,14 @@ impl Control {
 
     /// Keeps the rules that capture connections as they should be. Never returns.
     pub async fn follow_rules(&self) {
-        self.0.keeper.follow().await;
+        self.0.keeper.follow(|| self.capture_state().map_or(0, |state| state.connections.active)).await;
+    }
+
+    /// Takes away what was left of the rules for connections that were open.
+    pub async fn clear_rules(&self) {
+        if let Err(why) = self.0.keeper.clear().await {
+            tracing::error!(%why, "capture rules cannot be removed; `qudag-sidecar redirect down` does it");
+        }
     }
 
     /// Removes the rules that capture connections, because the sidecar stops; returns when that is done, has failed, or takes too

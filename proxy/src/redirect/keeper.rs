@@ -18,6 +18,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often it is made sure that the rules are still there: other programs flush all rules of a host.
 const REFRESH: Duration = Duration::from_secs(5);
 
+/// How often it is looked whether captured connections are open still, after the rules have gone.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// What the kernel should have.
 #[derive(Clone, Debug, Default, PartialEq)]
 enum Wish {
@@ -71,6 +74,8 @@ pub struct Keeper {
     done: watch::Sender<RulesStatus>,
     /// When the current wish came.
     since: Mutex<Option<Instant>>,
+    /// The rules that were installed last and of which a part may be left for open connections.
+    last: Mutex<Option<Arc<Ruleset>>>,
 }
 
 impl Keeper {
@@ -125,8 +130,27 @@ impl Keeper {
         }
     }
 
-    /// Does what is wanted. Never returns.
-    pub async fn follow(&self) {
+    /// Takes away what was left for open connections, because there are none any more.
+    ///
+    /// # Errors
+    /// When the kernel, or a program, refuses.
+    pub async fn clear(&self) -> Result<(), KernelError> {
+        if self.take_last().is_none() {
+            return Ok(());
+        }
+        remove().await.map(|_| ())
+    }
+
+    fn take_last(&self) -> Option<Arc<Ruleset>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn last(&self) -> Option<Arc<Ruleset>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Does what is wanted. `open` says how many captured connections are open. Never returns.
+    pub async fn follow(&self, open: impl Fn() -> u64) {
         let mut wanted = self.wanted.subscribe();
         let (mut pause, mut last) = (FIRST_PAUSE, 0);
         loop {
@@ -135,13 +159,14 @@ impl Keeper {
                 (pause, last) = (FIRST_PAUSE, now.number);
             }
             // Not given up when the wish changes: what was begun in the kernel is known when it is over.
-            let done = self.attain(&now).await;
+            let done = self.attain(&now, &open).await;
             let wait = match done {
                 RulesState::Failed => {
                     let wait = pause;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                     wait
                 }
+                RulesState::Removed if self.last().is_some() => LOOK,
                 _ => REFRESH,
             };
             if now.wish == Wish::Anything {
@@ -157,15 +182,16 @@ impl Keeper {
     }
 
     /// Makes the kernel have what is wanted, and tells.
-    async fn attain(&self, wanted: &Wanted) -> RulesState {
+    async fn attain(&self, wanted: &Wanted, open: &impl Fn() -> u64) -> RulesState {
         let before = self.status();
         let again = before.number == wanted.number && before.state != RulesState::Failed;
         let attained = match &wanted.wish {
             Wish::Anything => Ok((RulesState::Unmanaged, false)),
-            // What others install later is theirs.
-            Wish::Nothing if again => Ok((RulesState::Removed, false)),
-            Wish::Nothing => remove().await.map(|removed| (RulesState::Removed, removed.any())),
-            Wish::Rules(rules) => put(rules, again).await.map(|changed| (RulesState::Installed, changed)),
+            Wish::Nothing => self.take_away(again, open).await.map(|changed| (RulesState::Removed, changed)),
+            Wish::Rules(rules) => {
+                *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(rules));
+                put(rules, again).await.map(|changed| (RulesState::Installed, changed))
+            }
         };
         let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);
         let (state, changed, error) = match attained {
@@ -186,6 +212,9 @@ impl Keeper {
                     tracing::error!(%why, "capture rules cannot be changed")
                 }
                 Some(_) => {}
+                None if again && state == RulesState::Removed => {
+                    tracing::info!("no captured connection is open any more");
+                }
                 None if again => {
                     tracing::warn!("capture rules were changed by somebody else and are installed again")
                 }
@@ -197,6 +226,24 @@ impl Keeper {
             self.done.send_replace(RulesStatus { state, took_ms, error, number: wanted.number });
         }
         state
+    }
+}
+
+impl Keeper {
+    /// Takes the rules away: first what captures, and the rest when no connection needs it any more. Returns whether the kernel was changed.
+    async fn take_away(&self, again: bool, open: &impl Fn() -> u64) -> Result<bool, KernelError> {
+        match self.last() {
+            // Also where nobody seems to have one: the last ones may not be counted yet.
+            Some(rules) if !again => install(&rules.for_open_connections()).await.map(|()| true),
+            Some(_) if open() > 0 => Ok(false),
+            // What others install later is theirs.
+            None if again => Ok(false),
+            _ => {
+                let removed = remove().await?;
+                let _ = self.take_last();
+                Ok(removed.any())
+            }
+        }
     }
 }
 

@@ -186,8 +186,11 @@ fn ruleset(capture: &Capture, protected: &[Protected]) -> Ruleset {
             let (name, family) = family(to);
             rule(name, vec![family, Test::Returned(handed)], Action::Tproxy(*to))
         });
+        // Reached where nobody listens: the node is told so, instead of waiting for an answer.
+        let nobody = rule("nobody-listens", vec![Test::Returned(handed)], Action::Reset);
+        let rules = returned.chain(std::iter::once(nobody)).collect();
         let base = Some(("filter", "prerouting", MANGLE));
-        chains.push(Chain { name: RETURNED, base, rules: returned.collect() });
+        chains.push(Chain { name: RETURNED, base, rules });
     }
     let has = |v4: bool| binds.iter().any(|to| to.is_ipv4() == v4);
     Ruleset { chains, routed: tproxy.then(|| (handed, [has(true), has(false)])) }

@@ -46,6 +46,8 @@ pub(super) enum Test {
     Cgroup(String),
     V4,
     V6,
+    /// Of a connection whose destination was rewritten.
+    Rewritten,
     /// It came back over loopback with this mark.
     Returned(u32),
 }
@@ -59,6 +61,8 @@ pub(super) enum Action {
     Redirect(u16),
     HandOver(u32),
     Tproxy(SocketAddr),
+    /// Answers that nobody is there.
+    Reset,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +126,22 @@ impl Ruleset {
         families.into_iter().zip(["-4", "-6"]).filter_map(family).flatten().collect()
     }
 
+    /// What remains of the rules for connections that were captured before and are open still: it captures no new one. Without it
+    /// they would break, as the kernel translates addresses only while there is a rule for which it has to.
+    #[must_use]
+    pub fn for_open_connections(&self) -> Self {
+        let mut kept = self.clone();
+        kept.chains.retain(|chain| chain.name != CAPTURE);
+        for chain in kept.chains.iter_mut().filter(|chain| chain.name == OUTPUT) {
+            chain.rules.retain(|rule| rule.action != Action::Capture);
+            if self.routed.is_none() {
+                let tests = vec![Test::Rewritten];
+                chain.rules = vec![Rule { name: "open-connections", tests, action: Action::Pass }];
+            }
+        }
+        kept
+    }
+
     /// Each chain with what its rules are recognised by.
     pub(super) fn outline(&self) -> Vec<(String, Vec<String>)> {
         let rules = |chain: &Chain| chain.rules.iter().map(Rule::comment).collect();
@@ -142,7 +162,7 @@ impl Ruleset {
                         continue 'chains;
                     }
                     Action::HandOver(mark) => return self.returned(*mark, attempt),
-                    Action::Tproxy(_) => {}
+                    Action::Tproxy(_) | Action::Reset => {}
                 }
             }
             return None;
@@ -168,7 +188,7 @@ impl Test {
         match self {
             Self::NotTcp => !attempt.tcp,
             Self::Mark(mark) | Self::Returned(mark) => attempt.mark == *mark,
-            Self::HandedOver(_) | Self::NotTheFirst => false,
+            Self::HandedOver(_) | Self::NotTheFirst | Self::Rewritten => false,
             Self::Ports(ports) => attempt.tcp && ports.iter().any(|ports| ports.contains(attempt.to.port())),
             Self::OverLoopback => attempt.loopback,
             Self::Users(names) => is(names, attempt.user),
@@ -220,6 +240,7 @@ impl fmt::Display for Test {
             Self::NotTcp => f.write_str("meta l4proto != tcp"),
             Self::Mark(mark) => write!(f, "meta mark {mark:#x}"),
             Self::HandedOver(mark) => write!(f, "ct direction original ct mark {mark:#x}"),
+            Self::Rewritten => f.write_str("ct status dnat"),
             Self::NotTheFirst => f.write_str("tcp flags & (fin | syn | rst | ack) != syn"),
             Self::Ports(ports) => write!(f, "tcp dport {}", set(ports)),
             Self::OverLoopback => f.write_str("oifname \"lo\""),
@@ -244,6 +265,7 @@ impl fmt::Display for Action {
             Self::MarkAgain(mark) => write!(f, "meta mark set {mark:#x} return"),
             Self::Capture => write!(f, "goto {CAPTURE}"),
             Self::Redirect(port) => write!(f, "redirect to :{port}"),
+            Self::Reset => f.write_str("reject with tcp reset"),
             Self::HandOver(mark) => write!(f, "ct mark set {mark:#x} meta mark set {mark:#x} return"),
             Self::Tproxy(to) => {
                 let family = if to.is_ipv4() { "ip" } else { "ip6" };

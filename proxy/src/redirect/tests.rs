@@ -144,6 +144,9 @@ proptest! {
         let wished = tcp && !marked && (with_loopback || !loopback) && (!named || user == "qudag")
             && (first..=last).contains(&probe) && ![22, 4180, 4181, 9901].contains(&probe);
         prop_assert_eq!(rules.captures(&attempt), wished.then_some(if v6 { 4181 } else { 4180 }));
+        let kept = rules.for_open_connections();
+        prop_assert_eq!(kept.captures(&attempt), None);
+        prop_assert_eq!(kept.routed, rules.routed);
     }
 
     #[test]

@@ -12,7 +12,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use qudag_kit::program::{Finished, Start, is_root};
+use qudag_kit::program::{Finished, Signal, Start, is_root};
 use qudag_kit::{
     EchoPeer, Namespace, Pki, Setup, TestSidecar, eventually, needs_namespaces, needs_program, peer, skip,
 };
@@ -106,6 +106,11 @@ impl Hosts {
     /// Whether the kernel of the node's host has the table.
     async fn has_rules(&self) -> bool {
         self.node.run("nft", &["list", "tables"]).await.ok().contains("qudag_sidecar")
+    }
+
+    /// Whether any rule there captures new connections.
+    async fn captures(&self) -> bool {
+        self.node.run("nft", &["list", "ruleset"]).await.ok().contains("goto capture")
     }
 
     async fn nft(&self, command: &str) {
@@ -250,80 +255,103 @@ async fn only_the_owners_connections_are_captured_and_unknown_places_can_be_refu
     needs_program!("bash");
     let hosts = Hosts::new();
     let peer = hosts.echo_peer(UNKNOWN[0]);
-    let side = hosts.sidecar(&plain(", owner: { users: [nobody] }, unmatched: refuse")).await;
+    let side = hosts.sidecar(&plain(", owner: { users: [daemon] }, unmatched: refuse")).await;
     redirect(&side, &["up"]).await.ok();
     // Of this process's user.
     hosts.echo(UNKNOWN[0], 1000).unwrap();
     assert_eq!(captured(&side, "refused").await, 0.0);
     let dial =
         "exec 3<>/dev/tcp/10.93.0.2/4002 && echo hello >&3 && read -r answer <&3 && [ \"$answer\" = hello ]";
-    let nobody = async || {
-        Start::new("bash").args(["-c", dial]).as_user("nobody").in_namespace(Some(&hosts.node)).output().await
+    let daemon = async || {
+        Start::new("bash").args(["-c", dial]).as_user("daemon").in_namespace(Some(&hosts.node)).output().await
     };
-    assert_ne!(nobody().await.code, 0, "it is reset");
+    assert_ne!(daemon().await.code, 0, "it is reset");
     assert_eq!((captured(&side, "refused").await, peer.accepted()), (1.0, 1));
-    side.reload_with(&plain(", owner: { users: [nobody] }, mark: \"0x99\"")).await.ok();
+    side.reload_with(&plain(", owner: { users: [daemon] }, mark: \"0x99\"")).await.ok();
     // The rules know the old mark; nobody but the owner is captured all the same.
-    assert_eq!(nobody().await.code, 0);
+    assert_eq!(daemon().await.code, 0);
     assert_eq!((captured(&side, "direct").await, peer.accepted()), (1.0, 2));
     assert_eq!(rules_state(&side).await, (1, "different".to_owned()));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_bypass_takes_the_rules_away_and_no_open_connection() {
-    needs_rules!("redirect");
+/// A bypass takes the rules away and no open connection, and so does the sidecar's end.
+async fn rules_follow_the_bypass(mode: &str) {
     let hosts = Hosts::new();
     let _peer = hosts.echo_peer(UNKNOWN[0]);
-    let mut side = hosts.sidecar(&plain(", manage_rules: true")).await;
-    eventually(PATIENCE, "the rules come with the sidecar", async || hosts.has_rules().await.then_some(()))
+    let mut side = hosts.sidecar(&plain(&format!(", mode: {mode}, manage_rules: true"))).await;
+    eventually(PATIENCE, "the rules come with the sidecar", async || hosts.captures().await.then_some(()))
         .await;
     assert_eq!(rules_state(&side).await, (0, "up".to_owned()));
     let mut open = hosts.connect(UNKNOWN[0]);
-    let mut speak = async || {
-        open.write_all(b"word").await.unwrap();
-        let mut answer = [0; 4];
-        open.read_exact(&mut answer).await.unwrap();
-        assert_eq!(&answer, b"word");
-    };
-    speak().await;
+    speak(&mut open).await;
     assert_eq!(captured(&side, "direct").await, 1.0);
     assert_eq!(side.status().await["capture"]["connections"]["active"], 1);
+    redirect(&side, &["up"]).await.ok();
+    speak(&mut open).await;
 
-    for (round, switch) in ["on", "off", "on"].into_iter().enumerate() {
-        let start = Instant::now();
-        let words = ["bypass", switch];
+    let mut expected = 1.0;
+    for switch in ["on", "off", "on"] {
+        let (start, words) = (Instant::now(), ["bypass", switch]);
         let (told, took) = tokio::join!(side.cli(&words), async {
-            let there = async || (hosts.has_rules().await == (switch == "off")).then_some(());
+            let there = async || (hosts.captures().await == (switch == "off")).then_some(());
             eventually(PATIENCE, "the rules follow the bypass", there).await;
             start.elapsed()
         });
         let told = told.ok();
         let settled = side.status().await["capture"]["rules"]["took_ms"].as_f64().unwrap();
         println!(
-            "bypass {switch}: seen in the kernel after {took:?}, {settled:.1} ms after the wish; {}",
+            "{mode}, bypass {switch}: seen in the kernel after {took:?}, {settled:.1} ms after the wish; {}",
             told.trim()
         );
-        assert!(told.contains(if switch == "on" {
-            "capture rules are gone"
-        } else {
-            "capture rules are in the kernel"
-        }));
+        let note = if switch == "on" { "capture rules are gone" } else { "capture rules are in the kernel" };
+        assert!(told.contains(note), "{told}");
         // A second is what is promised; the machine may be busy with other tests.
         assert!(took < Duration::from_secs(5) && settled < 3000.0, "{took:?}, {settled} ms");
-        speak().await;
+        speak(&mut open).await;
         hosts.echo(UNKNOWN[0], 100_000).unwrap();
-        let expected = if round == 0 { 1.0 } else { 2.0 };
+        expected += f64::from(u8::from(switch == "off"));
         assert_eq!(captured(&side, "direct").await, expected, "after {switch}");
     }
+    assert!(hosts.has_rules().await, "what the open connection needs is there");
+    drop(open);
+    let gone = async || (!hosts.has_rules().await).then_some(());
+    eventually(PATIENCE, "nothing is left when no connection needs it", gone).await;
     side.cli(&["bypass", "off"]).await.ok();
-    assert!(hosts.has_rules().await);
+    assert!(hosts.captures().await);
     // Others flush all rules of a host.
     hosts.nft("flush ruleset").await;
     eventually(PATIENCE, "they come back", async || (rules_state(&side).await.0 == 0).then_some(())).await;
-    let (ended, _) = side.stop(PATIENCE).await;
-    assert!(ended.success());
+    // A connection that ends while the sidecar waits for it.
+    let mut open = hosts.connect(UNKNOWN[0]);
+    speak(&mut open).await;
+    side.program().signal(Signal::TERM);
+    eventually(PATIENCE, "nobody is captured any more", async || (!hosts.captures().await).then_some(()))
+        .await;
+    hosts.echo(UNKNOWN[0], 1000).unwrap();
+    speak(&mut open).await;
+    drop(open);
+    assert!(side.program().wait_for_end(PATIENCE).await.success());
     assert!(!hosts.has_rules().await, "they go with the sidecar");
     hosts.echo(UNKNOWN[0], 1000).unwrap();
+}
+
+async fn speak(stream: &mut TcpStream) {
+    stream.write_all(b"word").await.unwrap();
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"word");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bypass_takes_redirect_away_and_no_open_connection() {
+    needs_rules!("redirect");
+    rules_follow_the_bypass("redirect").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bypass_takes_tproxy_away_and_no_open_connection() {
+    needs_rules!("tproxy");
+    rules_follow_the_bypass("tproxy").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

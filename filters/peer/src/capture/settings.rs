@@ -61,10 +61,10 @@ impl Default for Capture {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CaptureMode {
-    /// The rules rewrite the destination (NAT). Open connections outlive the rules.
+    /// The rules rewrite the destination (NAT).
     #[default]
     Redirect,
-    /// The rules route packets to this host as they are. Open connections end with the rules.
+    /// The rules route packets to this host as they are.
     Tproxy,
 }
 
