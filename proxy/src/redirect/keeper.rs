@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::rules::Ruleset;
-use super::{KernelError, install, installed, remove, wanted};
+use super::{KernelError, install, installed, remove, replace, wanted};
 use crate::config::Config;
 
 /// The pause after the first failure; it doubles with each further one.
@@ -234,7 +234,7 @@ impl Keeper {
     async fn take_away(&self, again: bool, open: &impl Fn() -> u64) -> Result<bool, KernelError> {
         match self.last() {
             // Also where nobody seems to have one: the last ones may not be counted yet.
-            Some(rules) if !again => install(&rules.for_open_connections()).await.map(|()| true),
+            Some(rules) if !again => replace(&rules.for_open_connections()).await.map(|()| true),
             Some(_) if open() > 0 => Ok(false),
             // What others install later is theirs.
             None if again => Ok(false),

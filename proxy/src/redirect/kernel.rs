@@ -203,6 +203,14 @@ pub async fn install(rules: &Ruleset) -> Result<(), KernelError> {
     clear_routing(Some(rules)).await.map(|_| ())
 }
 
+/// Puts rules in place of those that are there and leaves the routes as they are: one step, for those in a hurry.
+///
+/// # Errors
+/// When `nft` is missing or fails; the rules that were there stay.
+pub async fn replace(rules: &Ruleset) -> Result<(), KernelError> {
+    nft(&["-f", "-"], Some(&rules.text())).await.map(|_| ())
+}
+
 /// Takes all rules out of the kernel, and the routes, whoever installed them.
 ///
 /// # Errors

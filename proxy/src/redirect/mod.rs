@@ -7,6 +7,6 @@ mod plan;
 mod rules;
 
 pub use keeper::{Keeper, RulesState, RulesStatus};
-pub use kernel::{Installed, KernelError, Removed, install, installed, remove};
+pub use kernel::{Installed, KernelError, Removed, install, installed, remove, replace};
 pub use plan::{check, wanted};
 pub use rules::{Attempt, Ruleset};

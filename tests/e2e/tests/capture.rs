@@ -168,6 +168,10 @@ async fn every_byte_passes(mode: &str) {
         ROUTED[1],
         capture(&format!(", mode: {mode}"))
     );
+    // What the tunnel sends is counted, with the sidecar's mark and without it.
+    hosts.nft("add table inet seen; add chain inet seen o { type filter hook output priority 0; }").await;
+    hosts.nft("add rule inet seen o udp dport 4433 meta mark 0x7164 counter comment \"marked\"").await;
+    hosts.nft("add rule inet seen o udp dport 4433 meta mark != 0x7164 counter comment \"unmarked\"").await;
     let side = hosts.sidecar(&near).await;
     let tunnels = async || {
         let labels = [("side", "out"), ("outcome", "ok")];
@@ -191,6 +195,11 @@ async fn every_byte_passes(mode: &str) {
         println!("{mode}: 5 MiB there and back to {to} through the tunnel in {:?}", start.elapsed());
     }
     assert_eq!(tunnels().await, 2.0);
+    let seen = hosts.node.run("nft", &["list", "table", "inet", "seen"]).await.ok();
+    for (line, none) in [("\"marked\"", false), ("\"unmarked\"", true)] {
+        let line = seen.lines().find(|it| it.contains(line)).unwrap();
+        assert_eq!(line.contains("packets 0 "), none, "{seen}");
+    }
     for to in UNKNOWN {
         let start = Instant::now();
         hosts.echo(to, MEGABYTES).unwrap();
