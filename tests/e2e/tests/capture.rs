@@ -283,6 +283,58 @@ async fn only_the_owners_connections_are_captured_and_unknown_places_can_be_refu
     assert_eq!(rules_state(&side).await, (1, "different".to_owned()));
 }
 
+/// A control group of version 2: its folder, and its path as `nft` knows it.
+struct ControlGroup(std::path::PathBuf, String);
+
+impl ControlGroup {
+    fn new() -> Result<Self, String> {
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+        let second = |line: &&str| line.split(' ').nth(2) == Some("cgroup2");
+        let root = mounts.lines().find(second).and_then(|line| line.split(' ').nth(1));
+        let root = root.ok_or("no control groups of version 2 are mounted here")?;
+        let below = root.strip_prefix("/sys/fs/cgroup").ok_or("they are not below /sys/fs/cgroup")?;
+        let name = format!("qk-{}", std::process::id());
+        let (folder, path) = (format!("{root}/{name}"), format!("{below}/{name}"));
+        std::fs::create_dir_all(format!("{folder}/inner")).map_err(|why| format!("{folder}: {why}"))?;
+        Ok(Self(folder.into(), path.trim_start_matches('/').to_owned()))
+    }
+}
+
+impl Drop for ControlGroup {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(self.0.join("inner"));
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_group_is_an_owner_with_all_that_is_below() {
+    needs_rules!("redirect");
+    needs_program!("bash", "nsenter");
+    let group = match ControlGroup::new() {
+        Ok(group) => group,
+        Err(why) => skip!("{why}"),
+    };
+    let hosts = Hosts::new();
+    let _peer = hosts.echo_peer(UNKNOWN[0]);
+    let side = hosts.sidecar(&plain(&format!(", owner: {{ cgroups: [\"{}\"] }}", group.1))).await;
+    // `ip netns exec` would show another /sys, without control groups.
+    let inside = async |words: &[&str]| {
+        let place = format!("--net=/run/netns/{}", hosts.node.name());
+        Start::new("nsenter").arg(place).args(words.iter().copied()).output().await.ok()
+    };
+    let binary = TestSidecar::binary();
+    let config = side.config();
+    inside(&[&*binary.to_string_lossy(), "redirect", "up", "--config", &*config.to_string_lossy()]).await;
+    let dial =
+        "exec 3<>/dev/tcp/10.93.0.2/4002 && echo hello >&3 && read -r answer <&3 && [ \"$answer\" = hello ]";
+    inside(&["bash", "-c", dial]).await;
+    assert_eq!(captured(&side, "direct").await, 0.0);
+    let member = format!("echo $$ >{}/cgroup.procs && {dial}", group.0.join("inner").display());
+    inside(&["bash", "-c", &member]).await;
+    assert_eq!(captured(&side, "direct").await, 1.0);
+}
+
 /// A bypass takes the rules away and no open connection, and so does the sidecar's end.
 async fn rules_follow_the_bypass(mode: &str) {
     let hosts = Hosts::new();
@@ -374,6 +426,14 @@ async fn what_a_crash_leaves_is_removed_or_repaired() {
             .await;
     };
     up(&side).await;
+    let checked = async |side: &TestSidecar| {
+        let words = ["check", "--json", "--config", &*side.config().to_string_lossy()].map(str::to_owned);
+        let told = side.cli(&words.each_ref().map(String::as_str)).await.stdout;
+        let told: Value = serde_json::from_str(&told).unwrap();
+        let rules = told["checks"].as_array().unwrap().iter().find(|check| check["group"] == "capture");
+        rules.unwrap_or_else(|| panic!("{told:#}"))["outcome"].clone()
+    };
+    assert_eq!(checked(&side).await, "ok");
     side.kill();
     assert!(hosts.has_rules().await, "nobody removed them");
     hosts.echo(UNKNOWN[0], 1000).unwrap_err();
@@ -382,6 +442,7 @@ async fn what_a_crash_leaves_is_removed_or_repaired() {
     assert_eq!(down["removed"]["table"], true, "{down}");
     assert_eq!((&down["removed"]["routing_rules"], &down["removed"]["routes"]), (&2.into(), &2.into()));
     hosts.echo(UNKNOWN[0], 1000).unwrap();
+    assert_eq!(checked(&side).await, "advice");
 
     // Half of everything is gone, and something is there that should not be.
     redirect(&side, &["up"]).await.ok();
