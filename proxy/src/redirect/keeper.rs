@@ -186,7 +186,11 @@ impl Keeper {
         let before = self.status();
         let again = before.number == wanted.number && before.state != RulesState::Failed;
         let attained = match &wanted.wish {
-            Wish::Anything => Ok((RulesState::Unmanaged, false)),
+            Wish::Anything => {
+                // They are somebody else's from now on, also when the sidecar ends.
+                let _ = self.take_last();
+                Ok((RulesState::Unmanaged, false))
+            }
             Wish::Nothing => self.take_away(again, open).await.map(|changed| (RulesState::Removed, changed)),
             Wish::Rules(rules) => {
                 *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(rules));

@@ -150,6 +150,8 @@ fn ruleset(capture: &Capture, protected: &[Protected]) -> Ruleset {
     let mut kept = capture.protect.clone();
     kept.extend(protected.iter().filter(|it| it.tcp).map(|it| PortRange { first: it.port, last: it.port }));
     output.push(rule("protected", vec![Test::Ports(merged(kept))], Action::Pass));
+    // Their interface is a part of them, and nobody could tell it.
+    output.push(rule("link-local", vec![Test::LinkLocal], Action::Pass));
     if !capture.loopback {
         output.push(rule("this-host", vec![Test::OverLoopback], Action::Pass));
     }

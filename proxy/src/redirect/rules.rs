@@ -41,6 +41,7 @@ pub(super) enum Test {
     NotTheFirst,
     Ports(Vec<PortRange>),
     OverLoopback,
+    LinkLocal,
     Users(Vec<String>),
     Groups(Vec<String>),
     Cgroup(String),
@@ -191,6 +192,10 @@ impl Test {
             Self::HandedOver(_) | Self::NotTheFirst | Self::Rewritten => false,
             Self::Ports(ports) => attempt.tcp && ports.iter().any(|ports| ports.contains(attempt.to.port())),
             Self::OverLoopback => attempt.loopback,
+            Self::LinkLocal => match attempt.to.ip() {
+                IpAddr::V4(_) => false,
+                IpAddr::V6(ip) => ip.is_unicast_link_local(),
+            },
             Self::Users(names) => is(names, attempt.user),
             Self::Groups(names) => is(names, attempt.group),
             Self::Cgroup(path) => {
@@ -244,6 +249,7 @@ impl fmt::Display for Test {
             Self::NotTheFirst => f.write_str("tcp flags & (fin | syn | rst | ack) != syn"),
             Self::Ports(ports) => write!(f, "tcp dport {}", set(ports)),
             Self::OverLoopback => f.write_str("oifname \"lo\""),
+            Self::LinkLocal => f.write_str("ip6 daddr fe80::/10"),
             Self::Users(names) => write!(f, "meta skuid {}", accounts(names)),
             Self::Groups(names) => write!(f, "meta skgid {}", accounts(names)),
             Self::Cgroup(path) => {

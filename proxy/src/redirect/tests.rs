@@ -36,7 +36,7 @@ fn redirection_is_written_as_nft_reads_it() {
          nfproto ipv4 tcp dport {{ 4001, 8000-8011 }} redirect to :4180 comment \"{}\"\n\t\tmeta nfproto ipv6 tcp dport {{ \
          4001, 8000-8011 }} redirect to :4181 comment \"{}\"\n\t}}\n\tchain output {{\n\t\ttype nat hook output priority -100; \
          policy accept;\n\t\tmeta l4proto != tcp return comment \"{}\"\n\t\tmeta mark 0x7164 return comment \
-         \"{}\"\n\t\ttcp dport {{ 22, 4180-4181, 9901 }} return comment \"{}\"\n\t\toifname \"lo\" return comment \
+         \"{}\"\n\t\ttcp dport {{ 22, 4180-4181, 9901 }} return comment \"{}\"\n\t\tip6 daddr fe80::/10 return comment \"{}\"\n\t\toifname \"lo\" return comment \
          \"{}\"\n\t\tmeta skuid {{ \"qudag\", 1000 }} goto capture comment \"{}\"\n\t\tsocket cgroupv2 level 2 \
          \"system.slice/qudag.service\" goto capture comment \"{}\"\n\t}}\n}}\n",
         comment(0, 0),
@@ -46,7 +46,8 @@ fn redirection_is_written_as_nft_reads_it() {
         comment(1, 2),
         comment(1, 3),
         comment(1, 4),
-        comment(1, 5)
+        comment(1, 5),
+        comment(1, 6)
     );
     assert_eq!(rules.text(), expected);
     assert!(rules.commands().is_empty());
@@ -128,7 +129,7 @@ proptest! {
     fn rules_capture_what_they_should_and_nothing_else(
         from in port(), to in port(), probe in port(),
         tproxy: bool, v6: bool, tcp: bool, loopback: bool, with_loopback: bool, marked: bool,
-        user in prop_oneof![Just("qudag"), Just("root")], named: bool,
+        user in prop_oneof![Just("qudag"), Just("root")], named: bool, link_local: bool,
     ) {
         let (first, last) = (from.min(to), from.max(to));
         let mode = if tproxy { "tproxy" } else { "redirect" };
@@ -136,12 +137,14 @@ proptest! {
         let config = config(&format!(
             r#"{BOTH}, "ports": ["{first}-{last}"], "mode": "{mode}", "owner": {owner}, "loopback": {with_loopback}"#
         ));
-        let ip = if v6 { IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7]) } else { IpAddr::from([192, 0, 2, 7]) };
+        let ip = if v6 && link_local {
+            IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, 7])
+        } else if v6 { IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7]) } else { IpAddr::from([192, 0, 2, 7]) };
         let to = SocketAddr::new(ip, probe);
         let mark = if marked { 0x7164 } else { 0 };
         let attempt = Attempt { tcp, to, mark, loopback, user, group: "", cgroup: "" };
         let rules = wanted(&config).unwrap().unwrap();
-        let wished = tcp && !marked && (with_loopback || !loopback) && (!named || user == "qudag")
+        let wished = tcp && !marked && !(v6 && link_local) && (with_loopback || !loopback) && (!named || user == "qudag")
             && (first..=last).contains(&probe) && ![22, 4180, 4181, 9901].contains(&probe);
         prop_assert_eq!(rules.captures(&attempt), wished.then_some(if v6 { 4181 } else { 4180 }));
         let kept = rules.for_open_connections();

@@ -168,6 +168,11 @@ async fn every_byte_passes(mode: &str) {
         ROUTED[1],
         capture(&format!(", mode: {mode}"))
     );
+    // As strict as any distribution is about where packets come from.
+    for device in ["all", "default", "lo"] {
+        let strict = format!("echo 1 > /proc/sys/net/ipv4/conf/{device}/rp_filter");
+        hosts.node.run("sh", &["-c", &strict]).await.ok();
+    }
     // What the tunnel sends is counted, with the sidecar's mark and without it.
     hosts.nft("add table inet seen; add chain inet seen o { type filter hook output priority 0; }").await;
     hosts.nft("add rule inet seen o udp dport 4433 meta mark 0x7164 counter comment \"marked\"").await;
