@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use qudag_kit::program::{Finished, Signal, Start, is_root};
 use qudag_kit::{
-    EchoPeer, Namespace, Pki, Setup, TestSidecar, eventually, needs_namespaces, needs_program, peer, skip,
+    EchoPeer, Namespace, Pki, QudagNode, Setup, TestSidecar, eventually, needs_namespaces, needs_node,
+    needs_program, peer, skip,
 };
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -286,6 +287,45 @@ async fn only_the_owners_connections_are_captured_and_unknown_places_can_be_refu
     assert_eq!(daemon().await.code, 0);
     assert_eq!((captured(&side, "direct").await, peer.accepted()), (1.0, 2));
     assert_eq!(rules_state(&side).await, (1, "different".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stock_node_dials_its_peer_and_comes_through_the_tunnel() {
+    needs_node!();
+    needs_rules!("redirect");
+    let (hosts, pki) = (Hosts::new(), Pki::new().await);
+    let (a, b) = (pki.issue("a").await, pki.issue("b").await);
+    let far = format!(
+        "node: {{ p2p: \"10.93.0.2:8000\" }}\nlisteners:\n  peer: {{ quic: \"10.93.0.2:4433\", allow: [\"{}\"], identity: {} }}\n",
+        a.name,
+        b.yaml()
+    );
+    let _far = TestSidecar::with(Setup { yaml: &far, namespace: Some(&hosts.peers), env: &[] }).await;
+    let near = format!(
+        "listeners:\n  peer:\n    identity: {}\n    outbound: [{{ name: there, bind: \"127.0.0.1:0\", to: \"10.93.0.2:8000\", \
+         sidecar: {{ to: [\"10.93.0.2:4433\"], name: \"{}\", require_tunnel: true }} }}]\n    capture: {{ bind: \
+         [\"127.0.0.1:4180\"], ports: [8000], manage_rules: true }}\nfilters: {{ peer: {{ connection_pooling: {{ enabled: true \
+         }} }} }}\n",
+        a.yaml(),
+        b.name
+    );
+    let side = hosts.sidecar(&near).await;
+    eventually(PATIENCE, "the rules are there", async || (rules_state(&side).await.0 == 0).then_some(()))
+        .await;
+    hosts.nft("add table inet seen; add chain inet seen o { type filter hook output priority 0; }").await;
+    hosts.nft("add rule inet seen o ip daddr 10.93.0.2 tcp dport 8000 tcp flags syn / syn,ack counter").await;
+    let mut there = QudagNode::start(&hosts.peers, "node-b", 8000, &[]).await;
+    // The peer's own address: the node knows nothing of a sidecar.
+    let way = format!("/ip4/10.93.0.2/tcp/8000/p2p/{}", there.peer_id());
+    let mut here = QudagNode::start(&hosts.node, "node-a", 8000, &[way]).await;
+    let (id_here, id_there) = (here.peer_id().to_owned(), there.peer_id().to_owned());
+    here.wait_connected(&id_there).await;
+    there.wait_connected(&id_here).await;
+    let streams =
+        side.metric("qudag_sidecar_peer_streams_total", &[("side", "out"), ("outcome", "ok")]).await;
+    assert!(captured(&side, "routed").await >= 1.0 && streams >= 1.0, "{streams} streams");
+    let seen = hosts.node.run("nft", &["list", "table", "inet", "seen"]).await.ok();
+    assert!(seen.contains("packets 0 "), "a connection went past the tunnel: {seen}");
 }
 
 /// A control group of version 2: its folder, and its path as `nft` knows it.
