@@ -15,14 +15,14 @@ use tokio::time::MissedTickBehavior;
 
 use crate::capture::Taken;
 use crate::opening::Opening;
-use crate::{ConnectionPooling, Link, Peer, PeerConnect, PeerSettings, Route};
+use crate::{ConnectionPooling, Link, Peer, PeerConnect, Route, Sidecar};
 
 /// How long a client waits for its connection at most, all attempts together. libp2p gives an upgrade 20 s, and needs what is left
 /// for its other addresses.
 pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// How often a listener says that its route's tunnel is wanted.
-const WARM: Duration = Duration::from_secs(1);
+pub(crate) const WARM: Duration = Duration::from_secs(1);
 
 /// What a listener's connections share.
 struct Place {
@@ -62,31 +62,36 @@ impl Front for WarmFront {
     fn serve(self: Box<Self>, drain: Drain) -> BoxFuture<'static, ()> {
         let Self { front, place } = *self;
         Box::pin(async move {
-            let own = |settings: &PeerSettings| settings.route(&place.name, &place.bind).cloned();
-            let warm = keep_warm(&place.chains, |settings| own(settings).into_iter().collect());
             tokio::select! {
                 () = front.serve(drain) => {}
-                () = warm => {}
+                () = place.keep_warm() => {}
             }
         })
     }
 }
 
-/// Wants the tunnels of some routes as long as there are any and the filter is on. Never returns.
-pub(crate) async fn keep_warm(chains: &Chains<Peer>, routes: impl Fn(&PeerSettings) -> Vec<Arc<Route>>) {
-    let mut ticks = tokio::time::interval(WARM);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let Some(lease) = chains() else { continue };
-        let Some(way) = lease.settings.way.get().filter(|_| lease.chain.has(ConnectionPooling::NAME)) else {
-            continue;
-        };
-        for sidecar in routes(&lease.settings).iter().filter_map(|route| route.sidecar.as_ref()) {
-            if way.identity.name() != sidecar.name {
-                way.pool(sidecar).want();
-            }
+impl Place {
+    /// Wants the tunnel of the route as long as there is one and the filter is on.
+    async fn keep_warm(&self) {
+        let mut ticks = tokio::time::interval(WARM);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let Some(lease) = (self.chains)() else { continue };
+            let route = lease.settings.route(&self.name, &self.bind);
+            let sidecar = route.and_then(|route| route.sidecar.as_ref());
+            warm(&lease, sidecar);
         }
+    }
+}
+
+/// Wants the tunnel to a sidecar, where there is one and the filter is on.
+pub(crate) fn warm(lease: &Lease<Peer>, sidecar: Option<&Sidecar>) {
+    if let (Some(sidecar), Some(way)) = (sidecar, lease.settings.way.get())
+        && lease.chain.has(ConnectionPooling::NAME)
+        && way.identity.name() != sidecar.name
+    {
+        way.pool(sidecar).want();
     }
 }
 

@@ -77,8 +77,9 @@ pub struct Outbound {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[A-Za-z0-9._-]{1,64}$"))]
     pub name: Option<String>,
-    /// Where the local node dials.
-    pub bind: HostPort,
+    /// Where the local node dials. With `capture` it may be left out: the node dials the peer itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bind: Option<HostPort>,
     /// The remote node or the inbound listener of its sidecar. A name is resolved at each connection.
     pub to: HostPort,
     /// The remote node's sidecar. With the filter `connection_pooling` connections go through the tunnel to it, and to `to` only when
@@ -94,6 +95,8 @@ struct Listed<'a> {
     /// `None` for the local node.
     to: Option<&'a HostPort>,
     sidecar: Option<&'a Sidecar>,
+    /// Whether there is a listener of its own; otherwise its connections come to the one at `bind`.
+    listens: bool,
     /// The keys of `bind` from here.
     keys: Vec<String>,
 }
@@ -101,9 +104,12 @@ struct Listed<'a> {
 impl PeerListener {
     /// All listeners: outbound, inbound, the tunnel's, and those of captured connections.
     fn listed(&self) -> impl Iterator<Item = Listed<'_>> {
-        let outbound = self.outbound.iter().enumerate().map(|(index, outbound)| Listed {
+        let captured = self.capture.as_ref().and_then(|capture| capture.bind.first());
+        let outbound = self.outbound.iter().enumerate().map(move |(index, outbound)| Listed {
             name: outbound.name.clone().unwrap_or_else(|| format!("outbound-{index}")),
-            bind: &outbound.bind,
+            // The check refuses a route that has neither.
+            bind: outbound.bind.as_ref().or(captured).unwrap_or(&outbound.to),
+            listens: outbound.bind.is_some(),
             to: Some(&outbound.to),
             sidecar: outbound.sidecar.as_ref(),
             keys: vec!["outbound".to_owned(), index.to_string(), "bind".to_owned()],
@@ -111,6 +117,7 @@ impl PeerListener {
         let inbound = self.inbound.iter().enumerate().map(|(index, bind)| Listed {
             name: format!("inbound-{index}"),
             bind,
+            listens: true,
             to: None,
             sidecar: None,
             keys: vec!["inbound".to_owned(), index.to_string()],
@@ -118,6 +125,7 @@ impl PeerListener {
         let quic = self.quic.iter().map(|bind| Listed {
             name: QUIC.to_owned(),
             bind,
+            listens: true,
             to: None,
             sidecar: None,
             keys: vec!["quic".to_owned()],
@@ -126,6 +134,7 @@ impl PeerListener {
         let captured = captured.map(|(index, bind)| Listed {
             name: format!("{CAPTURED}-{index}"),
             bind,
+            listens: true,
             to: None,
             sidecar: None,
             keys: vec!["capture".to_owned(), "bind".to_owned(), index.to_string()],
@@ -228,12 +237,22 @@ impl ListenerSpec for PeerListener {
                 let hint = "1 to 64 letters, digits, dots, hyphens and underscores";
                 errors.push(at.key("name").error("not a name").hint(hint));
             }
+            if outbound.name.as_deref().is_some_and(is_captured) {
+                let hint = "captured connections have it, also with a number behind it; choose another one";
+                errors.push(at.key("name").error("the name `captured` is taken").hint(hint));
+            }
             if outbound.to.port == 0 {
                 errors.push(
                     at.key("to").error("port 0 cannot be dialled").hint("the peer's port, 4001 for instance"),
                 );
             }
-            if outbound.to == outbound.bind {
+            if outbound.bind.is_none() && self.capture.is_none() {
+                let error = at.error("no connection would come to this route");
+                errors.push(
+                    error.hint("add `bind: HOST:PORT`, where the node dials; or `capture` to listeners.peer"),
+                );
+            }
+            if Some(&outbound.to) == outbound.bind.as_ref() {
                 errors.push(
                     at.key("to").error("the listener would dial itself").hint("the remote peer's address"),
                 );
@@ -244,12 +263,6 @@ impl ListenerSpec for PeerListener {
         if let Some(capture) = &self.capture {
             errors.extend(capture.check(&at.key("capture")));
         }
-        if let Some(index) = self.outbound.iter().position(|it| it.name.as_deref().is_some_and(is_captured)) {
-            let error = at.key("outbound").index(index).key("name").error("the name `captured` is taken");
-            errors.push(
-                error.hint("captured connections have it, also with a number behind it; choose another one"),
-            );
-        }
 
         let (mut names, mut binds) = (HashMap::new(), HashMap::new());
         for listed in self.listed() {
@@ -258,7 +271,7 @@ impl ListenerSpec for PeerListener {
                 let hint = format!("{first} has it; give the outbound one another `name`");
                 errors.push(place.error(format!("the route name {:?} is taken", listed.name)).hint(hint));
             }
-            if listed.bind.port == 0 {
+            if listed.bind.port == 0 || !listed.listens {
                 continue;
             }
             if let Some(first) = binds.insert(listed.bind, place.clone()) {
@@ -289,7 +302,8 @@ impl ListenerSpec for PeerListener {
     }
 
     fn binds(&self) -> Vec<(String, Address)> {
-        self.listed().map(|listed| (listed.name, Address::Tcp(listed.bind.clone()))).collect()
+        let listening = self.listed().filter(|listed| listed.listens);
+        listening.map(|listed| (listed.name, Address::Tcp(listed.bind.clone()))).collect()
     }
 
     fn settings(&self, env: &Env) -> PeerSettings {
@@ -400,6 +414,10 @@ mod tests {
         let leads = |to: &str| wrong(&format!(r#"{{"outbound": [{{"bind": "[::1]:1", "to": "{to}"}}]}}"#));
         assert_eq!(leads("peer.example:0"), ["outbound.0.to"]);
         assert_eq!(leads("[::1]:1"), ["outbound.0.to"]);
+        let unbound = |more: &str| wrong(&format!(r#"{{"outbound": [{{{to}}}]{more}}}"#));
+        assert_eq!(unbound(""), ["outbound.0"]);
+        assert!(unbound(r#", "capture": {"bind": ["127.0.0.1:4180"], "ports": [4001]}"#).is_empty());
+        assert_eq!(named("captured", "captured-0"), ["outbound.0.name", "outbound.1.name"]);
         for (key, value) in [
             ("connect_timeout", "0s"),
             ("connect_timeout", "10001ms"),
@@ -422,5 +440,12 @@ mod tests {
         let listed: Vec<_> =
             settings.binds().into_iter().map(|(name, bind)| format!("{name} {bind}")).collect();
         assert_eq!(listed, ["outbound-0 127.0.0.1:1", "b 127.0.0.1:2", "inbound-0 0.0.0.0:3"]);
+        let captured: PeerListener = serde_json::from_str(
+            r#"{"outbound": [{"to": "a.example:1"}], "capture": {"bind": ["127.0.0.1:4180", "[::1]:4180"], "ports": [1]}}"#,
+        )
+        .unwrap();
+        let listed: Vec<_> =
+            captured.binds().into_iter().map(|(name, bind)| format!("{name} {bind}")).collect();
+        assert_eq!(listed, ["captured-0 127.0.0.1:4180", "captured-1 [::1]:4180"]);
     }
 }

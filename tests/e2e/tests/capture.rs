@@ -161,8 +161,8 @@ async fn every_byte_passes(mode: &str) {
     let _far = TestSidecar::with(Setup { yaml: &far, namespace: Some(&hosts.peers), env: &[] }).await;
     let way = format!("sidecar: {{ to: [\"10.93.0.2:4433\"], name: \"{}\" }}", b.name);
     let near = format!(
-        "listeners:\n  peer:\n    identity: {}\n    outbound:\n      - {{ name: four, bind: \"127.0.0.1:0\", to: \"{}\", {way} }}\n      \
-         - {{ name: six, bind: \"127.0.0.1:0\", to: \"{}\", {way} }}\n{}filters: {{ peer: {{ circuit_breaker: {{ enabled: true \
+        "listeners:\n  peer:\n    identity: {}\n    outbound:\n      - {{ name: four, to: \"{}\", {way} }}\n      \
+         - {{ name: six, to: \"{}\", {way} }}\n{}filters: {{ peer: {{ circuit_breaker: {{ enabled: true \
          }}, connection_pooling: {{ enabled: true }} }} }}\n",
         a.yaml(),
         ROUTED[0],
@@ -302,7 +302,7 @@ async fn a_stock_node_dials_its_peer_and_comes_through_the_tunnel() {
     );
     let _far = TestSidecar::with(Setup { yaml: &far, namespace: Some(&hosts.peers), env: &[] }).await;
     let near = format!(
-        "listeners:\n  peer:\n    identity: {}\n    outbound: [{{ name: there, bind: \"127.0.0.1:0\", to: \"10.93.0.2:8000\", \
+        "listeners:\n  peer:\n    identity: {}\n    outbound: [{{ name: there, to: \"10.93.0.2:8000\", \
          sidecar: {{ to: [\"10.93.0.2:4433\"], name: \"{}\", require_tunnel: true }} }}]\n    capture: {{ bind: \
          [\"127.0.0.1:4180\"], ports: [8000], manage_rules: true }}\nfilters: {{ peer: {{ connection_pooling: {{ enabled: true \
          }} }} }}\n",

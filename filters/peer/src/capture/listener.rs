@@ -7,10 +7,11 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use qudag_filter_api::{Address, Chains, Env, FilterError, Host, HostPort, Kind, Resolve};
 use qudag_filter_common::{Drain, FlowLine, Front, Seats, Socket, Stream, connect_marked};
+use tokio::time::MissedTickBehavior;
 
 use super::status::Outcome;
 use super::{CaptureMode, CaptureSettings, Counts, Unmatched};
-use crate::listener::{Opened, ask, carry, keep_warm};
+use crate::listener::{Opened, WARM, ask, carry, warm};
 use crate::opening::Opening;
 use crate::{Link, Peer, Route};
 
@@ -67,15 +68,27 @@ impl Front for WarmFront {
     fn serve(self: Box<Self>, drain: Drain) -> BoxFuture<'static, ()> {
         let Self { front, place } = *self;
         Box::pin(async move {
-            let warm = keep_warm(&place.chains, |settings| {
-                let outbound = settings.capture.get().map(|capture| capture.places.routes());
-                outbound.unwrap_or_default().to_vec()
-            });
             tokio::select! {
                 () = front.serve(drain) => {}
-                () = warm => {}
+                () = place.keep_warm() => {}
             }
         })
+    }
+}
+
+impl Place {
+    /// Wants the tunnels of all routes, as the listener of a route does for its own.
+    async fn keep_warm(&self) {
+        let mut ticks = tokio::time::interval(WARM);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let Some(lease) = (self.chains)() else { continue };
+            let Some(capture) = lease.settings.capture.get() else { continue };
+            for route in capture.places.routes() {
+                warm(&lease, route.sidecar.as_ref());
+            }
+        }
     }
 }
 
