@@ -185,6 +185,7 @@ async fn serve(
         operator,
         kill_file,
         publisher,
+        keeper: Arc::default(),
         resolve,
         source: source.clone(),
         instance_dir: instance_dir.clone(),
@@ -220,11 +221,18 @@ async fn serve(
         let control = control.clone();
         AbortOnDropHandle::new(tokio::spawn(async move { control.follow_publication().await }))
     };
+    // Not before everything listens either.
+    let capturing = {
+        let control = control.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move { control.follow_rules().await }))
+    };
     Box::pin(follow(&control, &telemetry)).await?;
 
     tell_systemd(&[NotifyState::Stopping, NotifyState::Status("draining")]);
     tracing::info!("draining");
     let mut again = Signals::listen()?;
+    // Before the listeners close: whoever is still captured would be refused.
+    control.release().await;
     let aborted = tokio::select! {
         (aborted, ()) = async { tokio::join!(control.finish(), control.withdraw()) } => aborted,
         () = again.stop.recv() => {
@@ -232,7 +240,8 @@ async fn serve(
             0
         }
     };
-    drop(publishing);
+    drop((publishing, capturing));
+    control.clear_rules().await;
     tracing::info!(aborted, "stopped");
     closed.cancel();
     // The API's last answer may be the one to `drain`.

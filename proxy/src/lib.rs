@@ -11,6 +11,7 @@ pub mod control;
 pub mod flags;
 pub mod generation;
 pub mod net;
+pub mod redirect;
 pub mod resolve;
 pub mod state_dir;
 pub mod telemetry;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use qudag_filter_api::{Address, FilterError, Host, HostPort, Resolve};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 use tokio::time::Instant;
 
 use crate::Drain;
@@ -58,6 +58,22 @@ impl Stream {
             Self::Tcp(tcp) => tcp.local_addr().ok().map(canonical),
             Self::Unix(_) => None,
         }
+    }
+
+    /// Where the peer meant to connect before a rule of the packet filter redirected it here: `SO_ORIGINAL_DST`, for IPv6
+    /// `IP6T_SO_ORIGINAL_DST`. This side's own address where no rule did.
+    ///
+    /// # Errors
+    /// When the kernel knows nothing of the connection, which is so where its connections are not tracked; for a Unix socket.
+    pub fn original_destination(&self) -> io::Result<SocketAddr> {
+        let Self::Tcp(tcp) = self else { return Err(io::ErrorKind::Unsupported.into()) };
+        let socket = SockRef::from(tcp);
+        // A socket of both families has IPv4 connections too, which are known to that family's tracking.
+        let found = match tcp.local_addr()?.ip().to_canonical() {
+            IpAddr::V4(_) => socket.original_dst_v4(),
+            IpAddr::V6(_) => socket.original_dst_v6(),
+        }?;
+        found.as_socket().map(canonical).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     /// Closes with RST, so that the peer sees a failure and not an end (RFC 9293 section 3.10.4). A Unix socket has no RST
@@ -166,6 +182,26 @@ impl Socket {
         }
     }
 
+    /// Binds a TCP socket that also takes connections to addresses that this host does not have (`IP_TRANSPARENT`, ip(7)), as
+    /// rules with TPROXY hand them over.
+    ///
+    /// # Errors
+    /// When the operating system refuses the address, or the process may not do this.
+    pub fn bind_transparent(address: SocketAddr) -> io::Result<Self> {
+        let transparent = |socket: &socket2::Socket| {
+            if address.is_ipv6() {
+                // Each family has a listener of its own.
+                socket.set_only_v6(true)?;
+            }
+            if address.is_ipv4() {
+                socket.set_ip_transparent_v4(true)
+            } else {
+                socket.set_ip_transparent_v6(true)
+            }
+        };
+        listen_prepared(address, transparent).map(Self::Tcp)
+    }
+
     /// Where it really listens, with the port that the operating system chose.
     pub fn address(&self) -> Address {
         match self {
@@ -263,12 +299,20 @@ fn is_of_connection(why: &io::Error) -> bool {
 }
 
 fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    listen_prepared(addr, |_| Ok(()))
+}
+
+fn listen_prepared(
+    addr: SocketAddr,
+    prepare: impl FnOnce(&socket2::Socket) -> io::Result<()>,
+) -> io::Result<TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if addr.is_ipv6() && addr.ip().is_unspecified() {
         socket.set_only_v6(false)?;
     }
+    prepare(&socket)?;
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
@@ -282,6 +326,19 @@ fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 /// [`FilterError::Resolve`] when the name has no address in time, [`FilterError::Timeout`] when the last
 /// address did not answer, [`FilterError::Connect`] when it refused.
 pub async fn connect(to: &Address, resolve: &dyn Resolve, timeout: Duration) -> Result<Stream, FilterError> {
+    connect_marked(to, resolve, timeout, None).await
+}
+
+/// [`connect`] with a socket whose packets carry a mark (`SO_MARK`, socket(7)), by which rules of the packet filter know them.
+///
+/// # Errors
+/// Those of [`connect`]; [`FilterError::Connect`] when the process may not mark its packets.
+pub async fn connect_marked(
+    to: &Address,
+    resolve: &dyn Resolve,
+    timeout: Duration,
+    mark: Option<u32>,
+) -> Result<Stream, FilterError> {
     let start = Instant::now();
     let deadline = start.checked_add(timeout).unwrap_or(start + DAY);
     let failed = |why: io::Error| match why.kind() {
@@ -305,7 +362,7 @@ pub async fn connect(to: &Address, resolve: &dyn Resolve, timeout: Duration) -> 
     for (tried, ip) in ips.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
         let addresses = u32::try_from(ips.len() - tried).unwrap_or(u32::MAX);
-        match within(Instant::now() + left / addresses, connect_tcp(SocketAddr::new(*ip, port))).await {
+        match within(Instant::now() + left / addresses, connect_tcp(SocketAddr::new(*ip, port), mark)).await {
             Ok(tcp) => return Ok(Stream::Tcp(tcp)),
             Err(why) => last = why,
         }
@@ -313,8 +370,12 @@ pub async fn connect(to: &Address, resolve: &dyn Resolve, timeout: Duration) -> 
     Err(failed(last))
 }
 
-async fn connect_tcp(addr: SocketAddr) -> io::Result<TcpStream> {
-    let tcp = TcpStream::connect(addr).await?;
+async fn connect_tcp(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    if let Some(mark) = mark {
+        SockRef::from(&socket).set_mark(mark)?;
+    }
+    let tcp = socket.connect(addr).await?;
     // On loopback a free port can be chosen as the local one, and the socket then connects to itself.
     if tcp.local_addr()? == tcp.peer_addr()? {
         return Err(io::ErrorKind::ConnectionRefused.into());

@@ -10,6 +10,7 @@ use qudag_filter_common::{CircuitBreaker, Retry, SpliceOptions, Stream};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::capture::{CaptureSettings, CaptureStatus};
 use crate::connection_pooling::ConnectionPooling;
 use crate::identity::PeerName;
 use crate::opening::Opening;
@@ -59,6 +60,8 @@ pub struct PeerConnect {
     pub client: Option<SocketAddr>,
     /// Where the connection leads.
     pub route: Arc<Route>,
+    /// Where the client itself meant to go, of a captured connection. Past the tunnel it goes there.
+    pub destination: Option<SocketAddr>,
     /// What the client has sent already.
     pub opening: Opening,
     /// The way into the tunnel, where there is one.
@@ -137,15 +140,24 @@ pub struct PeerSettings {
     pub splice: SpliceOptions,
     /// How many connections one listener carries at a time.
     pub max_connections: usize,
+    /// What the packets of sockets to peers are marked with.
+    pub mark: Option<u32>,
     /// The peers whose sidecars may open connections through the tunnel.
     pub allow: Arc<HashSet<PeerName>>,
     /// Where streams of the tunnel may lead.
     pub destinations: HashMap<Destination, Arc<Route>>,
     /// The way into the tunnel; empty without an identity. Set when the chain's end is built.
     pub way: OnceLock<Arc<Way>>,
+    /// Captured connections; empty where there are none. Set when the chain's end is built.
+    pub capture: OnceLock<Arc<CaptureSettings>>,
 }
 
 impl PeerSettings {
+    /// How many connections were captured; `None` without `capture`.
+    pub fn capture_status(&self) -> Option<CaptureStatus> {
+        self.capture.get().map(|capture| capture.counts.status(capture))
+    }
+
     /// The route of a listener: by its name, and after a reload that renamed it by its address.
     pub(crate) fn route(&self, name: &str, bind: &HostPort) -> Option<&Arc<Route>> {
         let here = |route: &&Arc<Route>| route.bind == *bind;
@@ -186,9 +198,11 @@ mod tests {
             connect_timeout: Duration::from_secs(1),
             splice: SpliceOptions { stall: Duration::from_secs(1), half_close: Duration::from_secs(1) },
             max_connections: 1,
+            mark: None,
             allow: Arc::default(),
             destinations: HashMap::new(),
             way: OnceLock::new(),
+            capture: OnceLock::new(),
         }
     }
 
@@ -211,7 +225,8 @@ mod tests {
         let settings = settings(&[("a", "127.0.0.1:1"), ("b", "127.0.0.1:2")]);
         let key = |route: usize, client: &str| {
             let route = Arc::clone(&settings.routes[route]);
-            PeerConnect { client: client.parse().ok(), route, opening: Opening::default(), way: None }.key()
+            let client = client.parse().ok();
+            PeerConnect { client, route, destination: None, opening: Opening::default(), way: None }.key()
         };
         assert_eq!(key(0, "10.0.0.1:1"), key(0, "10.0.0.1:2"));
         assert_eq!(key(0, "[::ffff:10.0.0.1]:1"), key(0, "10.0.0.1:2"));

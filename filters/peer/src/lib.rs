@@ -2,6 +2,7 @@
 //!
 //! `LIFECYCLE.md` in the crate's folder tells the life of one connection.
 
+mod capture;
 mod connection_pooling;
 pub mod identity;
 mod kind;
@@ -13,6 +14,7 @@ mod status;
 pub mod tunnel;
 mod tunnels;
 
+pub use capture::{Capture, CaptureMode, CaptureSettings, CaptureStatus, Mark, Owner, PortRange, Unmatched};
 pub use connection_pooling::ConnectionPooling;
 pub use kind::{Link, Peer, PeerConnect, PeerFilters, PeerSettings, PeerStates, Route, Sidecar};
 pub use opening::Opening;

@@ -6,22 +6,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use qudag_filter_api::{Address, Chains, Env, FilterError, FilterSpec, HostPort, Kind};
+use qudag_filter_api::{Address, Chains, Env, FilterError, FilterSpec, HostPort, Kind, Lease};
 use qudag_filter_common::splice::Early;
 use qudag_filter_common::{
     ByteCounters, Drain, FlowLine, Front, Seat, Seats, Socket, SpliceOptions, Stream, splice_after,
 };
 use tokio::time::MissedTickBehavior;
 
+use crate::capture::Taken;
 use crate::opening::Opening;
-use crate::{ConnectionPooling, Link, Peer, PeerConnect, Route};
+use crate::{ConnectionPooling, Link, Peer, PeerConnect, Route, Sidecar};
 
 /// How long a client waits for its connection at most, all attempts together. libp2p gives an upgrade 20 s, and needs what is left
 /// for its other addresses.
 pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// How often a listener says that its route's tunnel is wanted.
-const WARM: Duration = Duration::from_secs(1);
+pub(crate) const WARM: Duration = Duration::from_secs(1);
 
 /// What a listener's connections share.
 struct Place {
@@ -79,35 +80,63 @@ impl Place {
             let Some(lease) = (self.chains)() else { continue };
             let route = lease.settings.route(&self.name, &self.bind);
             let sidecar = route.and_then(|route| route.sidecar.as_ref());
-            if let (Some(sidecar), Some(way)) = (sidecar, lease.settings.way.get())
-                && lease.chain.has(ConnectionPooling::NAME)
-                && way.identity.name() != sidecar.name
-            {
-                way.pool(sidecar).want();
-            }
+            warm(&lease, sidecar);
         }
     }
 }
 
+/// Wants the tunnel to a sidecar, where there is one and the filter is on.
+pub(crate) fn warm(lease: &Lease<Peer>, sidecar: Option<&Sidecar>) {
+    if let (Some(sidecar), Some(way)) = (sidecar, lease.settings.way.get())
+        && lease.chain.has(ConnectionPooling::NAME)
+        && way.identity.name() != sidecar.name
+    {
+        way.pool(sidecar).want();
+    }
+}
+
 /// A connection to the upstream, and what the rest of the client's life needs.
-struct Opened {
+pub(crate) struct Opened {
     upstream: Link,
     route: Arc<Route>,
     options: SpliceOptions,
     _seat: Seat,
+    _taken: Option<Taken>,
 }
 
-async fn connection(place: Arc<Place>, mut client: Stream, drain: Drain) {
+impl Opened {
+    /// One that took its way over a route.
+    pub(crate) fn new(upstream: Link, route: Arc<Route>, options: SpliceOptions, seat: Seat) -> Self {
+        Self { upstream, route, options, _seat: seat, _taken: None }
+    }
+
+    /// The same, counted as captured until it ends.
+    pub(crate) fn taken(self, taken: Taken) -> Self {
+        Self { _taken: Some(taken), ..self }
+    }
+}
+
+async fn connection(place: Arc<Place>, client: Stream, drain: Drain) {
     let mut line = FlowLine::start(Peer::NAME, client.peer_addr());
     line.detail("listener", &place.name);
-    let opening = Opening::default();
     let address = client.peer_addr();
+    carry(client, drain, line, async |opening, line| open(&place, address, opening, line).await).await;
+}
+
+/// The life of a client's connection: it is opened, and then both sides' bytes are passed on.
+pub(crate) async fn carry(
+    mut client: Stream,
+    drain: Drain,
+    mut line: FlowLine,
+    open: impl AsyncFnOnce(&Opening, &mut FlowLine) -> Result<Opened, FilterError>,
+) {
+    let opening = Opening::default();
     // In a box, so that what only the opening needs does not stay as long as the connection.
     let opened = Box::pin(async {
         tokio::select! {
             biased;
             () = drain.aborted() => Err(FilterError::Draining),
-            opened = open(&place, address, &opening, &mut line) => opened,
+            opened = open(&opening, &mut line) => opened,
             _ = opening.feed(&mut client) => Err(FilterError::ClientGone),
         }
     });
@@ -115,7 +144,7 @@ async fn connection(place: Arc<Place>, mut client: Stream, drain: Drain) {
     if let Some(reason) = opening.fallback() {
         line.detail("fallback", reason);
     }
-    let Opened { upstream, route, options, _seat } = match opened {
+    let Opened { upstream, route, options, _seat, _taken } = match opened {
         Ok(opened) => opened,
         Err(error) => {
             line.detail("error", &error);
@@ -159,10 +188,23 @@ async fn open(
     let route = settings.route(&place.name, &place.bind);
     let route = route.ok_or(FilterError::Refused("the route was removed".into()))?;
     line.detail("route", &route.name).detail("to", &route.to);
+    ask(&lease, route, client, None, opening, seat).await
+}
 
+/// Asks a generation's chain for a connection over a route; to `destination`, where it goes directly and that is known.
+pub(crate) async fn ask(
+    lease: &Lease<Peer>,
+    route: &Arc<Route>,
+    client: Option<SocketAddr>,
+    destination: Option<SocketAddr>,
+    opening: &Opening,
+    seat: Seat,
+) -> Result<Opened, FilterError> {
+    let settings = &lease.settings;
     let way = settings.way.get().cloned();
-    let request = PeerConnect { client, route: Arc::clone(route), opening: opening.clone(), way };
+    let request =
+        PeerConnect { client, route: Arc::clone(route), destination, opening: opening.clone(), way };
     let answer = tokio::time::timeout(CONNECT_LIMIT, lease.chain.call(request)).await;
     let upstream = answer.map_err(|_| FilterError::Timeout { after: CONNECT_LIMIT })??;
-    Ok(Opened { upstream, route: Arc::clone(route), options: settings.splice, _seat: seat })
+    Ok(Opened::new(upstream, Arc::clone(route), settings.splice, seat))
 }

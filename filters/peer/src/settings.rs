@@ -9,10 +9,11 @@ use futures_util::future::BoxFuture;
 use qudag_filter_api::{
     Address, BuildError, Chains, ConfigError, ConfigPath, Env, FilterError, HostPort, Period, service_fn,
 };
-use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Terminal, connect};
+use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Terminal, connect_marked};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::capture::{self, CAPTURED, Capture, CaptureSettings, Places};
 use crate::identity::{IdentitySettings, PeerName};
 use crate::listener::{self, CONNECT_LIMIT};
 use crate::tunnel::header::Destination;
@@ -37,6 +38,8 @@ pub struct PeerListener {
     pub allow: Vec<PeerName>,
     /// Where streams of the tunnel may lead besides `node`, which is `node.p2p`: names and addresses.
     pub destinations: BTreeMap<Destination, HostPort>,
+    /// Connections that the local node makes straight to its peers and that rules of the packet filter hand over.
+    pub capture: Option<Capture>,
     /// The time for one attempt to connect, with resolving the name; at most 10s.
     pub connect_timeout: Period,
     /// How long an open connection may make no progress while bytes wait to be written.
@@ -57,6 +60,7 @@ impl Default for PeerListener {
             identity: None,
             allow: Vec::new(),
             destinations: BTreeMap::new(),
+            capture: None,
             connect_timeout: Period::secs(1),
             stall_timeout: Period::secs(60),
             half_close_timeout: Period::secs(300),
@@ -73,8 +77,9 @@ pub struct Outbound {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[A-Za-z0-9._-]{1,64}$"))]
     pub name: Option<String>,
-    /// Where the local node dials.
-    pub bind: HostPort,
+    /// Where the local node dials. With `capture` it may be left out: the node dials the peer itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bind: Option<HostPort>,
     /// The remote node or the inbound listener of its sidecar. A name is resolved at each connection.
     pub to: HostPort,
     /// The remote node's sidecar. With the filter `connection_pooling` connections go through the tunnel to it, and to `to` only when
@@ -90,16 +95,21 @@ struct Listed<'a> {
     /// `None` for the local node.
     to: Option<&'a HostPort>,
     sidecar: Option<&'a Sidecar>,
+    /// Whether there is a listener of its own; otherwise its connections come to the one at `bind`.
+    listens: bool,
     /// The keys of `bind` from here.
     keys: Vec<String>,
 }
 
 impl PeerListener {
-    /// All listeners, outbound and then inbound.
+    /// All listeners: outbound, inbound, the tunnel's, and those of captured connections.
     fn listed(&self) -> impl Iterator<Item = Listed<'_>> {
-        let outbound = self.outbound.iter().enumerate().map(|(index, outbound)| Listed {
+        let captured = self.capture.as_ref().and_then(|capture| capture.bind.first());
+        let outbound = self.outbound.iter().enumerate().map(move |(index, outbound)| Listed {
             name: outbound.name.clone().unwrap_or_else(|| format!("outbound-{index}")),
-            bind: &outbound.bind,
+            // The check refuses a route that has neither.
+            bind: outbound.bind.as_ref().or(captured).unwrap_or(&outbound.to),
+            listens: outbound.bind.is_some(),
             to: Some(&outbound.to),
             sidecar: outbound.sidecar.as_ref(),
             keys: vec!["outbound".to_owned(), index.to_string(), "bind".to_owned()],
@@ -107,6 +117,7 @@ impl PeerListener {
         let inbound = self.inbound.iter().enumerate().map(|(index, bind)| Listed {
             name: format!("inbound-{index}"),
             bind,
+            listens: true,
             to: None,
             sidecar: None,
             keys: vec!["inbound".to_owned(), index.to_string()],
@@ -114,11 +125,21 @@ impl PeerListener {
         let quic = self.quic.iter().map(|bind| Listed {
             name: QUIC.to_owned(),
             bind,
+            listens: true,
             to: None,
             sidecar: None,
             keys: vec!["quic".to_owned()],
         });
-        outbound.chain(inbound).chain(quic)
+        let captured = self.capture.iter().flat_map(|capture| capture.bind.iter().enumerate());
+        let captured = captured.map(|(index, bind)| Listed {
+            name: format!("{CAPTURED}-{index}"),
+            bind,
+            listens: true,
+            to: None,
+            sidecar: None,
+            keys: vec!["capture".to_owned(), "bind".to_owned(), index.to_string()],
+        });
+        outbound.chain(inbound).chain(quic).chain(captured)
     }
 
     /// The routes of streams that come through the tunnel.
@@ -191,6 +212,14 @@ impl PeerListener {
     }
 }
 
+/// Whether captured connections or their listeners have this name.
+fn is_captured(name: &str) -> bool {
+    let rest = name.strip_prefix(CAPTURED);
+    rest.is_some_and(|rest| {
+        rest.is_empty() || rest.strip_prefix('-').is_some_and(|n| n.parse::<u8>().is_ok())
+    })
+}
+
 fn is_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=64).contains(&name.len()) && name.bytes().all(plain)
@@ -208,12 +237,22 @@ impl ListenerSpec for PeerListener {
                 let hint = "1 to 64 letters, digits, dots, hyphens and underscores";
                 errors.push(at.key("name").error("not a name").hint(hint));
             }
+            if outbound.name.as_deref().is_some_and(is_captured) {
+                let hint = "captured connections have it, also with a number behind it; choose another one";
+                errors.push(at.key("name").error("the name `captured` is taken").hint(hint));
+            }
             if outbound.to.port == 0 {
                 errors.push(
                     at.key("to").error("port 0 cannot be dialled").hint("the peer's port, 4001 for instance"),
                 );
             }
-            if outbound.to == outbound.bind {
+            if outbound.bind.is_none() && self.capture.is_none() {
+                let error = at.error("no connection would come to this route");
+                errors.push(
+                    error.hint("add `bind: HOST:PORT`, where the node dials; or `capture` to listeners.peer"),
+                );
+            }
+            if Some(&outbound.to) == outbound.bind.as_ref() {
                 errors.push(
                     at.key("to").error("the listener would dial itself").hint("the remote peer's address"),
                 );
@@ -221,6 +260,9 @@ impl ListenerSpec for PeerListener {
         }
 
         errors.extend(self.check_tunnel(at));
+        if let Some(capture) = &self.capture {
+            errors.extend(capture.check(&at.key("capture")));
+        }
 
         let (mut names, mut binds) = (HashMap::new(), HashMap::new());
         for listed in self.listed() {
@@ -229,7 +271,7 @@ impl ListenerSpec for PeerListener {
                 let hint = format!("{first} has it; give the outbound one another `name`");
                 errors.push(place.error(format!("the route name {:?} is taken", listed.name)).hint(hint));
             }
-            if listed.bind.port == 0 {
+            if listed.bind.port == 0 || !listed.listens {
                 continue;
             }
             if let Some(first) = binds.insert(listed.bind, place.clone()) {
@@ -260,7 +302,8 @@ impl ListenerSpec for PeerListener {
     }
 
     fn binds(&self) -> Vec<(String, Address)> {
-        self.listed().map(|listed| (listed.name, Address::Tcp(listed.bind.clone()))).collect()
+        let listening = self.listed().filter(|listed| listed.listens);
+        listening.map(|listed| (listed.name, Address::Tcp(listed.bind.clone()))).collect()
     }
 
     fn settings(&self, env: &Env) -> PeerSettings {
@@ -270,13 +313,19 @@ impl ListenerSpec for PeerListener {
             Arc::new(Route { name: listed.name, bind: listed.bind.clone(), to, sidecar })
         };
         PeerSettings {
-            routes: self.listed().filter(|listed| listed.name != QUIC).map(route).collect(),
+            routes: self
+                .listed()
+                .filter(|listed| listed.name != QUIC && !is_captured(&listed.name))
+                .map(route)
+                .collect(),
             allow: Arc::new(self.allow.iter().cloned().collect::<HashSet<_>>()),
             destinations: self.destinations(env),
             way: OnceLock::new(),
             connect_timeout: self.connect_timeout.0,
             splice: SpliceOptions { stall: self.stall_timeout.0, half_close: self.half_close_timeout.0 },
             max_connections: self.max_connections,
+            mark: self.capture.as_ref().map(|capture| capture.mark.0),
+            capture: OnceLock::new(),
         }
     }
 
@@ -292,7 +341,19 @@ impl ListenerSpec for PeerListener {
             // Settings are new for each generation.
             let _ = settings.way.set(Arc::new(way));
         }
-        let (timeout, resolve) = (settings.connect_timeout, Arc::clone(&env.resolve));
+        if let Some(capture) = &self.capture {
+            capture.may_mark()?;
+            let routes = settings.routes.iter().take(self.outbound.len()).cloned().collect();
+            let _ = settings.capture.set(Arc::new(CaptureSettings {
+                mode: capture.mode,
+                unmatched: capture.unmatched,
+                mark: capture.mark,
+                ports: capture.bind.iter().map(|bind| bind.port).collect(),
+                places: Places::new(routes, &tunnels.known, &env.resolve),
+                counts: Arc::clone(&tunnels.captured),
+            }));
+        }
+        let (timeout, resolve, mark) = (settings.connect_timeout, Arc::clone(&env.resolve), settings.mark);
         let direct = service_fn::<Peer, _, _>(move |request: PeerConnect| {
             let resolve = Arc::clone(&resolve);
             async move {
@@ -300,7 +361,9 @@ impl ListenerSpec for PeerListener {
                     let why = "the route requires the tunnel, and `connection_pooling` is off";
                     return Err(FilterError::Refused(why.into()));
                 }
-                connect(&request.route.to, &*resolve, timeout).await.map(Link::Direct)
+                let destination = request.destination.map(|to| Address::Tcp(to.into()));
+                let to = destination.as_ref().unwrap_or(&request.route.to);
+                connect_marked(to, &*resolve, timeout, mark).await.map(Link::Direct)
             }
         });
         Ok((direct, Arc::new(tunnels)))
@@ -315,6 +378,7 @@ impl ListenerSpec for PeerListener {
         Box::pin(async move {
             match address {
                 Address::Tcp(bind) if name == QUIC => tunnel::bind(name, bind, chains, env).await,
+                Address::Tcp(bind) if is_captured(&name) => capture::bind(name, bind, chains, env).await,
                 address => listener::bind(name, address, chains, env).await,
             }
         })
@@ -350,6 +414,10 @@ mod tests {
         let leads = |to: &str| wrong(&format!(r#"{{"outbound": [{{"bind": "[::1]:1", "to": "{to}"}}]}}"#));
         assert_eq!(leads("peer.example:0"), ["outbound.0.to"]);
         assert_eq!(leads("[::1]:1"), ["outbound.0.to"]);
+        let unbound = |more: &str| wrong(&format!(r#"{{"outbound": [{{{to}}}]{more}}}"#));
+        assert_eq!(unbound(""), ["outbound.0"]);
+        assert!(unbound(r#", "capture": {"bind": ["127.0.0.1:4180"], "ports": [4001]}"#).is_empty());
+        assert_eq!(named("captured", "captured-0"), ["outbound.0.name", "outbound.1.name"]);
         for (key, value) in [
             ("connect_timeout", "0s"),
             ("connect_timeout", "10001ms"),
@@ -372,5 +440,12 @@ mod tests {
         let listed: Vec<_> =
             settings.binds().into_iter().map(|(name, bind)| format!("{name} {bind}")).collect();
         assert_eq!(listed, ["outbound-0 127.0.0.1:1", "b 127.0.0.1:2", "inbound-0 0.0.0.0:3"]);
+        let captured: PeerListener = serde_json::from_str(
+            r#"{"outbound": [{"to": "a.example:1"}], "capture": {"bind": ["127.0.0.1:4180", "[::1]:4180"], "ports": [1]}}"#,
+        )
+        .unwrap();
+        let listed: Vec<_> =
+            captured.binds().into_iter().map(|(name, bind)| format!("{name} {bind}")).collect();
+        assert_eq!(listed, ["captured-0 127.0.0.1:4180", "captured-1 [::1]:4180"]);
     }
 }

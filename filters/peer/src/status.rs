@@ -4,6 +4,7 @@ use std::time::UNIX_EPOCH;
 
 use serde::Serialize;
 
+use crate::capture::CaptureStatus;
 use crate::kind::{PeerSettings, Route};
 use crate::pool::PoolStatus;
 use crate::tunnels::Tunnels;
@@ -17,6 +18,8 @@ pub struct PeersStatus {
     pub routes: Vec<RouteStatus>,
     /// The connections to other sidecars.
     pub pools: Vec<PoolStatus>,
+    /// Captured connections; `null` without `capture`.
+    pub capture: Option<CaptureStatus>,
 }
 
 /// Who this sidecar is for others.
@@ -43,6 +46,8 @@ pub struct RouteStatus {
     pub path: &'static str,
     /// Why.
     pub why: String,
+    /// How many captured connections took it, since the start.
+    pub captured: u64,
 }
 
 impl PeersStatus {
@@ -62,9 +67,11 @@ impl PeersStatus {
                 peer: route.sidecar.as_ref().map(|sidecar| sidecar.name.to_string()),
                 path,
                 why,
+                captured: tunnels.captured.of_route(&route.name),
             }
         });
-        Self { identity: own, routes: routes.collect(), pools }
+        let capture = settings.capture_status();
+        Self { identity: own, routes: routes.collect(), pools, capture }
     }
 }
 

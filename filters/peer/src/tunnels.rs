@@ -6,17 +6,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use qudag_filter_api::{BuildError, Env, Resolve};
 use quinn::ServerConfig;
 
+use crate::capture::{Counts, Known};
 use crate::connection_pooling::ConnectionPooling;
 use crate::identity::{Identity, IdentitySettings, PeerName};
 use crate::kind::{PeerSettings, Sidecar};
 use crate::pool::{PeerPool, PoolStatus, Pools, Settings, Target};
 use crate::tunnel::transport;
 
-/// What outlives a reload: the identity with its watched files, and the connections to other sidecars.
+/// What outlives a reload: the identity with its watched files, the connections to other sidecars, and what is known of captured ones.
 #[derive(Clone, Default)]
 pub struct Tunnels {
     identity: Option<(IdentitySettings, Arc<Identity>)>,
     pools: Arc<Pools>,
+    /// The addresses of routes' names, for captured connections.
+    pub(crate) known: Arc<Known>,
+    /// The captured connections.
+    pub(crate) captured: Arc<Counts>,
 }
 
 impl fmt::Debug for Tunnels {
@@ -35,7 +40,7 @@ impl Tunnels {
         identity: Option<&IdentitySettings>,
     ) -> Result<Self, BuildError> {
         let previous = previous.map(|tunnels| Self::clone(tunnels)).unwrap_or_default();
-        let identity = match (identity, previous.identity) {
+        let identity = match (identity, previous.identity.clone()) {
             (None, _) => None,
             (Some(new), Some((old, identity))) if *new == old => Some((old, identity)),
             (Some(new), _) => {
@@ -44,7 +49,7 @@ impl Tunnels {
                 Some((new.clone(), opened))
             }
         };
-        Ok(Self { identity, pools: previous.pools })
+        Ok(Self { identity, ..previous })
     }
 
     /// The way into the tunnel for a generation's requests; `None` without an identity.
@@ -59,6 +64,7 @@ impl Tunnels {
             pools: Arc::clone(&self.pools),
             settings: pooling.pool_settings(),
             resolve: Arc::clone(&env.resolve),
+            mark: settings.mark,
             server: Mutex::new(None),
         })
     }
@@ -80,6 +86,8 @@ pub struct Way {
     pools: Arc<Pools>,
     settings: Settings,
     resolve: Arc<dyn Resolve>,
+    /// What packets to other sidecars are marked with.
+    mark: Option<u32>,
     /// For connections from others, with the change of the identity that it was made for.
     server: Mutex<Option<(u64, Arc<ServerConfig>)>>,
 }
@@ -98,6 +106,7 @@ impl Way {
             identity: Arc::clone(&self.identity),
             resolve: Arc::clone(&self.resolve),
             settings: self.settings,
+            mark: self.mark,
         };
         self.pools.pool(&sidecar.name, sidecar.class, target)
     }

@@ -242,6 +242,28 @@ to the node, at once, or when the sidecar gives no sign of life for 1.5 seconds.
         #[command(flatten)]
         format: Format,
     },
+    /// Install or remove the rules that hand the node's connections to its peers over to the sidecar, or compare them
+    #[command(after_help = "\
+The rules are those of `listeners.peer.capture` in the configuration (--config). They are nftables rules in a table of their own, inet
+qudag_sidecar, that comes and goes as a whole; with `mode: tproxy` also a routing rule and a route. `up` may be repeated, also after a
+crash; rules that would cut off the management of the host or of the sidecar are refused.
+
+Examples:
+  qudag-sidecar redirect up --config sidecar.yaml
+  qudag-sidecar redirect up --config sidecar.yaml --dry-run     print them
+  qudag-sidecar redirect status --config sidecar.yaml
+  qudag-sidecar redirect down
+
+Needs `nft`, with `mode: tproxy` also `ip`, and the capability CAP_NET_ADMIN. Exit code 1 when the kernel refuses, or when `status` finds
+other rules than the configuration asks for.")]
+    Redirect {
+        /// What to do.
+        #[command(subcommand)]
+        command: super::redirect::RedirectCommand,
+        /// How to print.
+        #[command(flatten)]
+        format: Format,
+    },
     /// Make a private certificate authority for the tunnels between sidecars, and certificates from it
     #[command(after_help = "\
 Examples:
@@ -487,6 +509,9 @@ mod tests {
             "pki issue a --dir a --days 1 --lifetime 1h",
             "pki issue a --dir a --uri node-a",
             "pki show",
+            "redirect",
+            "redirect sideways",
+            "redirect down --dry-run",
             "bypass maybe",
             "status --admin nowhere",
             "completions tcsh",

@@ -124,6 +124,7 @@ mod tests {
                 since: SystemTime::UNIX_EPOCH,
                 refused: None,
             },
+            capture: None,
             listeners: vec![
                 listener("dns", "dns", "127.0.0.1:5300"),
                 listener("peer", "inbound-0", "127.0.0.1:4001"),

@@ -10,6 +10,7 @@ mod local;
 mod output;
 mod pki;
 mod rebuild;
+mod redirect;
 mod remote;
 mod tap;
 mod view;
@@ -69,6 +70,7 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Dns { command, target, format } => Ask::dns(command).run(&common, &target, format),
         Command::Tap { tap: wish, target, format } => tap::run(&wish, &common, &target, format),
         Command::Bypass { state, target, format } => bypass::run(state, &common, &target, format),
+        Command::Redirect { command, format } => redirect::run(command, &common, format),
         Command::Pki { command, format } => pki::run(command, format),
         Command::Drain { target, format } => Ask::drain().run(&common, &target, format),
         Command::Reload { target, format } => Ask::reload().run(&common, &target, format),

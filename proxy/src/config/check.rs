@@ -39,6 +39,7 @@ pub(super) fn check(config: &Config) -> Vec<ConfigError> {
     errors.extend(node(config));
     errors.extend(own(config));
     errors.extend(super::bypass::check(config));
+    errors.extend(crate::redirect::check(config));
     errors.extend(loops(config));
     errors.extend(addresses(config, bound));
     errors

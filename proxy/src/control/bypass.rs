@@ -8,11 +8,14 @@ use qudag_filter_api::{Address, Service};
 use serde::Serialize;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Applied, Control};
+use super::{Applied, CaptureState, Control};
 use crate::bypass::{Check, Published, Report, Verification};
+use crate::redirect::{RulesState, RulesStatus};
 
 /// How long the names may take to move when the sidecar stops.
 const WITHDRAWAL: Duration = Duration::from_secs(5);
+/// How long rules that capture connections may take to come or go.
+const RULES: Duration = Duration::from_secs(1);
 /// The kinds of traffic whose clients come by name. Peers are dialled by address, and DNS goes on serving the names.
 const BY_NAME: [&str; 3] = ["rpc", "http", "db"];
 
@@ -80,7 +83,52 @@ impl Control {
     /// Tells the publisher where the names should lead. Returns the wish's number; 0 without a configuration.
     pub(super) fn publish(&self) -> u64 {
         let direct = self.0.flags.everything_off().is_some() || self.0.stop.is_cancelled();
-        self.loaded().map(|loaded| self.0.publisher.want(&loaded.config.bypass, direct)).unwrap_or_default()
+        let Ok(loaded) = self.loaded() else { return 0 };
+        self.0.keeper.want(&loaded.config, direct);
+        self.0.publisher.want(&loaded.config.bypass, direct)
+    }
+
+    /// The capture of the node's connections; `None` where the configuration has none.
+    pub(super) fn capture_state(&self) -> Option<CaptureState> {
+        let generation = self.generation();
+        let connections = generation.kinds.peer.as_ref()?.settings().capture_status()?;
+        Some(CaptureState { rules: self.0.keeper.status(), connections })
+    }
+
+    /// What became of the rules that capture connections, where the sidecar manages them: a note for the operator.
+    pub(super) async fn rules_changed(&self, start: Instant) -> Option<String> {
+        let settled = self.0.keeper.settled(RULES).await?;
+        Some(match settled {
+            Ok(RulesStatus { state: RulesState::Installed, .. }) => {
+                "capture rules are in the kernel".to_owned()
+            }
+            Ok(_) => format!(
+                "capture rules are gone, {:.0} ms after the command",
+                start.elapsed().as_secs_f64() * 1e3
+            ),
+            Err(why) => format!("capture rules cannot be changed; it is tried again: {why}"),
+        })
+    }
+
+    /// Keeps the rules that capture connections as they should be. Never returns.
+    pub async fn follow_rules(&self) {
+        self.0.keeper.follow(|| self.capture_state().map_or(0, |state| state.connections.active)).await;
+    }
+
+    /// Takes away what was left of the rules for connections that were open.
+    pub async fn clear_rules(&self) {
+        if let Err(why) = self.0.keeper.clear().await {
+            tracing::error!(%why, "capture rules cannot be removed; `qudag-sidecar redirect down` does it");
+        }
+    }
+
+    /// Removes the rules that capture connections, because the sidecar stops; returns when that is done, has failed, or takes too
+    /// long. The listeners still take what is captured until then.
+    pub async fn release(&self) {
+        self.publish();
+        if let Some(Err(why)) = self.0.keeper.settled(RULES).await {
+            tracing::error!(%why, "capture rules cannot be removed; `qudag-sidecar redirect down` does it");
+        }
     }
 
     /// Moves names in the zones of other servers as they should be. Never returns.

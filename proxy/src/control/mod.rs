@@ -7,7 +7,10 @@ mod operate;
 use std::time::{Duration, SystemTime};
 
 use qudag_filter_api::{Address, Percent};
+use qudag_filter_peer::CaptureStatus;
 use serde::{Deserialize, Serialize};
+
+use crate::redirect::RulesStatus;
 
 pub use bypass::BypassState;
 pub use lookup::{LookedUp, TracedFilter};
@@ -34,10 +37,21 @@ pub struct Status {
     pub draining: bool,
     /// Where the configuration came from, and what happened to the last attempt to change it.
     pub config: ConfigStatus,
+    /// The capture of the node's connections; `null` without `listeners.peer.capture`.
+    pub capture: Option<CaptureState>,
     /// The listeners with their real addresses.
     pub listeners: Vec<ListenerStatus>,
     /// The filters of every kind, in the order in which they run.
     pub filters: Vec<FilterStatus>,
+}
+
+/// The capture of the node's connections.
+#[derive(Clone, Debug, Serialize)]
+pub struct CaptureState {
+    /// Whether the rules are in the kernel, as far as the sidecar manages them.
+    pub rules: RulesStatus,
+    /// How many connections were captured, and what became of them.
+    pub connections: CaptureStatus,
 }
 
 /// Where the configuration in force came from.

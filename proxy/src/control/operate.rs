@@ -21,6 +21,7 @@ use crate::bypass::{Publisher, Verification};
 use crate::config::{self, Config, Loaded, Source, last_good};
 use crate::flags::{Flags, KillFile, Operator, names};
 use crate::generation::{Adopted, Generation, Kinds, Manager, Refused, place, question};
+use crate::redirect::Keeper;
 
 /// How often files are looked at, should the kernel not tell that they changed.
 const CONFIG_POLL: Duration = Duration::from_secs(1);
@@ -40,6 +41,7 @@ pub(super) struct Inner {
     pub(super) operator: Arc<Operator>,
     kill_file: Arc<KillFile>,
     pub(super) publisher: Arc<Publisher>,
+    pub(super) keeper: Arc<Keeper>,
     pub(super) resolve: Arc<dyn Resolve>,
     /// The latest verification and its task, which ends with the next one.
     pub(super) verification: Mutex<Option<(Verification, AbortOnDropHandle<()>)>>,
@@ -69,6 +71,8 @@ pub struct Parts {
     pub kill_file: Arc<KillFile>,
     /// Moves names in the zones of other servers.
     pub publisher: Arc<Publisher>,
+    /// Installs and removes the rules that capture the node's connections.
+    pub keeper: Arc<Keeper>,
     /// Finds servers that are given by name.
     pub resolve: Arc<dyn Resolve>,
     /// Where the configuration is read from.
@@ -90,6 +94,7 @@ impl Control {
             operator,
             kill_file,
             publisher,
+            keeper,
             resolve,
             source,
             instance_dir,
@@ -102,6 +107,7 @@ impl Control {
             operator,
             kill_file,
             publisher,
+            keeper,
             resolve,
             verification: Mutex::default(),
             source,
@@ -145,6 +151,7 @@ impl Control {
                 since,
                 refused: self.0.refused.load().as_deref().cloned(),
             },
+            capture: self.capture_state(),
             listeners: self.0.manager.listeners(),
             filters: generation.switches.statuses().collect(),
         }
@@ -320,6 +327,7 @@ impl Control {
         }
         gauge!("qudag_sidecar_bypass").set(f64::from(u8::from(on)));
         let mut applied = self.reswitch(start, &[]).await?;
+        notes.extend(self.rules_changed(start).await);
         applied.notes = notes;
         self.verify(on, start, &applied);
         Ok(applied)

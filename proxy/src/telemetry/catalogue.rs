@@ -284,6 +284,22 @@ pub const CATALOGUE: &[Metric] = &[
         &["outcome"],
         "Handshakes of other sidecars with this one, by outcome.",
     ),
+    counter(
+        "qudag_sidecar_peer_captured_total",
+        &["outcome"],
+        "Captured connections: to destinations of a route (outcome=routed), to others directly (direct) or not at all (refused), and connections made to the listener itself, which are refused (itself).",
+    ),
+    gauge("qudag_sidecar_peer_captured_active", &[], "Captured connections that are open."),
+    gauge(
+        "qudag_sidecar_capture_rules",
+        &[],
+        "Whether the sidecar has rules in the kernel that capture connections: 1 or 0; 0 as well where others manage them.",
+    ),
+    counter(
+        "qudag_sidecar_capture_rule_changes_total",
+        &["outcome"],
+        "Changes of the rules that capture connections, by outcome (installed, removed, failed).",
+    ),
     gauge(
         "qudag_sidecar_peer_pool_connections",
         &["peer", "class", "state"],

@@ -133,6 +133,8 @@ fn every_key_of_the_listeners_and_the_node_is_documented_with_its_default() {
         let what = format!("listeners.{kind}");
         check_table(&what, section(&text, &format!("### `{what}`")), &schema, listener);
     }
+    let capture = property(&schema, property(&schema, listeners, "peer"), "capture");
+    check_table("peer.capture", section(&text, "#### `listeners.peer.capture`"), &schema, capture);
     for key in ["node", "admin"] {
         check_table(key, section(&text, &format!("### `{key}`")), &schema, property(&schema, &schema, key));
     }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::netns::Namespace;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
@@ -26,7 +27,20 @@ impl EchoPeer {
     /// # Panics
     /// When it is taken.
     pub async fn start_on(addr: SocketAddr) -> Self {
-        let listener = TcpListener::bind(addr).await.unwrap();
+        Self::serve(TcpListener::bind(addr).await.unwrap())
+    }
+
+    /// Listens on an address inside a namespace.
+    ///
+    /// # Panics
+    /// When it is taken, or the namespace cannot be entered.
+    pub fn start_in(namespace: &Namespace, addr: SocketAddr) -> Self {
+        let listener = namespace.inside(|| std::net::TcpListener::bind(addr)).unwrap().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        Self::serve(TcpListener::from_std(listener).unwrap())
+    }
+
+    fn serve(listener: TcpListener) -> Self {
         let addr = listener.local_addr().unwrap();
         let accepted = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&accepted);

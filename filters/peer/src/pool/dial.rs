@@ -65,7 +65,7 @@ async fn connect(
     for (tried, address) in addresses.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
         let share = left / u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
-        let attempt = attempt(pool, config.clone(), *address);
+        let attempt = attempt(pool, config.clone(), *address, target.mark);
         match timeout_at(Instant::now() + share, attempt).await {
             Ok(Ok(connected)) => return Ok(connected),
             Ok(Err(why)) => last = why,
@@ -94,8 +94,9 @@ async fn attempt(
     pool: &PeerPool,
     config: ClientConfig,
     to: SocketAddr,
+    mark: Option<u32>,
 ) -> Result<(Connection, Endpoint), &'static str> {
-    let endpoint = transport::client(to).map_err(|_| "socket")?;
+    let endpoint = transport::client(to, mark).map_err(|_| "socket")?;
     let connecting = endpoint.connect_with(config, to, SERVER_NAME).map_err(|_| "address")?;
     let connection = connecting.await.map_err(|why| HandshakeOutcome::of(&why).label())?;
     match probe(&connection, pool.class).await {

@@ -36,6 +36,8 @@ pub(crate) struct Target {
     pub(crate) identity: Arc<Identity>,
     pub(crate) resolve: Arc<dyn Resolve>,
     pub(crate) settings: Settings,
+    /// What packets are marked with.
+    pub(crate) mark: Option<u32>,
 }
 
 /// What can be chosen of a pool.
@@ -153,7 +155,8 @@ impl PeerPool {
         let mut inner = self.lock();
         let other = inner.target.to != target.to
             || !Arc::ptr_eq(&inner.target.identity, &target.identity)
-            || inner.target.settings.transport != target.settings.transport;
+            || inner.target.settings.transport != target.settings.transport
+            || inner.target.mark != target.mark;
         if other {
             inner.identity = version(&target.identity);
             inner.rules.outdate();

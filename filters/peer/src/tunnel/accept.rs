@@ -327,6 +327,7 @@ async fn connect(
     let request = PeerConnect {
         client: Some(remote),
         route: Arc::clone(route),
+        destination: None,
         opening: Opening::default(),
         way: None,
     };

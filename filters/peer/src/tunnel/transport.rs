@@ -79,16 +79,17 @@ pub fn config(choices: Choices) -> Arc<TransportConfig> {
     Arc::new(transport)
 }
 
-/// An endpoint for one connection to `to`. Each has a socket of its own, so that the kernel spreads them over its queues.
+/// An endpoint for one connection to `to`. Each has a socket of its own, so that the kernel spreads them over its queues. `mark` is what
+/// its packets are marked with.
 ///
 /// # Errors
-/// When the operating system gives no socket.
-pub(crate) fn client(to: SocketAddr) -> io::Result<Endpoint> {
+/// When the operating system gives no socket, or does not let its packets be marked.
+pub(crate) fn client(to: SocketAddr, mark: Option<u32>) -> io::Result<Endpoint> {
     let any = match to {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
-    endpoint(any)
+    marked(any, mark)
 }
 
 /// An endpoint at an address. It takes no connections before it has a configuration for them.
@@ -96,11 +97,18 @@ pub(crate) fn client(to: SocketAddr) -> io::Result<Endpoint> {
 /// # Errors
 /// When the address cannot be bound.
 pub(crate) fn endpoint(at: SocketAddr) -> io::Result<Endpoint> {
-    Endpoint::new(EndpointConfig::default(), None, socket(at)?, Arc::new(TokioRuntime))
+    marked(at, None)
 }
 
-fn socket(at: SocketAddr) -> io::Result<UdpSocket> {
+fn marked(at: SocketAddr, mark: Option<u32>) -> io::Result<Endpoint> {
+    Endpoint::new(EndpointConfig::default(), None, socket(at, mark)?, Arc::new(TokioRuntime))
+}
+
+fn socket(at: SocketAddr, mark: Option<u32>) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(at), Type::DGRAM, Some(Protocol::UDP))?;
+    if let Some(mark) = mark {
+        socket.set_mark(mark)?;
+    }
     if at.is_ipv6() && at.ip().is_unspecified() {
         socket.set_only_v6(false)?;
     }

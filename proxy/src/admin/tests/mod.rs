@@ -64,6 +64,7 @@ impl Operations for Double {
                 since: SystemTime::UNIX_EPOCH,
                 refused: None,
             },
+            capture: None,
             listeners: vec![ListenerStatus {
                 kind: "dns",
                 name: "dns".into(),

@@ -13,6 +13,7 @@ use super::exit::{FAILED, Failure};
 use super::output::{self, Tone, cell};
 use super::{find, remote};
 use crate::config::{self, Config, Source};
+use crate::redirect;
 use crate::resolve::SystemResolver;
 
 /// How a check came out.
@@ -111,9 +112,31 @@ async fn look(common: &Common, target: &Target) -> Vec<Check> {
         checks.extend(network::listeners(config, running.as_ref()));
         checks.extend(network::upstreams(config, chosen, &resolve).await);
         checks.extend(network::names(config).await);
+        checks.extend(capture(config).await);
     }
     checks.extend(host::checks(common.state_dir.as_deref()));
     checks
+}
+
+/// Whether the rules that capture connections are in the kernel; `None` where there should be none.
+async fn capture(config: &Config) -> Option<Check> {
+    let (group, name) = ("capture", "rules");
+    let rules = match redirect::wanted(config) {
+        Ok(rules) => rules?,
+        Err(why) => return Some(Check::failed(group, name, why)),
+    };
+    let differences = match redirect::installed().await {
+        Ok(there) => there.differences(Some(&rules)),
+        Err(why) => return Some(Check::advice(group, name, why.to_string()).hint("look as root")),
+    };
+    Some(match differences.as_slice() {
+        [] => Check::ok(group, name, "in the kernel"),
+        [first, more @ ..] => {
+            let more = if more.is_empty() { String::new() } else { format!(" (and {} more)", more.len()) };
+            let check = Check::advice(group, name, format!("{first}{more}: connections may go directly"));
+            check.hint("`qudag-sidecar redirect up` installs them, or `manage_rules` while the sidecar runs")
+        }
+    })
 }
 
 fn sidecar(status: &Value) -> Check {

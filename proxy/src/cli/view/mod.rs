@@ -92,6 +92,17 @@ pub(super) fn status(status: &Value, colour: bool) -> String {
         ],
         colour,
     );
+    if let Some(capture) = status.get("capture").filter(|capture| capture.is_object()) {
+        let (rules, connections) = (capture.get("rules").unwrap_or(&Value::Null), capture.get("connections"));
+        let state = match text(rules, "state") {
+            "installed" => cell("rules installed", Tone::Good),
+            "removed" => cell("rules removed: connections go directly", Tone::Warn),
+            "failed" => cell(format!("rules: {}", text(rules, "error")), Tone::Bad),
+            _ => cell("rules are managed by `redirect`", Tone::Plain),
+        };
+        let counts = plain(peers::captured(connections.unwrap_or(&Value::Null)));
+        out += &columns(vec![vec![head("capture"), state], vec![plain(""), counts]], colour);
+    }
     if let Some(refused) = config.get("refused").filter(|refused| !refused.is_null()) {
         out += "\n";
         out += &cell(format!("The change of {} was refused:", time(number(refused, "at"))), Tone::Bad)
