@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use qudag_kit::program::footprint;
 use rustix::process::{Resource, Rlimit};
@@ -35,6 +35,19 @@ fn raise_file_limit() -> Result<(), Failure> {
     Ok(())
 }
 
+/// Waits until a process does not give memory back any more. Buffers of streams over which nothing comes go after a second, and an
+/// allocator returns to the system some seconds later what it does not need.
+fn settle(pid: u32) {
+    let (mut least, mut since) = (u64::MAX, Instant::now());
+    while since.elapsed() < Duration::from_secs(12) {
+        let now = footprint(pid).0;
+        if now < least {
+            (least, since) = (now, Instant::now());
+        }
+        std::thread::park_timeout(Duration::from_millis(200));
+    }
+}
+
 pub(super) fn rows(stage: &Stage, plan: Plan) -> Result<Vec<Row>, Failure> {
     raise_file_limit()?;
     let stand = Stand::local(stage);
@@ -61,8 +74,7 @@ pub(super) fn rows(stage: &Stage, plan: Plan) -> Result<Vec<Row>, Failure> {
                 let Some(to) = at.get(open.len() % at.len()) else { break };
                 open.push(client(*to).map_err(|why| format!("{name}, stream {}: {why}", open.len()))?);
             }
-            // Buffers of streams over which nothing comes go after a second.
-            std::thread::park_timeout(Duration::from_secs(2));
+            settle(*pid);
             taken.push(footprint(*pid).0 as f64 / 1024.0);
         }
         figures.push((*name, taken));
