@@ -14,7 +14,7 @@ use crate::{Failure, servers};
 const LINK: &str = "delay=20ms,rate=20mbit";
 
 pub(super) fn rows(stage: &Stage, plan: Plan) -> Result<Vec<Row>, Failure> {
-    let (rounds, time) = if plan.is_quick() { (1, 4) } else { (5, 10) };
+    let (rounds, time) = if plan.is_quick() { (1, 4) } else { (3, 10) };
     let time = Duration::from_secs(time);
     let sharers = ["sidecar", "a second TCP", "sidecar, bbr"];
     let mut kept = vec![Vec::new(); sharers.len()];

@@ -28,7 +28,7 @@ const AIM: f64 = 5.0;
 
 pub(super) fn rows(stage: &Stage, plan: Plan) -> Result<Vec<Row>, Failure> {
     let mut rows = Vec::new();
-    let (rounds, time) = if plan.is_quick() { (1, 4) } else { (3, 8) };
+    let (rounds, time) = if plan.is_quick() { (1, 4) } else { (3, 6) };
     let cells = DELAYS.iter().flat_map(|delay| LOSSES.map(|loss| (*delay, loss)));
     for (delay, loss) in cells {
         // Each way has a link of its own, so that all can be measured at the same time.
