@@ -8,7 +8,7 @@ use quinn::ServerConfig;
 
 use crate::connection_pooling::ConnectionPooling;
 use crate::identity::{Identity, IdentitySettings, PeerName};
-use crate::kind::{PeerSettings, Sidecar};
+use crate::kind::Sidecar;
 use crate::pool::{PeerPool, PoolStatus, Pools, Settings, Target};
 use crate::tunnel::transport;
 
@@ -48,12 +48,8 @@ impl Tunnels {
     }
 
     /// The way into the tunnel for a generation's requests; `None` without an identity.
-    pub(crate) fn way(&self, pooling: &ConnectionPooling, settings: &PeerSettings, env: &Env) -> Option<Way> {
+    pub(crate) fn way(&self, pooling: &ConnectionPooling, env: &Env) -> Option<Way> {
         let (_, identity) = self.identity.as_ref()?;
-        self.pools.forget(|name, class| {
-            let mut sidecars = settings.routes.iter().filter_map(|route| route.sidecar.as_ref());
-            sidecars.any(|sidecar| sidecar.name == *name && sidecar.class == class)
-        });
         Some(Way {
             identity: Arc::clone(identity),
             pools: Arc::clone(&self.pools),

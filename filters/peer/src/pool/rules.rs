@@ -63,8 +63,11 @@ pub enum Choice {
     /// To this connection, where it counts until [`Rules::released`].
     Use(Id),
     /// Nowhere yet. It counts as waiting until [`Rules::waited`], and chooses again at the next change, unless [`Rules::failures`] has
-    /// grown since.
-    Wait,
+    /// grown since, or at this time.
+    Wait {
+        /// When it is better to go another way than to wait for a dial.
+        until: Option<Instant>,
+    },
     /// Nowhere.
     Refuse(Refusal),
 }
@@ -160,6 +163,8 @@ pub struct Rules {
     waiting: usize,
     /// Dials that failed.
     failures: u64,
+    /// The last one did.
+    failing: bool,
     breaker: Breaker,
     wanted: Instant,
     swept: Instant,
@@ -175,6 +180,7 @@ impl Rules {
             dialling: None,
             waiting: 0,
             failures: 0,
+            failing: false,
             breaker: Breaker::default(),
             wanted: now,
             swept: now,
@@ -246,8 +252,9 @@ impl Rules {
             }
             return Choice::Use(id);
         }
-        let slow = self.dialling.is_some_and(|since| now.saturating_duration_since(since) > SLOW_DIAL);
-        let down = (slow || self.breaker.status() != Status::Closed) && self.live_count() == 0;
+        let slow = self.dialling.unwrap_or(now) + SLOW_DIAL;
+        let troubled = self.failing || now >= slow || self.breaker.status() != Status::Closed;
+        let down = troubled && self.live_count() == 0;
         if down && !(patient && self.may_dial(now)) {
             return Choice::Refuse(Refusal::Down);
         }
@@ -255,7 +262,7 @@ impl Rules {
             return Choice::Refuse(Refusal::Crowded);
         }
         self.waiting += 1;
-        Choice::Wait
+        Choice::Wait { until: (!patient && self.live_count() == 0).then_some(slow) }
     }
 
     /// Whether a dial is under way.
@@ -317,6 +324,7 @@ impl Rules {
     /// A connection was opened.
     pub fn dialled(&mut self, dial: Dial, rtt: Duration, now: Instant) -> Id {
         self.dialling = None;
+        self.failing = false;
         self.breaker.success(dial.pass);
         let id = Id(self.next);
         self.next += 1;
@@ -340,6 +348,7 @@ impl Rules {
     /// A connection could not be opened. Returns whether the peer counts as down from now on.
     pub fn undialled(&mut self, dial: Dial, now: Instant, random: u64) -> bool {
         self.dialling = None;
+        self.failing = true;
         self.failures += 1;
         self.breaker.failure(dial.pass, &BREAKER, now, random)
     }
@@ -350,6 +359,7 @@ impl Rules {
         for member in &mut self.members {
             member.outdated = true;
         }
+        self.failing = false;
         self.breaker.forget();
     }
 

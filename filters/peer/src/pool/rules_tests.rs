@@ -42,7 +42,7 @@ fn one_dial_serves_all_who_wait_and_no_more_than_allowed_wait() {
     let now = Instant::now();
     let mut rules = Rules::new(now);
     for _ in 0..3 {
-        assert!(matches!(choose(&mut rules, now), Choice::Wait));
+        assert!(matches!(choose(&mut rules, now), Choice::Wait { .. }));
     }
     assert!(matches!(choose(&mut rules, now), Choice::Refuse(Refusal::Crowded)));
     let dial = rules.tend(&LIMITS, now).dial.unwrap();
@@ -60,13 +60,16 @@ fn a_peer_that_cannot_be_dialled_is_left_alone_and_probed_by_one() {
     let now = Instant::now();
     let mut rules = Rules::new(now);
     let mut dials = 0;
+    assert!(matches!(choose(&mut rules, now), Choice::Wait { .. }));
+    rules.waited();
     for _ in 0..2 {
-        assert!(matches!(choose(&mut rules, now), Choice::Wait));
+        assert!(matches!(rules.choose(&LIMITS, now, 0, true), Choice::Wait { until: None }));
         let dial = rules.tend(&LIMITS, now).dial.unwrap();
         dials += 1;
         let down = rules.undialled(dial, now, 1 << 63);
         assert_eq!(down, dials == 2);
         rules.waited();
+        assert!(matches!(choose(&mut rules, now), Choice::Refuse(Refusal::Down)), "after one already");
     }
     assert_eq!(rules.failures(), 2);
     for _ in 0..1000 {
@@ -76,12 +79,32 @@ fn a_peer_that_cannot_be_dialled_is_left_alone_and_probed_by_one() {
     let later = now + Duration::from_secs(2);
     // Whoever has another way does not wait for the probe.
     assert!(matches!(choose(&mut rules, later), Choice::Refuse(Refusal::Down)));
-    assert!(matches!(rules.choose(&LIMITS, later, 0, true), Choice::Wait));
+    assert!(matches!(rules.choose(&LIMITS, later, 0, true), Choice::Wait { .. }));
     let probe = rules.tend(&LIMITS, later).dial.expect("a probe");
     assert!(rules.tend(&LIMITS, later).dial.is_none());
     let id = rules.dialled(probe, RTT, later);
     rules.waited();
     assert_eq!(used(choose(&mut rules, later)), id);
+}
+
+#[test]
+fn nobody_who_has_another_way_waits_longer_for_a_dial_than_a_second_from_its_start() {
+    let now = Instant::now();
+    let (mut rules, second) = (Rules::new(now), Duration::from_secs(1));
+    let until = |choice| match choice {
+        Choice::Wait { until } => until.unwrap() - now,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(until(choose(&mut rules, now)), second);
+    let _dial = rules.tend(&LIMITS, now).dial.unwrap();
+    assert_eq!(until(choose(&mut rules, now + second * 9 / 10)), second);
+    assert!(matches!(choose(&mut rules, now + second), Choice::Refuse(Refusal::Down)));
+    // One that has no other way waits.
+    assert!(matches!(rules.choose(&LIMITS, now + second, 0, true), Choice::Wait { until: None }));
+    // Where there are connections, all of them full, it is not the dial that is waited for.
+    let (mut rules, _) = pool(1, now);
+    while let Choice::Use(_) = choose(&mut rules, now) {}
+    assert!(matches!(choose(&mut rules, now), Choice::Wait { until: None }));
 }
 
 #[test]
@@ -181,7 +204,7 @@ fn silence_kills_and_the_next_stream_dials() {
     let later = now + SILENCE + Duration::from_secs(1);
     rules.sampled(ids[0], sample, later);
     assert_eq!((rules.live_count(), rules.ejected()), (0, 1));
-    assert!(matches!(choose(&mut rules, later), Choice::Wait));
+    assert!(matches!(choose(&mut rules, later), Choice::Wait { .. }));
     assert!(rules.tend(&LIMITS, later).dial.is_some());
 }
 
@@ -257,7 +280,7 @@ proptest! {
                         prop_assert!(live && count <= limits.streams);
                         streams.push(id);
                     }
-                    Choice::Wait => {
+                    Choice::Wait { .. } => {
                         waiting += 1;
                         prop_assert!(waiting <= limits.pending);
                     }
@@ -319,7 +342,7 @@ proptest! {
         loop {
             match rules.choose(&limits, now, 3, true) {
                 Choice::Use(_) => break,
-                Choice::Wait => rules.waited(),
+                Choice::Wait { .. } => rules.waited(),
                 Choice::Refuse(_) => {}
             }
             prop_assert!(now < deadline);

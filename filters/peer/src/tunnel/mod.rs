@@ -1,8 +1,10 @@
 //! The tunnel between two sidecars: a QUIC stream for each TCP connection.
 
 mod accept;
+mod door;
 pub mod header;
 mod open;
+pub(crate) mod pulse;
 mod stream;
 pub mod transport;
 

@@ -73,22 +73,30 @@ pub fn config(choices: Choices) -> Arc<TransportConfig> {
 /// # Errors
 /// When the operating system gives no socket.
 pub(crate) fn client(to: SocketAddr) -> io::Result<Endpoint> {
-    let any = match to {
-        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-    };
-    endpoint(any)
+    endpoint(EndpointConfig::default(), socket(any(to))?)
 }
 
-/// An endpoint at an address. It takes no connections before it has a configuration for them.
+/// Any port of this host for packets to `to`.
+pub(crate) fn any(to: SocketAddr) -> SocketAddr {
+    match to {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    }
+}
+
+/// An endpoint at a socket. It takes no connections before it has a configuration for them.
+///
+/// # Errors
+/// When the operating system refuses an option.
+pub(crate) fn endpoint(config: EndpointConfig, socket: UdpSocket) -> io::Result<Endpoint> {
+    Endpoint::new(config, None, socket, Arc::new(TokioRuntime))
+}
+
+/// A socket with large buffers.
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub(crate) fn endpoint(at: SocketAddr) -> io::Result<Endpoint> {
-    Endpoint::new(EndpointConfig::default(), None, socket(at)?, Arc::new(TokioRuntime))
-}
-
-fn socket(at: SocketAddr) -> io::Result<UdpSocket> {
+pub(crate) fn socket(at: SocketAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(at), Type::DGRAM, Some(Protocol::UDP))?;
     if at.is_ipv6() && at.ip().is_unspecified() {
         socket.set_only_v6(false)?;
