@@ -27,6 +27,9 @@ pub const TUNNEL: char = 't';
 /// What it greets with where connections arrive without the tunnel.
 pub const DIRECT: char = 'd';
 
+/// The time between two short streams of a row.
+const PACE: Duration = Duration::from_millis(40);
+
 /// A pair of sidecars. A is on the left, 10.90.0.1 and fd90::1, B on the right, 10.90.0.2 and fd90::2.
 pub struct Pair {
     /// Sidecar A.
@@ -132,14 +135,14 @@ impl Pair {
         greeted(connect(&self.left, DOOR)).await
     }
 
-    /// Clients: `steady` streams that stay open and talk all the time, and `short` ones that come one after the other in so many rows.
-    pub fn load(&self, steady: usize, short: usize) -> Load {
+    /// Clients: `steady` streams that stay open and talk all the time, and short ones in so many `rows`, 25 a second each.
+    pub fn load(&self, steady: usize, rows: usize) -> Load {
         let shared = Arc::new(Shared { start: Instant::now(), over: AtomicBool::new(false), ..Shared::default() });
         let mut tasks = JoinSet::new();
         for _ in 0..steady {
             tasks.spawn(steady_stream(connect(&self.left, DOOR), Arc::clone(&shared)));
         }
-        for _ in 0..short {
+        for _ in 0..rows {
             // The sockets of a row are made on one thread of its own, inside the namespace.
             let (give, sockets) = tokio::sync::mpsc::channel(1);
             let place = self.left.name().to_owned();
@@ -236,6 +239,7 @@ pub async fn greeted(connect: impl Future<Output = io::Result<TcpStream>>) -> io
 /// # Panics
 /// When other bytes come, or none.
 pub async fn echo(tcp: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
+    let began = Instant::now();
     let work = async {
         let (mut read, mut write) = tcp.split();
         let mut back = vec![0; bytes.len()];
@@ -243,7 +247,8 @@ pub async fn echo(tcp: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
         assert!(back == bytes, "other bytes came back");
         Ok(())
     };
-    timeout(PATIENCE, work).await.expect("an echo in time")
+    let done = timeout(PATIENCE, work).await;
+    done.unwrap_or_else(|_| panic!("no echo of {} bytes since {began:?} on {tcp:?}", bytes.len()))
 }
 
 /// Sends so many bytes, ends, and expects exactly these bytes and then the end. Returns the greeting.
@@ -338,23 +343,34 @@ fn supply(place: &str, give: &tokio::sync::mpsc::Sender<TcpSocket>) {
     while give.blocking_send(socket(DOOR.parse().unwrap()).unwrap()).is_ok() {}
 }
 
+/// Begins streams at a steady pace, whether or not earlier ones have ended.
 async fn short_streams(mut sockets: tokio::sync::mpsc::Receiver<TcpSocket>, shared: Arc<Shared>) {
-    let sent = noise(2000);
+    let mut streams = JoinSet::new();
     while !shared.is_over() {
-        let Some(socket) = sockets.recv().await else { return };
-        let at = Instant::now();
-        let mut took = None;
-        let talk = async {
-            let (mut tcp, way) = greeted(socket.connect(DOOR.parse().unwrap())).await?;
-            took = Some(at.elapsed());
-            echo(&mut tcp, &sent).await?;
-            io::Result::Ok(way)
-        };
-        let way = talk.await.ok();
-        let short = Short { at, took: took.unwrap_or_else(|| at.elapsed()), way };
-        shared.tally.lock().unwrap().shorts.push(short);
-        sleep(Duration::from_millis(10)).await;
+        let Some(socket) = sockets.recv().await else { break };
+        streams.spawn(short_stream(socket, Arc::clone(&shared)));
+        while let Some(ended) = streams.try_join_next() {
+            ended.unwrap();
+        }
+        sleep(PACE).await;
     }
+    while let Some(ended) = streams.join_next().await {
+        ended.unwrap();
+    }
+}
+
+async fn short_stream(socket: TcpSocket, shared: Arc<Shared>) {
+    let at = Instant::now();
+    let mut took = None;
+    let talk = async {
+        let (mut tcp, way) = greeted(socket.connect(DOOR.parse().unwrap())).await?;
+        took = Some(at.elapsed());
+        echo(&mut tcp, &noise(2000)).await?;
+        io::Result::Ok(way)
+    };
+    let way = talk.await.ok();
+    let short = Short { at, took: took.unwrap_or_else(|| at.elapsed()), way };
+    shared.tally.lock().unwrap().shorts.push(short);
 }
 
 impl Load {

@@ -66,13 +66,13 @@ async fn a_killed_peer_costs_its_streams_and_no_other() {
     println!("killed: back {back:?} after the restart began");
     let report = load.stop().await;
     assert_eq!(report.lost.len(), STEADY);
-    assert!(report.failed() <= ROWS, "{} short ones lost; what was open at that moment may be", report.failed());
+    assert!(report.failed() <= 5 * ROWS, "{} short ones lost; what was open at that moment may be", report.failed());
     assert!(direct < 2 * SECOND, "the first one goes directly after {direct:?}");
     assert!(open < 5 * SECOND && lost < 5 * SECOND, "open after {open:?}, reset after {lost:?}");
     let slowest = report.slowest(killed + 2 * SECOND, restarted);
     assert!(slowest < SECOND, "while it is down a connection waited {slowest:?}");
-    // Two before the breaker opens, and then one each time: after 0.5 s at the earliest, 1 s, 2 s.
-    assert!((2.0..=6.0).contains(&dials), "{dials} dials in {down} s");
+    // One opens the breaker, and then one goes out each time: after 0.5 s at the earliest, 1 s, 2 s.
+    assert!((1.0..=5.0).contains(&dials), "{dials} dials in {down} s");
 }
 
 /// Lost: idle streams of the killed process. They are told within the time of a keep-alive, not after the 30 s of an idle connection.
@@ -85,9 +85,6 @@ async fn streams_of_a_sidecar_that_was_killed_and_restarted_end_soon_on_both_sid
         let (mut stream, way) = pair.greeted().await.unwrap();
         echo(&mut stream, b"ping").await.unwrap();
         assert_eq!(way, TUNNEL);
-        let target = ("target", "quic");
-        let done = async || pair.b.metric("qudag_sidecar_bytes_total", &[target]).await;
-        let before = done().await;
         let killed = Instant::now();
         if kill_b {
             pair.b.kill();
@@ -105,15 +102,14 @@ async fn streams_of_a_sidecar_that_was_killed_and_restarted_end_soon_on_both_sid
         } else {
             // The client's own connection ended with its sidecar; what is left is at the other one.
             let ends = async || {
-                (pair.b.log().matches("listener=\"quic\"").count() > 0 || before >= 0.0)
-                    .then_some(pair.b.metric("qudag_sidecar_peer_gone_total", &[]).await)
-                    .filter(|gone| *gone >= 1.0)
+                let gone = pair.b.metric("qudag_sidecar_peer_gone_total", &[]).await;
+                (gone >= 1.0).then_some(())
             };
             eventually(20 * SECOND, "the other side gives the connection up", ends).await;
             let took = killed.elapsed();
             println!("restarted: the far side gave its connection up after {took:?}");
         }
-        assert!(killed.elapsed() < 16 * SECOND, "{took:?}");
+        assert!(killed.elapsed() < 12 * SECOND, "{took:?}");
         pair.returns().await;
     }
 }
@@ -176,7 +172,7 @@ async fn blocked_udp_loses_nothing_and_says_why() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn udp_that_is_blocked_from_the_start_costs_the_first_connections_a_second_at_most() {
     needs_wan!();
-    let mut pair = Pair::start("block_udp").await;
+    let mut pair = Pair::start("udp=block").await;
     pair.a.kill();
     pair.a.start_again().await;
     let start = Instant::now();

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::identity::{Identity, PeerName};
 use crate::tunnel::header::Class;
 use crate::tunnel::transport::Choices;
-use crate::tunnel::{Failure, OpenLimits, pulse};
+use crate::tunnel::{Failure, OpenLimits};
 use meters::Meters;
 use rules::{Choice, Id, Limits, Refusal, Rules, Sample, Work};
 
@@ -306,16 +306,10 @@ impl Place {
         self.pool.changed.notify_waiters();
     }
 
-    /// Nothing comes over the connection. Whether its streams have to end depends on whether there is anybody.
+    /// Nothing comes over the connection.
     pub(crate) fn dead(&self) {
         self.pool.lock().rules.dead(self.id);
         self.pool.changed.notify_waiters();
-        let connection = self.connection.clone();
-        tokio::spawn(async move {
-            if pulse::is_closed(&connection).await {
-                pulse::gone(&connection);
-            }
-        });
     }
 }
 

@@ -31,7 +31,7 @@ const SLOW_BY: Duration = Duration::from_millis(20);
 const SLOW_DIAL: Duration = Duration::from_secs(1);
 /// When a peer that cannot be dialled is tried again.
 const BREAKER: Settings =
-    Settings { failures: 2, open: Duration::from_secs(1), max_open: Duration::from_secs(60) };
+    Settings { failures: 1, open: Duration::from_secs(1), max_open: Duration::from_secs(60) };
 
 /// What a pool may do. Given at every use, so that a change holds at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,8 +163,6 @@ pub struct Rules {
     waiting: usize,
     /// Dials that failed.
     failures: u64,
-    /// The last one did.
-    failing: bool,
     breaker: Breaker,
     wanted: Instant,
     swept: Instant,
@@ -180,7 +178,6 @@ impl Rules {
             dialling: None,
             waiting: 0,
             failures: 0,
-            failing: false,
             breaker: Breaker::default(),
             wanted: now,
             swept: now,
@@ -253,7 +250,7 @@ impl Rules {
             return Choice::Use(id);
         }
         let slow = self.dialling.unwrap_or(now) + SLOW_DIAL;
-        let troubled = self.failing || now >= slow || self.breaker.status() != Status::Closed;
+        let troubled = now >= slow || self.breaker.status() != Status::Closed;
         let down = troubled && self.live_count() == 0;
         if down && !(patient && self.may_dial(now)) {
             return Choice::Refuse(Refusal::Down);
@@ -324,7 +321,6 @@ impl Rules {
     /// A connection was opened.
     pub fn dialled(&mut self, dial: Dial, rtt: Duration, now: Instant) -> Id {
         self.dialling = None;
-        self.failing = false;
         self.breaker.success(dial.pass);
         let id = Id(self.next);
         self.next += 1;
@@ -348,7 +344,6 @@ impl Rules {
     /// A connection could not be opened. Returns whether the peer counts as down from now on.
     pub fn undialled(&mut self, dial: Dial, now: Instant, random: u64) -> bool {
         self.dialling = None;
-        self.failing = true;
         self.failures += 1;
         self.breaker.failure(dial.pass, &BREAKER, now, random)
     }
@@ -359,7 +354,6 @@ impl Rules {
         for member in &mut self.members {
             member.outdated = true;
         }
-        self.failing = false;
         self.breaker.forget();
     }
 

@@ -32,9 +32,9 @@ const CROWD: usize = 64;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 /// For a header after its stream was opened.
 const HEADER_LIMIT: Duration = Duration::from_secs(5);
-/// How long a client may owe an answer before it is asked whether it is there at all. Longer than a client asks a server: what stands
-/// between the two may say of any datagram to the client that nobody has the port.
-const OWED: Duration = Duration::from_secs(5);
+/// How long a client may owe an answer before it is asked whether it is there at all. Longer than a client waits for a server:
+/// what stands between the two may say of any datagram to the client that nobody has the port.
+const OWED: Duration = Duration::from_secs(3);
 /// The most that is read with a header.
 const PIECE: usize = 16 << 10;
 /// The codes with which connections are closed.

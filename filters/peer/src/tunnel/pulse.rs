@@ -16,35 +16,66 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::transport;
 
-/// The waits between knocks. Hosts limit how many errors they send, and datagrams get lost.
-const PAUSES: [Duration; 3] =
-    [Duration::from_millis(100), Duration::from_millis(300), Duration::from_millis(600)];
+/// The wait between knocks. Datagrams get lost, and hosts limit how many errors they send: Linux sends one a second to each host, for
+/// whatever of it comes first.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How long is knocked for.
+const ASKING: Duration = Duration::from_secs(3);
 /// How often connections are looked at.
 const LOOK: Duration = Duration::from_millis(500);
+/// Whoever is there sends a PING in this time ([`transport::KEEP_ALIVE`]).
+const QUIET: Duration = transport::KEEP_ALIVE.saturating_add(Duration::from_secs(2));
 /// What is sent: a byte that no packet of QUIC begins with (RFC 9000 section 17: the fixed bit is 0), so that an endpoint drops it.
 const KNOCK: [u8; 1] = [0];
 
 /// Whether the other side owes an answer, looked at now and then.
 #[derive(Clone, Copy, Debug, Default)]
-struct Pulse {
-    /// Datagrams received, and those that had been sent then.
+pub(super) struct Pulse {
+    /// Datagrams received, and how much that needs an answer had been sent then.
     heard: u64,
     sent: u64,
     /// When it was seen first that something was sent since.
     owed: Option<Instant>,
+    /// When it was seen that something had been received.
+    since: Option<Instant>,
 }
 
 impl Pulse {
-    /// How long the other side has owed an answer, from the numbers of datagrams that were received and sent.
+    /// Something that needs an answer is sent now.
+    pub(super) fn owed(connection: &Connection, now: Instant) -> Self {
+        let (heard, sent) = numbers(connection);
+        Self { heard, sent, owed: Some(now), since: Some(now) }
+    }
+
+    /// How long the other side of a connection has owed an answer.
+    pub(super) fn of(&mut self, connection: &Connection, now: Instant) -> Duration {
+        let (heard, sent) = numbers(connection);
+        self.silence(heard, sent, now)
+    }
+
+    /// How long nothing was received. The other side sends a PING every few seconds.
+    fn quiet(&self, now: Instant) -> Duration {
+        self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
+    /// How long the other side has owed an answer, from the numbers of what was received and sent.
     fn silence(&mut self, heard: u64, sent: u64, now: Instant) -> Duration {
         if heard != self.heard {
-            *self = Self { heard, sent, owed: None };
+            *self = Self { heard, sent, owed: None, since: Some(now) };
         }
-        if sent == self.sent {
-            return Duration::ZERO;
+        if sent != self.sent {
+            self.owed.get_or_insert(now);
         }
-        now.saturating_duration_since(*self.owed.get_or_insert(now))
+        self.owed.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
+}
+
+/// Datagrams received, and frames sent that somebody who is there acknowledges at once; what is not is sent again or asked for with a
+/// PING. Probes of the size of packets are PINGs too, but often in vain.
+fn numbers(connection: &Connection) -> (u64, u64) {
+    let stats = connection.stats();
+    let sent = stats.frame_tx.stream + stats.frame_tx.ping;
+    (stats.udp_rx.datagrams, sent.saturating_sub(stats.path.sent_plpmtud_probes))
 }
 
 /// Resolves when the host says that nobody has the port; otherwise never.
@@ -54,10 +85,10 @@ pub(crate) async fn closed_port(to: SocketAddr) {
     }
 }
 
-/// Whether nobody has the port from which a connection's packets came, as far as the host says so within a second or two.
-pub(crate) async fn is_closed(connection: &Connection) -> bool {
+/// Whether nobody has the port from which a connection's packets came, as far as the host says so.
+async fn is_closed(connection: &Connection) -> bool {
     let heard = connection.stats().udp_rx.datagrams;
-    let knocked = timeout(Duration::from_secs(2), knock(connection.remote_address())).await;
+    let knocked = timeout(ASKING, knock(connection.remote_address())).await;
     // Whoever says something is there.
     knocked.is_ok_and(|refused| refused.is_some()) && connection.stats().udp_rx.datagrams == heard
 }
@@ -65,21 +96,20 @@ pub(crate) async fn is_closed(connection: &Connection) -> bool {
 async fn knock(to: SocketAddr) -> Option<()> {
     let socket = UdpSocket::bind(transport::any(to)).await.ok()?;
     socket.connect(to).await.ok()?;
-    let refused = |result: std::io::Result<usize>| match result {
-        Err(why) if why.kind() == ErrorKind::ConnectionRefused => Some(()),
-        _ => None,
+    let is_refused = |result: &std::io::Result<usize>| {
+        result.as_ref().is_err_and(|why| why.kind() == ErrorKind::ConnectionRefused)
     };
-    for pause in PAUSES {
-        if let Some(refused) = refused(socket.send(&KNOCK).await) {
-            return Some(refused);
+    loop {
+        if is_refused(&socket.send(&KNOCK).await) {
+            return Some(());
         }
-        let answer = timeout(pause, socket.recv(&mut [0; 64])).await;
-        if let Ok(answer) = answer {
-            return refused(answer);
+        match timeout(PAUSE, socket.recv(&mut [0; 64])).await {
+            Ok(answer) if is_refused(&answer) => return Some(()),
+            // Something answers, or the host cannot be asked.
+            Ok(_) => return None,
+            Err(_) => {}
         }
     }
-    // The last one may be answered late.
-    refused(socket.recv(&mut [0; 64]).await)
 }
 
 /// Ends a connection whose other side does not exist any more, long before its own time limit does. Resolves with the connection.
@@ -88,9 +118,10 @@ pub(crate) async fn watch(connection: Connection, patience: Duration) {
     let looks = async {
         loop {
             sleep(LOOK).await;
-            let stats = connection.stats();
-            let silence = pulse.silence(stats.udp_rx.datagrams, stats.udp_tx.datagrams, Instant::now());
-            if silence > patience + stats.path.rtt.saturating_mul(4) && is_closed(&connection).await {
+            let now = Instant::now();
+            let trips = connection.rtt().saturating_mul(4);
+            let owes = pulse.of(&connection, now) > patience + trips;
+            if (owes || pulse.quiet(now) > QUIET + trips) && is_closed(&connection).await {
                 return;
             }
         }
@@ -102,7 +133,7 @@ pub(crate) async fn watch(connection: Connection, patience: Duration) {
 }
 
 /// Gives a connection up whose other side is gone.
-pub(crate) fn gone(connection: &Connection) {
+fn gone(connection: &Connection) {
     tracing::info!(remote = %connection.remote_address(), "the other side of a tunnel is gone: nobody has its port");
     metrics::counter!("qudag_sidecar_peer_gone_total").increment(1);
     connection.close(GONE, b"");
@@ -118,11 +149,13 @@ mod tests {
     #[test]
     fn only_who_owes_an_answer_is_silent() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
-        let mut pulse = Pulse { heard: 5, sent: 5, owed: None };
+        let mut pulse = Pulse { heard: 5, sent: 5, owed: None, since: Some(start) };
+        assert_eq!(pulse.quiet(start + 9 * second), 9 * second);
         assert_eq!(pulse.silence(5, 5, start + 9 * second), Duration::ZERO, "nothing was sent");
         assert_eq!(pulse.silence(5, 6, start + 10 * second), Duration::ZERO, "just now, as far as is known");
         assert_eq!(pulse.silence(5, 7, start + 13 * second), 3 * second);
         assert_eq!(pulse.silence(6, 7, start + 14 * second), Duration::ZERO);
+        assert_eq!(pulse.quiet(start + 14 * second), Duration::ZERO);
         assert_eq!(pulse.silence(6, 8, start + 15 * second), Duration::ZERO);
         assert_eq!(pulse.silence(6, 8, start + 16 * second), second);
     }

@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// Streams of one connection that a receiver allows.
 pub const STREAMS: u32 = 128;
 /// Each side answers a PING, so that a connection without traffic lasts and a dead one is noticed.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// A connection over which nothing comes for so long is over.
 const IDLE: Duration = Duration::from_secs(30);
 /// The round trip that a handshake reckons with before it has measured one. A third of what RFC 9002 section 6.2.2 has: a lost packet of
