@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use qudag_filter_common::testing::{PATIENCE, is_logged, metric, until};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -78,12 +78,16 @@ async fn a_burst_of_connections_to_a_cold_pool_dials_once_at_a_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stalled_readers_hold_up_nobody() {
-    let pair = Pair::start("stalled", Unusual::default()).await;
+    let pooling = serde_json::json!({ "stream_window": "64KiB" });
+    let pair = Pair::start("stalled", Unusual { pooling, ..Unusual::default() }).await;
     pair.warm().await;
     let mut stalled = Vec::new();
     for _ in 0..100 {
-        let (mut tcp, way) = pair.greeted().await.unwrap();
-        assert_eq!(way, 't');
+        // A small buffer, so that it is the tunnel that fills and not the kernel.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut tcp = socket.connect(pair.a.tcp()).await.unwrap();
+        assert_eq!(tcp.read_u8().await.unwrap(), b't');
         tcp.write_all(b"s").await.unwrap();
         stalled.push(tcp);
     }
@@ -105,7 +109,9 @@ async fn stalled_readers_hold_up_nobody() {
         );
     }
     drop(stalled);
+    let start = Instant::now();
     until("no stream is left", || pair.streams() == 0).await;
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
