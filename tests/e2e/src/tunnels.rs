@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use qudag_kit::program::Program;
-use qudag_kit::{IdentityFiles, Namespace, Pki, Setup, TestSidecar, eventually};
+use qudag_kit::{IdentityFiles, Namespace, Pki, Setup, Start, TestSidecar, eventually};
 use qudag_wan::{Settings, Wan};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -464,7 +463,11 @@ impl std::fmt::Display for Report {
     }
 }
 
-/// Sends a signal to a sidecar.
-pub fn signal(sidecar: &mut TestSidecar, signal: qudag_kit::program::Signal) {
-    Program::signal(sidecar.program(), signal);
+/// Lets a sidecar stand still (SIGSTOP), or go on (SIGCONT).
+///
+/// # Panics
+/// When it is gone.
+pub async fn pause(sidecar: &TestSidecar, pause: bool) {
+    let signal = if pause { "-STOP" } else { "-CONT" };
+    Start::new("kill").args([signal, &sidecar.pid().to_string()]).output().await.ok();
 }

@@ -10,9 +10,8 @@
 
 use std::time::{Duration, Instant};
 
-use qudag_e2e::tunnels::{DIRECT, DOOR, Pair, TUNNEL, connect, echo, greeted, signal};
+use qudag_e2e::tunnels::{DIRECT, DOOR, Pair, TUNNEL, connect, echo, greeted, pause};
 use qudag_kit::eventually;
-use qudag_kit::program::Signal;
 use qudag_wan::needs_wan;
 use tokio::io::AsyncReadExt;
 use tokio::time::{sleep, timeout};
@@ -118,15 +117,15 @@ async fn streams_of_a_sidecar_that_was_killed_and_restarted_end_soon_on_both_sid
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_peer_loses_nothing() {
     needs_wan!();
-    let mut pair = Pair::start(LINK).await;
+    let pair = Pair::start(LINK).await;
     pair.up().await;
     let load = pair.load(STEADY, ROWS);
     load.under_way(STEADY as u64).await;
     let paused = Instant::now();
-    signal(&mut pair.b, Signal::STOP);
+    pause(&pair.b, true).await;
     let direct = load.goes(DIRECT, paused).await;
     sleep((paused + 4 * SECOND).saturating_duration_since(Instant::now())).await;
-    signal(&mut pair.b, Signal::CONT);
+    pause(&pair.b, false).await;
     let continued = Instant::now();
     let back = load.goes(TUNNEL, continued).await;
     println!("paused: the first goes directly after {direct:?}, back after {back:?}");
