@@ -13,7 +13,7 @@ mod status;
 pub mod tunnel;
 mod tunnels;
 
-pub use connection_pooling::ConnectionPooling;
+pub use connection_pooling::{ConnectionPooling, OutlierSettings};
 pub use kind::{Link, Peer, PeerConnect, PeerFilters, PeerSettings, PeerStates, Route, Sidecar};
 pub use opening::Opening;
 pub use settings::{Outbound, PeerListener};

@@ -136,7 +136,8 @@ impl Pair {
 
     /// Clients: `steady` streams that stay open and talk all the time, and short ones in so many `rows`, 25 a second each.
     pub fn load(&self, steady: usize, rows: usize) -> Load {
-        let shared = Arc::new(Shared { start: Instant::now(), over: AtomicBool::new(false), ..Shared::default() });
+        let shared =
+            Arc::new(Shared { start: Instant::now(), over: AtomicBool::new(false), ..Shared::default() });
         let mut tasks = JoinSet::new();
         for _ in 0..steady {
             tasks.spawn(steady_stream(connect(&self.left, DOOR), Arc::clone(&shared)));
@@ -291,7 +292,12 @@ struct Shared {
 
 impl Default for Shared {
     fn default() -> Self {
-        Self { start: Instant::now(), over: AtomicBool::new(false), talking: AtomicU64::new(0), tally: Mutex::default() }
+        Self {
+            start: Instant::now(),
+            over: AtomicBool::new(false),
+            talking: AtomicU64::new(0),
+            tally: Mutex::default(),
+        }
     }
 }
 
@@ -404,7 +410,11 @@ impl Load {
             ended.unwrap();
         }
         let tally = std::mem::take(&mut *self.shared.tally.lock().unwrap());
-        let report = Report { seconds: self.shared.start.elapsed().as_secs_f64(), lost: tally.lost, shorts: tally.shorts };
+        let report = Report {
+            seconds: self.shared.start.elapsed().as_secs_f64(),
+            lost: tally.lost,
+            shorts: tally.shorts,
+        };
         println!("{report}");
         report
     }

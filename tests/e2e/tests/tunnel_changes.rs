@@ -43,7 +43,8 @@ async fn new_certificates_under_load_lose_nothing() {
     eventually(DEADLINE, "a connection with the new certificate", renewed).await;
     load.goes(TUNNEL, Instant::now()).await;
     let pool = pair.pool().await;
-    let states: Vec<_> = pool["connections"].as_array().unwrap().iter().map(|it| it["state"].clone()).collect();
+    let states: Vec<_> =
+        pool["connections"].as_array().unwrap().iter().map(|it| it["state"].clone()).collect();
     assert!(states.contains(&"draining".into()), "the steady streams stay where they are: {states:?}");
     let report = load.stop().await;
     report.assert_nothing_lost();
@@ -56,7 +57,8 @@ async fn a_pool_that_changes_its_size_under_load_loses_nothing() {
     needs_wan!();
     let (pair, load) = loaded().await;
     for connections in [4, 1, 4, 1] {
-        let more = format!("max_connections: {connections}, min_connections: {connections}, max_streams: 32, ");
+        let more =
+            format!("max_connections: {connections}, min_connections: {connections}, max_streams: 32, ");
         pair.change(&Changes { more, ..Changes::default() }).await;
         let so = async || {
             let pool = pair.pool().await;

@@ -65,7 +65,11 @@ async fn a_killed_peer_costs_its_streams_and_no_other() {
     println!("killed: back {back:?} after the restart began");
     let report = load.stop().await;
     assert_eq!(report.lost.len(), STEADY);
-    assert!(report.failed() <= 5 * ROWS, "{} short ones lost; what was open at that moment may be", report.failed());
+    assert!(
+        report.failed() <= 5 * ROWS,
+        "{} short ones lost; what was open at that moment may be",
+        report.failed()
+    );
     assert!(direct < 2 * SECOND, "the first one goes directly after {direct:?}");
     assert!(open < 5 * SECOND && lost < 5 * SECOND, "open after {open:?}, reset after {lost:?}");
     let slowest = report.slowest(killed + 2 * SECOND, restarted);

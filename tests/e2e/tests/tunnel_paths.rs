@@ -12,7 +12,9 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use qudag_e2e::tunnels::{Changes, DIRECT, DOOR, DOOR_V6, PATIENCE, Pair, TUNNEL, connect, echo, half_close, noise};
+use qudag_e2e::tunnels::{
+    Changes, DIRECT, DOOR, DOOR_V6, PATIENCE, Pair, TUNNEL, connect, echo, half_close, noise,
+};
 use qudag_kit::capture::{Packet, UDP, write_pcap};
 use qudag_kit::{Capture, Start, eventually};
 use qudag_wan::needs_wan;
@@ -70,7 +72,10 @@ async fn a_path_of_1300_bytes_that_tells_nobody_loses_nothing() {
     assert_eq!(half_close(connect(&pair.left, DOOR), 2_000_000).await, TUNNEL);
     let after = pair.pool().await;
     let black_holes = after["connections"][0]["black_holes"].as_u64().unwrap();
-    println!("mtu: {before} bytes before, {} after, {black_holes} black holes", after["connections"][0]["mtu"]);
+    println!(
+        "mtu: {before} bytes before, {} after, {black_holes} black holes",
+        after["connections"][0]["mtu"]
+    );
     load.stop().await.assert_nothing_lost();
 }
 
@@ -182,7 +187,7 @@ async fn nothing_but_quic_passes_between_the_hosts() {
     let (mut tcp, way) = pair.greeted().await.unwrap();
     assert_eq!(way, DIRECT);
     echo(&mut tcp, &said).await.unwrap();
-    capture.wait_for(FIRST);
+    capture.wait_for(FIRST).await;
 
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tunnel.pcap");
     write_pcap(&file, &seen).unwrap();

@@ -101,7 +101,9 @@ async fn trouble(pair: &Pair) {
                 pair.listen(true).await;
             }
             _ => {
-                pair.wan.change_both(|settings| *settings = "delay=10ms,jitter=2ms,loss=2%".parse().unwrap()).unwrap();
+                pair.wan
+                    .change_both(|settings| *settings = "delay=10ms,jitter=2ms,loss=2%".parse().unwrap())
+                    .unwrap();
                 sleep(2 * second).await;
                 pair.wan.change_both(|settings| *settings = "delay=5ms".parse().unwrap()).unwrap();
             }

@@ -11,7 +11,9 @@
 use std::time::Duration;
 
 use qudag_e2e::tunnels::connect;
-use qudag_kit::{IdentityFiles, Namespace, Pki, QudagNode, Setup, TestSidecar, eventually, needs_node, within};
+use qudag_kit::{
+    IdentityFiles, Namespace, Pki, QudagNode, Setup, TestSidecar, eventually, needs_node, within,
+};
 use qudag_wan::{Settings, Wan, needs_wan};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -116,7 +118,8 @@ async fn three_nodes_see_each_other_and_every_way_is_told_with_its_reason() {
     assert_eq!(sidecars[2].filter("peer", "connection_pooling").await["enabled"], false);
 
     let way = |own: usize, other: usize, id: &str| {
-        let (host, port) = door(own, other).rsplit_once(':').map(|(h, p)| (h.to_owned(), p.to_owned())).unwrap();
+        let (host, port) =
+            door(own, other).rsplit_once(':').map(|(h, p)| (h.to_owned(), p.to_owned())).unwrap();
         format!("/ip4/{host}/tcp/{port}/p2p/{id}")
     };
     let mut first = QudagNode::start(&nodes[0], "node-1", 8000, &[]).await;
@@ -126,7 +129,9 @@ async fn three_nodes_see_each_other_and_every_way_is_told_with_its_reason() {
     let to = [way(2, 1, &id1), way(2, 3, &id3)];
     let mut second = QudagNode::start(&nodes[1], "node-2", 8000, &to).await;
     let id2 = second.peer_id().to_owned();
-    for (node, others) in [(&mut first, [&id2, &id3]), (&mut second, [&id1, &id3]), (&mut third, [&id1, &id2])] {
+    for (node, others) in
+        [(&mut first, [&id2, &id3]), (&mut second, [&id1, &id3]), (&mut third, [&id1, &id2])]
+    {
         for other in others {
             node.wait_connected(other).await;
         }
@@ -136,8 +141,12 @@ async fn three_nodes_see_each_other_and_every_way_is_told_with_its_reason() {
         let labels = [("side", direction), ("outcome", "ok")];
         sidecars[side - 1].metric("qudag_sidecar_peer_streams_total", &labels).await
     };
-    let told = [streams(1, "in").await, streams(2, "out").await, streams(3, "in").await, streams(3, "out").await];
-    println!("three: streams into 1 {}, out of 2 {}, into 3 {}, out of 3 {}", told[0], told[1], told[2], told[3]);
+    let told =
+        [streams(1, "in").await, streams(2, "out").await, streams(3, "in").await, streams(3, "out").await];
+    println!(
+        "three: streams into 1 {}, out of 2 {}, into 3 {}, out of 3 {}",
+        told[0], told[1], told[2], told[3]
+    );
     assert!(told[0] >= 1.0 && told[1] >= 2.0 && told[2] >= 1.0 && told[3] == 0.0, "{told:?}");
     let direct = async || {
         let bytes = sidecars[2].metric("qudag_sidecar_bytes_total", &[("target", "to-1")]).await;

@@ -8,13 +8,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::net::sockopt::{Timeout, set_socket_recv_buffer_size_force, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, eth, recv, socket_with};
 
 use crate::Namespace;
-use crate::wait::PATIENCE;
+use crate::wait::{PATIENCE, eventually};
 
 /// UDP in an IP header.
 pub const UDP: u8 = 17;
@@ -81,12 +81,8 @@ impl Capture {
     /// When the system allows no such socket, as it does to root only.
     pub fn start(place: &Namespace) -> io::Result<Self> {
         let socket = place.inside(|| {
-            let socket = socket_with(
-                AddressFamily::PACKET,
-                SocketType::DGRAM,
-                SocketFlags::CLOEXEC,
-                Some(eth::ALL),
-            )?;
+            let socket =
+                socket_with(AddressFamily::PACKET, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(eth::ALL))?;
             set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_millis(20)))?;
             set_socket_recv_buffer_size_force(&socket, 32 << 20)?;
             io::Result::Ok(socket)
@@ -100,9 +96,8 @@ impl Capture {
     /// What was captured so far between two addresses, in either direction.
     pub fn between(&self, one: IpAddr, other: IpAddr) -> Vec<Packet> {
         let packets = self.packets.lock().unwrap();
-        let here = |packet: &&Packet| {
-            packet.ends().is_some_and(|ends| ends == [one, other] || ends == [other, one])
-        };
+        let here =
+            |packet: &&Packet| packet.ends().is_some_and(|ends| ends == [one, other] || ends == [other, one]);
         packets.iter().filter(here).cloned().collect()
     }
 
@@ -110,12 +105,12 @@ impl Capture {
     ///
     /// # Panics
     /// When none comes.
-    pub fn wait_for(&self, what: &[u8]) {
-        let start = Instant::now();
-        while !self.packets.lock().unwrap().iter().any(|packet| packet.contains(what)) {
-            assert!(start.elapsed() < PATIENCE, "no packet with {what:?}");
-            thread::sleep(Duration::from_millis(5));
-        }
+    pub async fn wait_for(&self, what: &[u8]) {
+        let seen = async || {
+            let packets = self.packets.lock().unwrap();
+            packets.iter().any(|packet| packet.contains(what)).then_some(())
+        };
+        eventually(PATIENCE, &format!("a packet with {what:?}"), seen).await;
     }
 
     /// Forgets what was captured.
@@ -168,8 +163,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_datagram_is_seen_on_both_sides_with_its_ports() {
+    #[tokio::test]
+    async fn a_datagram_is_seen_on_both_sides_with_its_ports() {
         crate::needs_namespaces!();
         if !crate::program::is_root() {
             crate::skip!("a capture needs root");
@@ -180,7 +175,7 @@ mod tests {
         let socket = one.inside(|| UdpSocket::bind("10.91.0.1:700")).unwrap().unwrap();
         socket.send_to(b"seen by all", "10.91.0.2:800").unwrap();
         for capture in &captures {
-            capture.wait_for(b"seen by all");
+            capture.wait_for(b"seen by all").await;
             let packets = capture.between("10.91.0.1".parse().unwrap(), "10.91.0.2".parse().unwrap());
             let datagram = packets.iter().find_map(Packet::datagram).unwrap();
             assert_eq!(datagram, ([700, 800], &b"seen by all"[..]));

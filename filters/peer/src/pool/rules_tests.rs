@@ -2,7 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 
-const LIMITS: Limits = Limits { min: 1, max: 4, streams: 8, pending: 3 };
+const SWEEP: Duration = Duration::from_secs(10);
+const OUTLIERS: Outliers = Outliers { interval: SWEEP, failures: 3, loss_percent: 5, rtt_times: 3 };
+const LIMITS: Limits = Limits { min: 1, max: 4, streams: 8, pending: 3, outliers: OUTLIERS };
 const RTT: Duration = Duration::from_millis(10);
 
 fn connect(rules: &mut Rules, now: Instant) -> Id {
@@ -222,10 +224,40 @@ fn outliers_go_but_never_more_than_half() {
     assert_eq!(swept(&[Sample { black_holes: 1, ..good }, Sample { lost: 60, ..good }]), 2);
     assert_eq!(swept(&[Sample { black_holes: 1, ..good }; 4]), 2);
     let (mut rules, ids) = pool(2, now);
-    (0..FAILURES).for_each(|_| rules.answered(ids[1], false));
+    (0..OUTLIERS.failures).for_each(|_| rules.answered(ids[1], false));
     rules.want(now + SWEEP);
     let close = rules.tend(&LIMITS, now + SWEEP).close;
     assert_eq!(close, [ids[1]]);
+}
+
+#[test]
+fn what_makes_an_outlier_is_a_setting_that_holds_at_once() {
+    let now = Instant::now();
+    let good = Sample { rtt: RTT, sent: 1000, lost: 30, black_holes: 0, heard: 1 };
+    let ejected = |outliers: Outliers, sample: Sample, failures: u32, after: Duration| {
+        let (mut rules, ids) = pool(2, now);
+        for id in &ids {
+            rules.sampled(*id, if *id == ids[0] { sample } else { good }, now);
+        }
+        (0..failures).for_each(|_| rules.answered(ids[0], false));
+        rules.want(now + after);
+        rules.tend(&Limits { outliers, ..LIMITS }, now + after);
+        rules.ejected()
+    };
+    let lossy = Sample { lost: 45, ..good };
+    let slow = Sample { rtt: RTT * 5, ..good };
+    for (stricter, sample, failures) in [
+        (Outliers { loss_percent: 4, ..OUTLIERS }, lossy, 0),
+        (Outliers { rtt_times: 4, ..OUTLIERS }, slow, 0),
+        (Outliers { failures: 2, ..OUTLIERS }, good, 2),
+    ] {
+        let lenient = Outliers { rtt_times: 6, ..OUTLIERS };
+        assert_eq!(ejected(lenient, sample, failures, SWEEP), 0, "{stricter:?}");
+        assert_eq!(ejected(stricter, sample, failures, SWEEP), 1, "{stricter:?}");
+        assert_eq!(ejected(stricter, sample, failures, SWEEP / 2), 0, "not yet");
+        let often = Outliers { interval: SWEEP / 2, ..stricter };
+        assert_eq!(ejected(often, sample, failures, SWEEP / 2), 1);
+    }
 }
 
 #[derive(Clone, Debug)]

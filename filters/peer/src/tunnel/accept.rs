@@ -77,8 +77,7 @@ pub(crate) async fn bind(
             Ok(entrance) => {
                 let address = Address::Tcp(entrance.address()?.into());
                 let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-                let place =
-                    Place { name, chains, open: Seats::default(), handshakes, door: OnceLock::new() };
+                let place = Place { name, chains, open: Seats::default(), handshakes, door: OnceLock::new() };
                 return Ok(Box::new(QuicFront { entrance, address, place: Arc::new(place) }));
             }
             Err(why) => last = why,

@@ -129,8 +129,7 @@ async fn gets_nothing(pair: &Pair, config: ClientConfig) {
     let Ok(connection) = timeout(PATIENCE, connecting).await.unwrap() else { return };
     let asked = async {
         let (mut send, mut receive) = connection.open_bi().await.ok()?;
-        let header =
-            Header { class: Class::Interactive, probe: false, destination: "node".parse().unwrap() };
+        let header = Header { class: Class::Interactive, probe: false, destination: "node".parse().unwrap() };
         let _ = send.write_all(&[header.encode(), b"hello".to_vec()].concat()).await;
         receive.read_to_end(100).await.ok()
     };

@@ -168,7 +168,8 @@ async fn the_next_process_ends_the_connections_of_one_that_was_killed() {
     };
     for known in [true, false] {
         // What is dropped with its runtime sends no more.
-        let first = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let first =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (server, hold) = {
             let _first = first.enter();
             let identity = Identity::open(&files).unwrap();
