@@ -13,7 +13,7 @@ use tower::ServiceExt;
 
 use crate::kind::{Link, Peer, PeerConnect};
 use crate::pool::Settings;
-use crate::pool::rules::Limits;
+use crate::pool::rules::{Limits, Outliers};
 use crate::tunnel::header::Header;
 use crate::tunnel::transport::{Choices, Congestion, STREAMS};
 use crate::tunnel::{OpenLimits, TunnelStream, open};
@@ -49,6 +49,31 @@ pub struct ConnectionPooling {
     /// How much the other side may send on one stream before it is read here: the most that one stream carries in a round trip, and
     /// what one that nobody reads can take of memory.
     pub stream_window: ByteSize,
+    /// Which connections take no more streams because they are worse than the others; half of those to a sidecar at most.
+    pub outliers: OutlierSettings,
+}
+
+/// What makes a connection an outlier. One on whose path large packets suddenly vanish is one in any case.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct OutlierSettings {
+    /// How often connections are compared; what is counted is counted in this time.
+    pub interval: Period,
+    /// Streams that failed to open.
+    #[schemars(range(min = 1, max = 1000))]
+    pub failures: u32,
+    /// Lost packets in percent, where at least 100 were sent.
+    #[schemars(range(min = 1, max = 100))]
+    pub loss_percent: u32,
+    /// How many times as long as the median the round trip is, and by 20 ms at least.
+    #[schemars(range(min = 2, max = 100))]
+    pub rtt_times: u32,
+}
+
+impl Default for OutlierSettings {
+    fn default() -> Self {
+        Self { interval: Period::secs(10), failures: 3, loss_percent: 5, rtt_times: 3 }
+    }
 }
 
 impl Default for ConnectionPooling {
@@ -64,6 +89,7 @@ impl Default for ConnectionPooling {
             dial_timeout: Period::secs(5),
             congestion: Congestion::LossTolerant,
             stream_window: ByteSize(2 << 20),
+            outliers: OutlierSettings::default(),
         }
     }
 }
@@ -78,6 +104,12 @@ impl ConnectionPooling {
                 max: size(self.max_connections),
                 streams: self.max_streams,
                 pending: size(self.max_pending),
+                outliers: Outliers {
+                    interval: self.outliers.interval.0,
+                    failures: self.outliers.failures,
+                    loss_percent: self.outliers.loss_percent,
+                    rtt_times: self.outliers.rtt_times,
+                },
             },
             opening: OpenLimits {
                 pending: self.pending_timeout.0,
@@ -128,6 +160,23 @@ impl FilterSpec for ConnectionPooling {
                 let error = at.key(key).error(format!("{period} is out of range"));
                 errors.push(error.hint("above 0s, at most 10s"));
             }
+        }
+        let outliers = at.key("outliers");
+        let numbers = [
+            ("failures", self.outliers.failures, 1, 1000),
+            ("loss_percent", self.outliers.loss_percent, 1, 100),
+            ("rtt_times", self.outliers.rtt_times, 2, 100),
+        ];
+        for (key, number, least, most) in numbers {
+            if !(least..=most).contains(&number) {
+                let error = outliers.key(key).error(format!("{number} is out of range"));
+                errors.push(error.hint(format!("{least} to {most}")));
+            }
+        }
+        let interval = self.outliers.interval;
+        if !(1..=3600).contains(&interval.0.as_secs()) {
+            let error = outliers.key("interval").error(format!("{interval} is out of range"));
+            errors.push(error.hint("1s to 1h"));
         }
         if !(64 << 10..=16 << 20).contains(&self.stream_window.0) {
             let error = at.key("stream_window").error(format!("{} is out of range", self.stream_window));
@@ -212,6 +261,12 @@ mod tests {
         ] {
             let wrong = wrong(&format!("{{\"{key}\": {value}}}"));
             assert_eq!(wrong.first().map(String::as_str), Some(key), "{value}");
+        }
+        for (key, value) in
+            [("interval", "\"500ms\""), ("failures", "0"), ("loss_percent", "101"), ("rtt_times", "1")]
+        {
+            let wrong = wrong(&format!("{{\"outliers\": {{\"{key}\": {value}}}}}"));
+            assert_eq!(wrong, [format!("outliers.{key}")]);
         }
         assert_eq!(wrong(r#"{"min_connections": 3, "max_connections": 2}"#), ["min_connections"]);
     }

@@ -15,7 +15,7 @@ pub mod tunnel;
 mod tunnels;
 
 pub use capture::{Capture, CaptureMode, CaptureSettings, CaptureStatus, Mark, Owner, PortRange, Unmatched};
-pub use connection_pooling::ConnectionPooling;
+pub use connection_pooling::{ConnectionPooling, OutlierSettings};
 pub use kind::{Link, Peer, PeerConnect, PeerFilters, PeerSettings, PeerStates, Route, Sidecar};
 pub use opening::Opening;
 pub use settings::{Outbound, PeerListener};

@@ -337,7 +337,7 @@ impl ListenerSpec for PeerListener {
         previous: Option<&Arc<Tunnels>>,
     ) -> Result<Terminal<Self>, BuildError> {
         let tunnels = Tunnels::next(previous, self.identity.as_ref())?;
-        if let Some(way) = tunnels.way(&filters.connection_pooling.settings, settings, env) {
+        if let Some(way) = tunnels.way(&filters.connection_pooling.settings, settings.mark, env) {
             // Settings are new for each generation.
             let _ = settings.way.set(Arc::new(way));
         }

@@ -9,7 +9,7 @@ use quinn::ServerConfig;
 use crate::capture::{Counts, Known};
 use crate::connection_pooling::ConnectionPooling;
 use crate::identity::{Identity, IdentitySettings, PeerName};
-use crate::kind::{PeerSettings, Sidecar};
+use crate::kind::Sidecar;
 use crate::pool::{PeerPool, PoolStatus, Pools, Settings, Target};
 use crate::tunnel::transport;
 
@@ -52,19 +52,15 @@ impl Tunnels {
         Ok(Self { identity, ..previous })
     }
 
-    /// The way into the tunnel for a generation's requests; `None` without an identity.
-    pub(crate) fn way(&self, pooling: &ConnectionPooling, settings: &PeerSettings, env: &Env) -> Option<Way> {
+    /// The way into the tunnel for a generation's requests, with what packets are marked with; `None` without an identity.
+    pub(crate) fn way(&self, pooling: &ConnectionPooling, mark: Option<u32>, env: &Env) -> Option<Way> {
         let (_, identity) = self.identity.as_ref()?;
-        self.pools.forget(|name, class| {
-            let mut sidecars = settings.routes.iter().filter_map(|route| route.sidecar.as_ref());
-            sidecars.any(|sidecar| sidecar.name == *name && sidecar.class == class)
-        });
         Some(Way {
             identity: Arc::clone(identity),
             pools: Arc::clone(&self.pools),
             settings: pooling.pool_settings(),
             resolve: Arc::clone(&env.resolve),
-            mark: settings.mark,
+            mark,
             server: Mutex::new(None),
         })
     }

@@ -280,6 +280,11 @@ pub const CATALOGUE: &[Metric] = &[
         "Attempts to connect to another sidecar, by outcome.",
     ),
     counter(
+        "qudag_sidecar_peer_gone_total",
+        &[],
+        "Connections between sidecars that were given up because nobody has the other side's port any more.",
+    ),
+    counter(
         "qudag_sidecar_peer_handshakes_total",
         &["outcome"],
         "Handshakes of other sidecars with this one, by outcome.",

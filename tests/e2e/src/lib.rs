@@ -18,6 +18,7 @@ pub mod open_loop;
 pub mod questions;
 pub mod resolver;
 pub mod soak;
+pub mod tunnels;
 pub mod world;
 
 pub use cables::Cables;

@@ -15,6 +15,7 @@
     reason = "a test kit reports by panicking"
 )]
 
+pub mod capture;
 pub mod dns;
 pub mod dns_pipe;
 pub mod dns_wire;
@@ -39,6 +40,7 @@ pub mod skip;
 pub mod unbound;
 pub mod wait;
 
+pub use capture::Capture;
 pub use dns_pipe::Pipe;
 pub use dynamic_zone::DynamicZone;
 pub use faulty_dns::{Behaviour, FaultyDns};

@@ -120,7 +120,7 @@ impl Namespace {
         // The thread that enters a namespace stays there.
         thread::scope(|scope| {
             let entered = scope.spawn(|| {
-                move_into_link_name_space(place.as_fd(), Some(LinkNameSpaceType::Network))?;
+                enter(&place)?;
                 Ok(work())
             });
             entered.join().unwrap_or_else(|panic| resume_unwind(panic))
@@ -131,6 +131,14 @@ impl Namespace {
     pub async fn run(&self, program: &str, args: &[&str]) -> Finished {
         Start::new(program).args(args).in_namespace(Some(self)).output().await
     }
+}
+
+/// Moves the thread, for good, into the namespace of a file as `/run/netns/NAME`.
+///
+/// # Errors
+/// When the system refuses, which it does to all but root.
+pub fn enter(place: &File) -> io::Result<()> {
+    Ok(move_into_link_name_space(place.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
 impl Drop for Namespace {

@@ -15,6 +15,7 @@ use super::IdentitySettings;
 use super::certificate::Facts;
 use super::error::{IdentityError, Part, Problem};
 use super::name::PeerName;
+use super::reset::ResetSecret;
 use super::tls::{self, Tls};
 
 /// Larger files are refused.
@@ -28,6 +29,7 @@ pub(super) struct Material {
     chain: Vec<CertificateDer<'static>>,
     authorities: Vec<CertificateDer<'static>>,
     pub(super) tls: Tls,
+    pub(super) reset: ResetSecret,
     /// What is not wrong, but hardly meant.
     pub(super) remarks: Vec<String>,
 }
@@ -44,7 +46,7 @@ impl PartialEq for Material {
 /// With the first thing that is wrong.
 pub(super) fn load(settings: &IdentitySettings) -> Result<Material, IdentityError> {
     let (chain, facts, name) = certificate(&settings.certificate)?;
-    let key = key(&settings.key, &settings.certificate, &chain)?;
+    let (key, reset) = key(&settings.key, &settings.certificate, &chain)?;
     let (authorities, roots) = authorities(&settings.authorities)?;
     let tls = Tls::new(key, Arc::clone(&roots)).map_err(|why| {
         error(Part::Authorities, &settings.authorities, Problem::BadAuthorities(why.to_string()))
@@ -67,7 +69,7 @@ pub(super) fn load(settings: &IdentitySettings) -> Result<Material, IdentityErro
             ));
         }
     }
-    Ok(Material { name, facts, chain, authorities, tls, remarks })
+    Ok(Material { name, facts, chain, authorities, tls, reset, remarks })
 }
 
 /// Everything that is wrong with the files.
@@ -146,11 +148,12 @@ fn key(
     file: &Path,
     certificate: &Path,
     chain: &[CertificateDer<'static>],
-) -> Result<Arc<CertifiedKey>, IdentityError> {
+) -> Result<(Arc<CertifiedKey>, ResetSecret), IdentityError> {
     use rustls::{Error, InconsistentKeys};
     let der = key_der(file)?;
+    let reset = ResetSecret::of(der.secret_der());
     let fit = CertifiedKey::from_der(chain.to_vec(), der, &tls::provider());
-    fit.map(Arc::new).map_err(|why| {
+    fit.map(|key| (Arc::new(key), reset)).map_err(|why| {
         let problem = match why {
             Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
                 Problem::OtherKey(certificate.to_owned())

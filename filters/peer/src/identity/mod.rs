@@ -12,6 +12,7 @@ mod load;
 mod name;
 mod outcome;
 pub mod pki;
+mod reset;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use quinn::EndpointConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -88,6 +90,11 @@ impl Identity {
     /// Until when the own certificate holds.
     pub fn expires(&self) -> SystemTime {
         self.shared.current.load().facts.not_after
+    }
+
+    /// For an endpoint that a restarted process has to know the old connections of, well enough to end them (RFC 9000 section 10.3).
+    pub fn endpoint_config(&self) -> EndpointConfig {
+        reset::endpoint_config(&self.shared)
     }
 
     /// What the own certificate says.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use qudag_filter_api::{Host, HostPort};
 use quinn::{ClientConfig, Connection, Endpoint};
@@ -10,7 +11,10 @@ use tokio::time::{Instant, timeout_at};
 use super::rules::Dial;
 use super::{Link, PeerPool, Target, sample};
 use crate::identity::{HandshakeOutcome, SERVER_NAME};
-use crate::tunnel::{probe, transport};
+use crate::tunnel::{probe, pulse, transport};
+
+/// How long the other sidecar may owe an answer, beside some round trips, before it is asked whether it is there at all.
+const OWED: Duration = Duration::from_millis(500);
 
 /// Dials, and says what came of it.
 pub(super) async fn dial(pool: Arc<PeerPool>, target: Target, leave: Dial) {
@@ -33,7 +37,7 @@ pub(super) async fn dial(pool: Arc<PeerPool>, target: Target, leave: Dial) {
             }
             let pool = Arc::downgrade(&pool);
             tokio::spawn(async move {
-                connection.closed().await;
+                pulse::watch(connection, OWED).await;
                 if let Some(pool) = pool.upgrade() {
                     pool.closed(id);
                 }
@@ -66,6 +70,13 @@ async fn connect(
         let left = deadline.saturating_duration_since(Instant::now());
         let share = left / u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
         let attempt = attempt(pool, config.clone(), *address, target.mark);
+        let attempt = async {
+            tokio::select! {
+                connected = attempt => connected,
+                // Where a host says so there is no need to wait.
+                () = pulse::closed_port(*address) => Err("port_closed"),
+            }
+        };
         match timeout_at(Instant::now() + share, attempt).await {
             Ok(Ok(connected)) => return Ok(connected),
             Ok(Err(why)) => last = why,

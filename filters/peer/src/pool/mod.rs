@@ -56,20 +56,26 @@ pub(crate) struct Pools(Mutex<BTreeMap<(PeerName, Class), Arc<PeerPool>>>);
 
 impl Pools {
     /// The pool of a peer and a class, with its target as it is now.
-    pub(crate) fn pool(&self, name: &PeerName, class: Class, target: Target) -> Arc<PeerPool> {
+    pub(crate) fn pool(self: &Arc<Self>, name: &PeerName, class: Class, target: Target) -> Arc<PeerPool> {
         let pool = {
             let mut pools = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let new = || Arc::new(PeerPool::new(name.clone(), class, target.clone()));
+            let home = Arc::downgrade(self);
+            let new = || Arc::new(PeerPool::new(name.clone(), class, target.clone(), home));
             Arc::clone(pools.entry((name.clone(), class)).or_insert_with(new))
         };
         pool.aim(target);
         pool
     }
 
-    /// Forgets pools without connections whose peer is not `wanted`.
-    pub(crate) fn forget(&self, wanted: impl Fn(&PeerName, Class) -> bool) {
+    /// Forgets a pool that nobody wants and that has no connection any more.
+    fn retire(&self, pool: &Arc<PeerPool>) {
         let mut pools = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        pools.retain(|(name, class), pool| wanted(name, *class) || !pool.lock().links.is_empty());
+        let key = (pool.name.clone(), pool.class);
+        let same = pools.get(&key).is_some_and(|known| Arc::ptr_eq(known, pool));
+        // Two: the caller, and this list. Others would get a pool that the list does not know.
+        if same && Arc::strong_count(pool) == 2 && !pool.lock().tended {
+            pools.remove(&key);
+        }
     }
 
     /// What is known of every pool.
@@ -87,6 +93,7 @@ pub(crate) struct PeerPool {
     /// A connection came or went, or a stream ended.
     changed: Notify,
     meters: Meters,
+    home: Weak<Pools>,
 }
 
 struct Inner {
@@ -128,7 +135,7 @@ fn version(identity: &Identity) -> u64 {
 }
 
 impl PeerPool {
-    fn new(name: PeerName, class: Class, target: Target) -> Self {
+    fn new(name: PeerName, class: Class, target: Target, home: Weak<Pools>) -> Self {
         let meters = Meters::new(&name, class);
         let inner = Inner {
             rules: Rules::new(Instant::now().into_std()),
@@ -138,7 +145,7 @@ impl PeerPool {
             tended: false,
             last: None,
         };
-        Self { name, class, inner: Mutex::new(inner), changed: Notify::new(), meters }
+        Self { name, class, inner: Mutex::new(inner), changed: Notify::new(), meters, home }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -223,7 +230,7 @@ impl PeerPool {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let waiting = {
+            let (waiting, until) = {
                 let now = Instant::now();
                 let mut inner = self.lock();
                 let failed = inner.rules.failures();
@@ -246,12 +253,13 @@ impl PeerPool {
                     }
                     Choice::Refuse(Refusal::Crowded) => return Err(Failure::Crowded),
                     Choice::Refuse(Refusal::Down) => return Err(Failure::Down),
-                    Choice::Wait => Waiting(self),
+                    Choice::Wait { until } => (Waiting(self), until.map(Instant::from_std)),
                 }
             };
-            let late = tokio::time::timeout_at(deadline, changed).await.is_err();
+            let wake = until.map_or(deadline, |until| until.min(deadline));
+            let late = tokio::time::timeout_at(wake, changed).await.is_err();
             drop(waiting);
-            if late {
+            if late && wake == deadline {
                 return Err(Failure::Pending);
             }
         }
@@ -323,7 +331,13 @@ async fn tend(pool: Weak<PeerPool>) {
     loop {
         match pool.upgrade() {
             Some(pool) if pool.tick() => {}
-            _ => return,
+            Some(pool) => {
+                if let Some(home) = pool.home.upgrade() {
+                    home.retire(&pool);
+                }
+                return;
+            }
+            None => return,
         }
         tokio::time::sleep(TICK).await;
     }

@@ -15,23 +15,17 @@ use qudag_core::breaker::{Breaker, Decision, Pass, Settings, Status};
 const SPARE: Duration = Duration::from_secs(60);
 /// A pool that nobody wanted for so long keeps no connection.
 pub const UNWANTED: Duration = Duration::from_secs(10);
-/// The time between two looks at outliers.
-pub const SWEEP: Duration = Duration::from_secs(10);
 /// How long a connection with a keep-alive of 5 s can be silent before it counts as dead, beside its round trips.
 const SILENCE: Duration = Duration::from_secs(7);
-/// Streams that failed to open between two sweeps and make an outlier.
-const FAILURES: u32 = 3;
-/// The share of lost packets that makes an outlier, and the packets that it takes to say so.
-const LOSS: f64 = 0.05;
+/// The packets that it takes to say which share of them is lost.
 const LOSS_OF: u64 = 100;
-/// An outlier is so many times as slow as the median, and by this much at least.
-const SLOW_TIMES: u32 = 3;
+/// A slow connection is slower than the others by this much at least.
 const SLOW_BY: Duration = Duration::from_millis(20);
 /// A dial that takes longer is probably in vain: nobody who can go another way waits for it.
 const SLOW_DIAL: Duration = Duration::from_secs(1);
 /// When a peer that cannot be dialled is tried again.
 const BREAKER: Settings =
-    Settings { failures: 2, open: Duration::from_secs(1), max_open: Duration::from_secs(60) };
+    Settings { failures: 1, open: Duration::from_secs(1), max_open: Duration::from_secs(60) };
 
 /// What a pool may do. Given at every use, so that a change holds at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +38,21 @@ pub struct Limits {
     pub streams: u32,
     /// Streams that may wait for a connection.
     pub pending: usize,
+    /// Which connections are left.
+    pub outliers: Outliers,
+}
+
+/// What makes a connection an outlier, which takes no more streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outliers {
+    /// The time between two looks.
+    pub interval: Duration,
+    /// So many streams that failed to open between two looks.
+    pub failures: u32,
+    /// More lost packets than this, in percent of those sent.
+    pub loss_percent: u32,
+    /// A round trip so many times that of the others.
+    pub rtt_times: u32,
 }
 
 /// A connection of the pool.
@@ -63,8 +72,11 @@ pub enum Choice {
     /// To this connection, where it counts until [`Rules::released`].
     Use(Id),
     /// Nowhere yet. It counts as waiting until [`Rules::waited`], and chooses again at the next change, unless [`Rules::failures`] has
-    /// grown since.
-    Wait,
+    /// grown since, or at this time.
+    Wait {
+        /// When it is better to go another way than to wait for a dial.
+        until: Option<Instant>,
+    },
     /// Nowhere.
     Refuse(Refusal),
 }
@@ -130,13 +142,13 @@ impl Member {
     }
 
     /// How bad it was since the last sweep, compared with the others; 0 when nothing is wrong.
-    fn badness(&self, median_rtt: Duration) -> u32 {
+    fn badness(&self, median_rtt: Duration, limits: &Outliers) -> u32 {
         let (now, then) = (&self.sample, &self.swept);
         let (sent, lost) = (now.sent.saturating_sub(then.sent), now.lost.saturating_sub(then.lost));
-        let lossy = sent >= LOSS_OF && lost as f64 > sent as f64 * LOSS;
-        let slow = now.rtt > median_rtt.saturating_mul(SLOW_TIMES) && now.rtt > median_rtt + SLOW_BY;
+        let lossy = sent >= LOSS_OF && lost * 100 > sent * u64::from(limits.loss_percent);
+        let slow = now.rtt > median_rtt.saturating_mul(limits.rtt_times) && now.rtt > median_rtt + SLOW_BY;
         let holes = now.black_holes > then.black_holes;
-        let failing = self.failed >= FAILURES;
+        let failing = self.failed >= limits.failures;
         8 * u32::from(failing) + 4 * u32::from(holes) + 2 * u32::from(lossy) + u32::from(slow)
     }
 }
@@ -246,8 +258,9 @@ impl Rules {
             }
             return Choice::Use(id);
         }
-        let slow = self.dialling.is_some_and(|since| now.saturating_duration_since(since) > SLOW_DIAL);
-        let down = (slow || self.breaker.status() != Status::Closed) && self.live_count() == 0;
+        let slow = self.dialling.unwrap_or(now) + SLOW_DIAL;
+        let troubled = now >= slow || self.breaker.status() != Status::Closed;
+        let down = troubled && self.live_count() == 0;
         if down && !(patient && self.may_dial(now)) {
             return Choice::Refuse(Refusal::Down);
         }
@@ -255,7 +268,7 @@ impl Rules {
             return Choice::Refuse(Refusal::Crowded);
         }
         self.waiting += 1;
-        Choice::Wait
+        Choice::Wait { until: (!patient && self.live_count() == 0).then_some(slow) }
     }
 
     /// Whether a dial is under way.
@@ -375,9 +388,9 @@ impl Rules {
 
     /// What there is to do. To be called after every [`Rules::choose`] and every second.
     pub fn tend(&mut self, limits: &Limits, now: Instant) -> Work {
-        if now.saturating_duration_since(self.swept) >= SWEEP {
+        if now.saturating_duration_since(self.swept) >= limits.outliers.interval {
             self.swept = now;
-            self.sweep();
+            self.sweep(&limits.outliers);
         }
         let wanted = self.is_wanted(now);
         let max = limits.max.max(1);
@@ -433,7 +446,7 @@ impl Rules {
     }
 
     /// Takes the worst connections out, half of them at most.
-    fn sweep(&mut self) {
+    fn sweep(&mut self, limits: &Outliers) {
         let mut rtts: Vec<_> = self.live().map(|member| member.sample.rtt).collect();
         rtts.sort();
         // The lower one of two: it is the better one that others are compared with.
@@ -441,7 +454,7 @@ impl Rules {
         let most = rtts.len() / 2;
         let mut bad: Vec<_> = self
             .live()
-            .map(|member| (member.badness(median), member.id))
+            .map(|member| (member.badness(median, limits), member.id))
             .filter(|(bad, _)| *bad > 0)
             .collect();
         bad.sort();

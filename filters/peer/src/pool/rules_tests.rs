@@ -2,7 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 
-const LIMITS: Limits = Limits { min: 1, max: 4, streams: 8, pending: 3 };
+const SWEEP: Duration = Duration::from_secs(10);
+const OUTLIERS: Outliers = Outliers { interval: SWEEP, failures: 3, loss_percent: 5, rtt_times: 3 };
+const LIMITS: Limits = Limits { min: 1, max: 4, streams: 8, pending: 3, outliers: OUTLIERS };
 const RTT: Duration = Duration::from_millis(10);
 
 fn connect(rules: &mut Rules, now: Instant) -> Id {
@@ -42,7 +44,7 @@ fn one_dial_serves_all_who_wait_and_no_more_than_allowed_wait() {
     let now = Instant::now();
     let mut rules = Rules::new(now);
     for _ in 0..3 {
-        assert!(matches!(choose(&mut rules, now), Choice::Wait));
+        assert!(matches!(choose(&mut rules, now), Choice::Wait { .. }));
     }
     assert!(matches!(choose(&mut rules, now), Choice::Refuse(Refusal::Crowded)));
     let dial = rules.tend(&LIMITS, now).dial.unwrap();
@@ -59,16 +61,11 @@ fn one_dial_serves_all_who_wait_and_no_more_than_allowed_wait() {
 fn a_peer_that_cannot_be_dialled_is_left_alone_and_probed_by_one() {
     let now = Instant::now();
     let mut rules = Rules::new(now);
-    let mut dials = 0;
-    for _ in 0..2 {
-        assert!(matches!(choose(&mut rules, now), Choice::Wait));
-        let dial = rules.tend(&LIMITS, now).dial.unwrap();
-        dials += 1;
-        let down = rules.undialled(dial, now, 1 << 63);
-        assert_eq!(down, dials == 2);
-        rules.waited();
-    }
-    assert_eq!(rules.failures(), 2);
+    assert!(matches!(choose(&mut rules, now), Choice::Wait { .. }));
+    let dial = rules.tend(&LIMITS, now).dial.unwrap();
+    assert!(rules.undialled(dial, now, 1 << 63), "one failure is enough");
+    rules.waited();
+    assert_eq!(rules.failures(), 1);
     for _ in 0..1000 {
         assert!(matches!(choose(&mut rules, now), Choice::Refuse(Refusal::Down)));
         assert!(rules.tend(&LIMITS, now).dial.is_none());
@@ -76,12 +73,32 @@ fn a_peer_that_cannot_be_dialled_is_left_alone_and_probed_by_one() {
     let later = now + Duration::from_secs(2);
     // Whoever has another way does not wait for the probe.
     assert!(matches!(choose(&mut rules, later), Choice::Refuse(Refusal::Down)));
-    assert!(matches!(rules.choose(&LIMITS, later, 0, true), Choice::Wait));
+    assert!(matches!(rules.choose(&LIMITS, later, 0, true), Choice::Wait { .. }));
     let probe = rules.tend(&LIMITS, later).dial.expect("a probe");
     assert!(rules.tend(&LIMITS, later).dial.is_none());
     let id = rules.dialled(probe, RTT, later);
     rules.waited();
     assert_eq!(used(choose(&mut rules, later)), id);
+}
+
+#[test]
+fn nobody_who_has_another_way_waits_longer_for_a_dial_than_a_second_from_its_start() {
+    let now = Instant::now();
+    let (mut rules, second) = (Rules::new(now), Duration::from_secs(1));
+    let until = |choice| match choice {
+        Choice::Wait { until } => until.unwrap() - now,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(until(choose(&mut rules, now)), second);
+    let _dial = rules.tend(&LIMITS, now).dial.unwrap();
+    assert_eq!(until(choose(&mut rules, now + second * 9 / 10)), second);
+    assert!(matches!(choose(&mut rules, now + second), Choice::Refuse(Refusal::Down)));
+    // One that has no other way waits.
+    assert!(matches!(rules.choose(&LIMITS, now + second, 0, true), Choice::Wait { until: None }));
+    // Where there are connections, all of them full, it is not the dial that is waited for.
+    let (mut rules, _) = pool(1, now);
+    while let Choice::Use(_) = choose(&mut rules, now) {}
+    assert!(matches!(choose(&mut rules, now), Choice::Wait { until: None }));
 }
 
 #[test]
@@ -181,7 +198,7 @@ fn silence_kills_and_the_next_stream_dials() {
     let later = now + SILENCE + Duration::from_secs(1);
     rules.sampled(ids[0], sample, later);
     assert_eq!((rules.live_count(), rules.ejected()), (0, 1));
-    assert!(matches!(choose(&mut rules, later), Choice::Wait));
+    assert!(matches!(choose(&mut rules, later), Choice::Wait { .. }));
     assert!(rules.tend(&LIMITS, later).dial.is_some());
 }
 
@@ -207,10 +224,40 @@ fn outliers_go_but_never_more_than_half() {
     assert_eq!(swept(&[Sample { black_holes: 1, ..good }, Sample { lost: 60, ..good }]), 2);
     assert_eq!(swept(&[Sample { black_holes: 1, ..good }; 4]), 2);
     let (mut rules, ids) = pool(2, now);
-    (0..FAILURES).for_each(|_| rules.answered(ids[1], false));
+    (0..OUTLIERS.failures).for_each(|_| rules.answered(ids[1], false));
     rules.want(now + SWEEP);
     let close = rules.tend(&LIMITS, now + SWEEP).close;
     assert_eq!(close, [ids[1]]);
+}
+
+#[test]
+fn what_makes_an_outlier_is_a_setting_that_holds_at_once() {
+    let now = Instant::now();
+    let good = Sample { rtt: RTT, sent: 1000, lost: 30, black_holes: 0, heard: 1 };
+    let ejected = |outliers: Outliers, sample: Sample, failures: u32, after: Duration| {
+        let (mut rules, ids) = pool(2, now);
+        for id in &ids {
+            rules.sampled(*id, if *id == ids[0] { sample } else { good }, now);
+        }
+        (0..failures).for_each(|_| rules.answered(ids[0], false));
+        rules.want(now + after);
+        rules.tend(&Limits { outliers, ..LIMITS }, now + after);
+        rules.ejected()
+    };
+    let lossy = Sample { lost: 45, ..good };
+    let slow = Sample { rtt: RTT * 5, ..good };
+    for (stricter, sample, failures) in [
+        (Outliers { loss_percent: 4, ..OUTLIERS }, lossy, 0),
+        (Outliers { rtt_times: 4, ..OUTLIERS }, slow, 0),
+        (Outliers { failures: 2, ..OUTLIERS }, good, 2),
+    ] {
+        let lenient = Outliers { rtt_times: 6, ..OUTLIERS };
+        assert_eq!(ejected(lenient, sample, failures, SWEEP), 0, "{stricter:?}");
+        assert_eq!(ejected(stricter, sample, failures, SWEEP), 1, "{stricter:?}");
+        assert_eq!(ejected(stricter, sample, failures, SWEEP / 2), 0, "not yet");
+        let often = Outliers { interval: SWEEP / 2, ..stricter };
+        assert_eq!(ejected(often, sample, failures, SWEEP / 2), 1);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -257,7 +304,7 @@ proptest! {
                         prop_assert!(live && count <= limits.streams);
                         streams.push(id);
                     }
-                    Choice::Wait => {
+                    Choice::Wait { .. } => {
                         waiting += 1;
                         prop_assert!(waiting <= limits.pending);
                     }
@@ -319,7 +366,7 @@ proptest! {
         loop {
             match rules.choose(&limits, now, 3, true) {
                 Choice::Use(_) => break,
-                Choice::Wait => rules.waited(),
+                Choice::Wait { .. } => rules.waited(),
                 Choice::Refuse(_) => {}
             }
             prop_assert!(now < deadline);

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -10,14 +10,15 @@ use metrics::counter;
 use qudag_filter_api::{Address, Chains, Env, FilterError, Host, HostPort, Kind};
 use qudag_filter_common::splice::Early;
 use qudag_filter_common::{ByteCounters, Drain, FlowLine, Front, Seats, splice_after};
-use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
+use quinn::{Connection, EndpointConfig, Incoming, RecvStream, SendStream, VarInt};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::TunnelStream;
+use super::door::{self, Door, Entrance};
 use super::header::{Header, MAX_HEADER, Status};
-use super::transport;
+use super::pulse;
 use crate::identity::{HandshakeOutcome, PeerName, peer_name};
 use crate::kind::{Link, Peer, PeerConnect, PeerSettings, Route};
 use crate::listener::CONNECT_LIMIT;
@@ -31,6 +32,9 @@ const CROWD: usize = 64;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 /// For a header after its stream was opened.
 const HEADER_LIMIT: Duration = Duration::from_secs(5);
+/// How long a client may owe an answer before it is asked whether it is there at all. Longer than a client waits for a server:
+/// what stands between the two may say of any datagram to the client that nobody has the port.
+const OWED: Duration = Duration::from_secs(3);
 /// The most that is read with a header.
 const PIECE: usize = 16 << 10;
 /// The codes with which connections are closed.
@@ -43,10 +47,12 @@ struct Place {
     chains: Chains<Peer>,
     open: Seats,
     handshakes: Arc<Semaphore>,
+    /// Stays as long as the last connection.
+    door: OnceLock<Arc<Door>>,
 }
 
 struct QuicFront {
-    endpoint: Endpoint,
+    entrance: Entrance,
     address: Address,
     place: Arc<Place>,
 }
@@ -67,12 +73,12 @@ pub(crate) async fn bind(
     };
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for ip in ips {
-        match transport::endpoint(SocketAddr::new(ip, bind.port)) {
-            Ok(endpoint) => {
-                let address = Address::Tcp(endpoint.local_addr()?.into());
+        match door::at(SocketAddr::new(ip, bind.port)).await {
+            Ok(entrance) => {
+                let address = Address::Tcp(entrance.address()?.into());
                 let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-                let place = Place { name, chains, open: Seats::default(), handshakes };
-                return Ok(Box::new(QuicFront { endpoint, address, place: Arc::new(place) }));
+                let place = Place { name, chains, open: Seats::default(), handshakes, door: OnceLock::new() };
+                return Ok(Box::new(QuicFront { entrance, address, place: Arc::new(place) }));
             }
             Err(why) => last = why,
         }
@@ -86,33 +92,38 @@ impl Front for QuicFront {
     }
 
     fn serve(self: Box<Self>, drain: Drain) -> BoxFuture<'static, ()> {
-        Box::pin(serve(self.endpoint, self.place, drain))
+        Box::pin(serve(self.entrance, self.place, drain))
     }
 }
 
-async fn serve(endpoint: Endpoint, place: Arc<Place>, drain: Drain) {
-    loop {
-        // The endpoint drops all packets until it has a configuration; each connection gets the current one below.
-        if let Some(config) = place.config() {
-            endpoint.set_server_config(Some((*config).clone()));
-            break;
+async fn serve(entrance: Entrance, place: Arc<Place>, drain: Drain) {
+    // What comes before there is a configuration waits in the socket; each connection gets the current one below.
+    let (endpoint, server) = loop {
+        if let Some(configs) = place.configs() {
+            break configs;
         }
         tokio::select! {
             () = drain.stopping() => return,
             () = tokio::time::sleep(Duration::from_millis(50)) => {}
         }
-    }
+    };
+    let door = match entrance.open(endpoint, (*server).clone()) {
+        Ok(door) => door,
+        Err(error) => return tracing::error!(%error, listener = place.name, "cannot serve"),
+    };
+    // Was empty.
+    let _ = place.door.set(Arc::clone(&door));
     loop {
         let incoming = tokio::select! {
             biased;
             () = drain.stopping() => break,
-            incoming = endpoint.accept() => incoming,
+            incoming = door.endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { break };
         admit(&place, incoming, &drain);
     }
     // Connections that are there keep the socket.
-    endpoint.set_server_config(None);
+    door.close();
 }
 
 impl Place {
@@ -123,6 +134,13 @@ impl Place {
         let way = settings.way.get()?;
         let allow = Arc::clone(&settings.allow);
         Some(way.server(move |name| allow.contains(name)))
+    }
+
+    /// What the endpoint begins with.
+    fn configs(&self) -> Option<(EndpointConfig, Arc<quinn::ServerConfig>)> {
+        let server = self.config()?;
+        let lease = (self.chains)()?;
+        Some((lease.settings.way.get()?.identity.endpoint_config(), server))
     }
 }
 
@@ -182,6 +200,7 @@ fn admit(place: &Arc<Place>, incoming: Incoming, drain: &Drain) {
 /// Takes the streams of a connection until it ends; when the drain starts, no more, and the connection ends with the last one.
 async fn serve_connection(place: &Arc<Place>, connection: Connection, name: PeerName, drain: &Drain) {
     let streams = TaskTracker::new();
+    tokio::spawn(pulse::watch(connection.clone(), OWED));
     let begin = |(send, receive): (SendStream, RecvStream)| {
         let (place, drain, name) = (Arc::clone(place), drain.clone(), name.clone());
         let remote = connection.remote_address();

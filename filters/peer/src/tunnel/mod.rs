@@ -2,8 +2,10 @@
 
 mod accept;
 mod congestion;
+mod door;
 pub mod header;
 mod open;
+pub(crate) mod pulse;
 mod stream;
 pub mod transport;
 

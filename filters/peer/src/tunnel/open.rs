@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use qudag_filter_api::FilterError;
 use quinn::{Connection, RecvStream, SendStream};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, interval_at, sleep_until, timeout};
 
 use super::TunnelStream;
 use super::header::{Header, Status};
+use super::pulse::Pulse;
 use crate::opening::Opening;
 use crate::pool::{PeerPool, Place};
 
@@ -155,9 +156,8 @@ async fn converse(
     limits: Limits,
 ) -> Result<usize, Failure> {
     let start = Instant::now();
-    let heard = connection.stats().udp_rx.datagrams;
-    // Even a lost header is acknowledged by then.
-    let mut silence = Some(start + limits.open + connection.rtt().saturating_mul(4));
+    let mut pulse = Pulse::owed(connection, start);
+    let mut looks = interval_at(start + limits.open / 2, (limits.open / 4).max(Duration::from_millis(1)));
     let (mut out, mut at, mut taken, mut stopped) = (header.encode(), 0, 0, false);
     loop {
         let rest = out.get(at..).unwrap_or_default();
@@ -185,9 +185,9 @@ async fn converse(
                 taken += more.len();
                 (out, at) = (more, 0);
             }
-            () = sleep_until(silence.unwrap_or(start)), if silence.is_some() => {
-                silence = None;
-                if connection.stats().udp_rx.datagrams == heard {
+            now = looks.tick() => {
+                // Even a lost header is acknowledged by then.
+                if pulse.of(connection, now) >= limits.open + connection.rtt().saturating_mul(4) {
                     return Err(Failure::Silent);
                 }
             }

@@ -23,7 +23,7 @@ const ALLOWED: u32 = STREAMS + STREAMS / 4;
 /// is kept until it is acknowledged.
 const SENDING: u32 = 8;
 /// Each side answers a PING, so that a connection without traffic lasts and a dead one is noticed.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// A connection over which nothing comes for so long is over.
 const IDLE: Duration = Duration::from_secs(30);
 /// The round trip that a handshake reckons with before it has measured one. A third of what RFC 9002 section 6.2.2 has: a lost packet of
@@ -85,26 +85,30 @@ pub fn config(choices: Choices) -> Arc<TransportConfig> {
 /// # Errors
 /// When the operating system gives no socket, or does not let its packets be marked.
 pub(crate) fn client(to: SocketAddr, mark: Option<u32>) -> io::Result<Endpoint> {
-    let any = match to {
+    endpoint(EndpointConfig::default(), socket(any(to), mark)?)
+}
+
+/// Any port of this host for packets to `to`.
+pub(crate) fn any(to: SocketAddr) -> SocketAddr {
+    match to {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-    };
-    marked(any, mark)
+    }
 }
 
-/// An endpoint at an address. It takes no connections before it has a configuration for them.
+/// An endpoint at a socket. It takes no connections before it has a configuration for them.
 ///
 /// # Errors
-/// When the address cannot be bound.
-pub(crate) fn endpoint(at: SocketAddr) -> io::Result<Endpoint> {
-    marked(at, None)
+/// When the operating system refuses an option.
+pub(crate) fn endpoint(config: EndpointConfig, socket: UdpSocket) -> io::Result<Endpoint> {
+    Endpoint::new(config, None, socket, Arc::new(TokioRuntime))
 }
 
-fn marked(at: SocketAddr, mark: Option<u32>) -> io::Result<Endpoint> {
-    Endpoint::new(EndpointConfig::default(), None, socket(at, mark)?, Arc::new(TokioRuntime))
-}
-
-fn socket(at: SocketAddr, mark: Option<u32>) -> io::Result<UdpSocket> {
+/// A socket with large buffers. `mark` is what its packets are marked with.
+///
+/// # Errors
+/// When the address cannot be bound, or the operating system does not let packets be marked.
+pub(crate) fn socket(at: SocketAddr, mark: Option<u32>) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(at), Type::DGRAM, Some(Protocol::UDP))?;
     if let Some(mark) = mark {
         socket.set_mark(mark)?;

@@ -59,6 +59,18 @@ async fn a_toggle_moves_new_connections_and_no_open_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pool_whose_route_was_removed_is_forgotten_by_itself() {
+    let mut pair = Pair::start("forgotten", Unusual::default()).await;
+    let (mut open, way) = pair.greeted().await.unwrap();
+    assert_eq!(way, 't');
+    pair.forget_route();
+    echo(&mut open, &noise(5_000)).await.unwrap();
+    assert!(is_reset(&pair.greeted().await));
+    drop(open);
+    until("nothing is left of it", || pair.a.upstream.as_ref().unwrap().statuses().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn flows_that_the_rollout_leaves_out_go_directly() {
     let mut pair = Pair::start("rollout", Unusual::default()).await;
     pair.warm().await;

@@ -66,21 +66,145 @@ async fn garbage_gets_nothing_and_harms_nobody() {
     assert_eq!(pair.greeted().await.unwrap().1, 't');
 }
 
+/// A client of TLS as others may have one.
+fn stranger(kx: &'static dyn rustls::crypto::SupportedKxGroup, alpn: &[u8]) -> ClientConfig {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.kx_groups = vec![kx];
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(provider));
+    let mut tls = tls
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Gullible))
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![alpn.to_vec()];
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
+    ClientConfig::new(Arc::new(crypto))
+}
+
+/// Believes every server.
+#[derive(Debug)]
+struct Gullible;
+
+impl rustls::client::danger::ServerCertVerifier for Gullible {
+    fn verify_server_cert(
+        &self,
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &[rustls::pki_types::CertificateDer<'_>],
+        _: &rustls::pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Tries everything that a client can do, and expects to get nothing.
+async fn gets_nothing(pair: &Pair, config: ClientConfig) {
+    let endpoint = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let connecting = endpoint.connect_with(config, quic(&pair.b), SERVER_NAME).unwrap();
+    // In TLS 1.3 a client believes itself connected before the server has looked at its certificate.
+    let Ok(connection) = timeout(PATIENCE, connecting).await.unwrap() else { return };
+    let asked = async {
+        let (mut send, mut receive) = connection.open_bi().await.ok()?;
+        let header = Header { class: Class::Interactive, probe: false, destination: "node".parse().unwrap() };
+        let _ = send.write_all(&[header.encode(), b"hello".to_vec()].concat()).await;
+        receive.read_to_end(100).await.ok()
+    };
+    let answer = timeout(PATIENCE, asked).await.unwrap();
+    assert_eq!(answer, None, "a stranger was answered");
+}
+
+#[tokio::test]
+async fn strangers_get_nothing_and_are_counted_by_what_is_wrong() {
+    let pair = Pair::start("strangers", Unusual::default()).await;
+    pair.warm().await;
+    let groups = rustls::crypto::aws_lc_rs::kx_group::X25519MLKEM768;
+    let accepted = || metric("qudag_sidecar_peer_streams_total", &["side=\"in\"", "outcome=\"ok\""]);
+    let before = accepted();
+    let mut wrong_name = pair.files.path().to_owned();
+    wrong_name.push("mallory");
+    std::fs::create_dir(&wrong_name).unwrap();
+    let now = std::time::SystemTime::now();
+    let authority = qudag_filter_peer::identity::pki::Authority::open(pair.files.path(), now).unwrap();
+    let name = "spiffe://test/mallory".parse().unwrap();
+    authority.issue("mallory", Some(name), Duration::from_secs(3600), &wrong_name, now).unwrap();
+    let mallory = serde_json::from_value(identity(&pair.files, "mallory")).unwrap();
+    let mallory = Identity::open(&mallory).unwrap();
+    let mallory = ClientConfig::new(mallory.client(peer(pair.name, "b").parse().unwrap()));
+    for (outcome, config) in [
+        ("wrong_protocol", stranger(groups, b"h3")),
+        ("no_certificate", stranger(groups, b"qst/1")),
+        ("wrong_name", mallory),
+    ] {
+        let label = format!("outcome=\"{outcome}\"");
+        let count = || metric("qudag_sidecar_peer_handshakes_total", &[&label]);
+        let counted = count();
+        gets_nothing(&pair, config).await;
+        until(outcome, || count() >= counted + 1.0).await;
+    }
+    assert_eq!(accepted(), before, "a stranger opened a stream");
+    assert_eq!(pair.greeted().await.unwrap().1, 't');
+}
+
+#[tokio::test]
+async fn who_does_not_show_its_address_gets_hardly_more_than_three_times_what_it_sent() {
+    let pair = Pair::start("amplified", Unusual::default()).await;
+    let relay = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (near, server) = (relay.local_addr().unwrap(), quic(&pair.b));
+    let groups = rustls::crypto::aws_lc_rs::kx_group::X25519MLKEM768;
+    let endpoint = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let _connecting = endpoint.connect_with(stranger(groups, b"qst/1"), near, SERVER_NAME).unwrap();
+    // The beginning of a handshake is passed on, and nothing that comes after the first answer: as from an address that is another's.
+    let (mut sent, mut received, mut answers) = (0, 0, 0);
+    let mut datagram = [0; 2048];
+    let listening = timeout(Duration::from_secs(3), async {
+        loop {
+            let (length, from) = relay.recv_from(&mut datagram).await.unwrap();
+            if from == server {
+                received += length;
+                answers += 1;
+            } else if answers == 0 {
+                relay.send_to(&datagram[..length], server).await.unwrap();
+                sent += length;
+            }
+        }
+    });
+    let listening: Result<(), _> = listening.await;
+    assert!(listening.is_err());
+    println!("amplification: {received} bytes in {answers} datagrams for {sent} bytes");
+    assert!(sent >= 1200 && answers > 0);
+    // RFC 9000 section 8.1 allows three times as many. quinn sends a whole datagram while any byte of that is left.
+    assert!(received < 3 * sent + 1200, "{received} bytes for {sent}");
+    assert_eq!(pair.greeted().await.unwrap().1, 't');
+}
+
 #[tokio::test]
 async fn classical_cryptography_is_refused_and_counted() {
     let pair = Pair::start("classical", Unusual::default()).await;
-    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
-    provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
-    let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth();
-    tls.alpn_protocols = vec![b"qst/1".to_vec()];
-    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
-    let endpoint = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-    let connecting = endpoint.connect_with(ClientConfig::new(Arc::new(crypto)), quic(&pair.b), SERVER_NAME);
-    assert!(timeout(PATIENCE, connecting.unwrap()).await.unwrap().is_err());
+    gets_nothing(&pair, stranger(rustls::crypto::aws_lc_rs::kx_group::X25519, b"qst/1")).await;
     let refused = || metric("qudag_sidecar_peer_handshakes_total", &["outcome=\"no_common_key_exchange\""]);
     until("it is counted", || refused() >= 1.0).await;
 }

@@ -60,7 +60,13 @@ pub(crate) struct Wire {
 
 impl Wire {
     pub(crate) async fn to(server: SocketAddr) -> Self {
-        let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let near = if server.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
+        Self::between(near.parse().unwrap(), server).await
+    }
+
+    /// From an address of this host.
+    pub(crate) async fn between(near: SocketAddr, server: SocketAddr) -> Self {
+        let front = Arc::new(UdpSocket::bind(near).await.unwrap());
         let (address, cut) = (front.local_addr().unwrap(), Arc::new(AtomicBool::new(false)));
         let is_cut = Arc::clone(&cut);
         tokio::spawn(async move {
@@ -68,7 +74,8 @@ impl Wire {
             let mut datagram = vec![0; 65_536];
             while let Ok((length, client)) = front.recv_from(&mut datagram).await {
                 if let Entry::Vacant(new) = backs.entry(client) {
-                    let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+                    let back = if server.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
+                    let back = Arc::new(UdpSocket::bind(back).await.unwrap());
                     back.connect(server).await.unwrap();
                     new.insert(Arc::clone(&back));
                     let (front, is_cut) = (Arc::clone(&front), Arc::clone(&is_cut));
@@ -120,6 +127,8 @@ pub(crate) struct Unusual {
     pub(crate) node: Option<SocketAddr>,
     /// From the beginning.
     pub(crate) cut: bool,
+    /// The days from now on which the certificates of A and B begin to hold, for a day.
+    pub(crate) begin: [i32; 2],
 }
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -143,9 +152,11 @@ impl Pair {
     pub(crate) async fn start(name: &'static str, unusual: Unusual) -> Self {
         let files = tempfile::tempdir().unwrap();
         let now = SystemTime::now();
-        init(files.path(), "test", 100 * DAY, now).unwrap();
+        init(files.path(), "test", 100 * DAY, now - 10 * DAY).unwrap();
         let authority = Authority::open(files.path(), now).unwrap();
-        for side in ["a", "b"] {
+        for (side, days) in ["a", "b"].into_iter().zip(unusual.begin) {
+            let later = now + DAY * days.max(0).unsigned_abs();
+            let now = if days < 0 { now - DAY * days.unsigned_abs() } else { later };
             let uri = peer(name, side).parse().unwrap();
             let out = files.path().join(side);
             std::fs::create_dir(&out).unwrap();
@@ -173,6 +184,35 @@ impl Pair {
     /// Other settings of A's filters.
     pub(crate) fn reload(&mut self, filters: Value) {
         self.a.reload(self.listeners.clone(), filters);
+    }
+
+    /// Other addresses of B's sidecar.
+    pub(crate) fn moves(&mut self, to: &str) {
+        self.listeners["outbound"][0]["sidecar"]["to"] = json!([to]);
+        self.reload(pooling(&json!({})));
+    }
+
+    /// A without its route.
+    pub(crate) fn forget_route(&mut self) {
+        self.listeners["outbound"] = json!([]);
+        self.reload(pooling(&json!({})));
+    }
+
+    /// A certificate of a side that holds from now on.
+    pub(crate) fn renew(&self, side: &str) {
+        let now = SystemTime::now();
+        let authority = Authority::open(self.files.path(), now).unwrap();
+        let certificate = self.files.path().join(side).join(format!("{side}.pem"));
+        authority.renew(&certificate, 2 * DAY, now).unwrap();
+    }
+
+    /// Waits until new connections take the tunnel.
+    pub(crate) async fn returns(&self) {
+        let deadline = std::time::Instant::now() + 2 * PATIENCE;
+        while self.greeted().await.unwrap().1 != 't' {
+            assert!(std::time::Instant::now() < deadline, "never back");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Waits until the first connection is up.

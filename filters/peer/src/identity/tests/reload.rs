@@ -153,3 +153,47 @@ async fn following_ends_with_the_identity() {
     drop(identity);
     until("the task is gone", || shared.upgrade().is_none()).await;
 }
+
+/// The process that was killed said nothing; the one after it does not know the connection, and says so.
+#[tokio::test]
+async fn the_next_process_ends_the_connections_of_one_that_was_killed() {
+    let ca = Ca::new();
+    let files = ca.issue("a");
+    let b = ca.identity("b");
+    let serve = |identity: &Identity, at: SocketAddr| {
+        let socket = std::net::UdpSocket::bind(at).unwrap();
+        let config = ServerConfig::with_crypto(identity.server(only("b")));
+        let runtime = Arc::new(quinn::TokioRuntime);
+        Endpoint::new(identity.endpoint_config(), Some(config), socket, runtime).unwrap()
+    };
+    for known in [true, false] {
+        // What is dropped with its runtime sends no more.
+        let first =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (server, hold) = {
+            let _first = first.enter();
+            let identity = Identity::open(&files).unwrap();
+            (serve(&identity, SocketAddr::from(([127, 0, 0, 1], 0))), identity)
+        };
+        let at = server.local_addr().unwrap();
+        let accepting = first.spawn(async move { server.accept().await.unwrap().await.unwrap() });
+        let client = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let config = ClientConfig::new(b.client(name("a")));
+        let connection = client.connect_with(config, at, SERVER_NAME).unwrap().await.unwrap();
+        let theirs = accepting.await.unwrap();
+        std::thread::spawn(move || first.shutdown_timeout(Duration::from_secs(5))).join().unwrap();
+        drop((theirs, hold));
+
+        let next = if known { Identity::open(&files).unwrap() } else { ca.identity("c") };
+        until("the socket of the first one is closed", || std::net::UdpSocket::bind(at).is_ok()).await;
+        let server = serve(&next, at);
+        let (mut send, _receive) = connection.open_bi().await.unwrap();
+        send.write_all(&[0; 100]).await.unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(2), connection.closed()).await;
+        match known {
+            true => assert!(matches!(ended, Ok(quinn::ConnectionError::Reset)), "{ended:?}"),
+            false => assert!(ended.is_err(), "a reset of somebody else's was believed: {ended:?}"),
+        }
+        drop(server);
+    }
+}
