@@ -131,12 +131,16 @@ pub(crate) async fn carry(
     open: impl AsyncFnOnce(&Opening, &mut FlowLine) -> Result<Opened, FilterError>,
 ) {
     let opening = Opening::default();
-    let opened = tokio::select! {
-        biased;
-        () = drain.aborted() => Err(FilterError::Draining),
-        opened = open(&opening, &mut line) => opened,
-        _ = opening.feed(&mut client) => Err(FilterError::ClientGone),
-    };
+    // In a box, so that what only the opening needs does not stay as long as the connection.
+    let opened = Box::pin(async {
+        tokio::select! {
+            biased;
+            () = drain.aborted() => Err(FilterError::Draining),
+            opened = open(&opening, &mut line) => opened,
+            _ = opening.feed(&mut client) => Err(FilterError::ClientGone),
+        }
+    });
+    let opened = opened.await;
     if let Some(reason) = opening.fallback() {
         line.detail("fallback", reason);
     }
