@@ -70,6 +70,11 @@ impl Tunnels {
         self.identity.as_ref().map(|(_, identity)| identity)
     }
 
+    /// How many captured connections are open, also after `capture` has left the configuration.
+    pub fn captured_open(&self) -> u64 {
+        self.captured.open()
+    }
+
     /// What is known of the connections to other sidecars.
     pub fn statuses(&self) -> Vec<PoolStatus> {
         self.pools.statuses()

@@ -112,7 +112,8 @@ impl Control {
 
     /// Keeps the rules that capture connections as they should be. Never returns.
     pub async fn follow_rules(&self) {
-        self.0.keeper.follow(|| self.capture_state().map_or(0, |state| state.connections.active)).await;
+        let open = || self.generation().kinds.peer.as_ref().map_or(0, |line| line.upstream().captured_open());
+        self.0.keeper.follow(open).await;
     }
 
     /// Takes away what was left of the rules for connections that were open.

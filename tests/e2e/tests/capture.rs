@@ -509,8 +509,16 @@ async fn what_a_crash_leaves_is_removed_or_repaired() {
     hosts.echo(UNKNOWN[0], 1000).unwrap();
     assert_eq!(captured(&side, "direct").await, 2.0);
     assert!(!hosts.node.run("ip", &["rule"]).await.ok().contains("7164"));
-    // Without listeners for them the rules go as well.
+    // Without listeners for them the rules go as well, and open connections last.
+    let mut open = hosts.connect(UNKNOWN[0]);
+    speak(&mut open).await;
     side.reload_with("listeners: { peer: {} }\n").await.ok();
+    eventually(PATIENCE, "nobody is captured", async || (!hosts.captures().await).then_some(())).await;
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        speak(&mut open).await;
+    }
+    drop(open);
     eventually(PATIENCE, "the rules are gone", async || (!hosts.has_rules().await).then_some(())).await;
     hosts.echo(UNKNOWN[0], 1000).unwrap();
 }

@@ -54,6 +54,7 @@ impl Operations for Generous {
                 since: SystemTime::UNIX_EPOCH,
                 refused: None,
             },
+            capture: None,
             listeners: Vec::new(),
             filters: Vec::new(),
         }

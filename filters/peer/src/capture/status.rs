@@ -86,6 +86,11 @@ impl Counts {
         Taken(Arc::clone(self))
     }
 
+    /// How many captured connections are open.
+    pub(crate) fn open(&self) -> u64 {
+        self.active.load(Ordering::Relaxed)
+    }
+
     /// How many captured connections took a route.
     pub(crate) fn of_route(&self, name: &str) -> u64 {
         self.by_route.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied().unwrap_or_default()
