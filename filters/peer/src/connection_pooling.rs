@@ -46,7 +46,8 @@ pub struct ConnectionPooling {
     pub dial_timeout: Period,
     /// The congestion control for what this side sends.
     pub congestion: Congestion,
-    /// How much the other side may send on one stream before it is read here; 128 times this much on a connection.
+    /// How much the other side may send on one stream before it is read here: the most that one stream carries in a round trip, and
+    /// what one that nobody reads can take of memory.
     pub stream_window: ByteSize,
     /// Which connections take no more streams because they are worse than the others; half of those to a sidecar at most.
     pub outliers: OutlierSettings,
@@ -86,8 +87,8 @@ impl Default for ConnectionPooling {
             open_timeout: Period::millis(250),
             answer_timeout: Period::secs(2),
             dial_timeout: Period::secs(5),
-            congestion: Congestion::Cubic,
-            stream_window: ByteSize(256 << 10),
+            congestion: Congestion::LossTolerant,
+            stream_window: ByteSize(2 << 20),
             outliers: OutlierSettings::default(),
         }
     }

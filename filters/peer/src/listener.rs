@@ -102,12 +102,16 @@ async fn connection(place: Arc<Place>, mut client: Stream, drain: Drain) {
     line.detail("listener", &place.name);
     let opening = Opening::default();
     let address = client.peer_addr();
-    let opened = tokio::select! {
-        biased;
-        () = drain.aborted() => Err(FilterError::Draining),
-        opened = open(&place, address, &opening, &mut line) => opened,
-        _ = opening.feed(&mut client) => Err(FilterError::ClientGone),
-    };
+    // In a box, so that what only the opening needs does not stay as long as the connection.
+    let opened = Box::pin(async {
+        tokio::select! {
+            biased;
+            () = drain.aborted() => Err(FilterError::Draining),
+            opened = open(&place, address, &opening, &mut line) => opened,
+            _ = opening.feed(&mut client) => Err(FilterError::ClientGone),
+        }
+    });
+    let opened = opened.await;
     if let Some(reason) = opening.fallback() {
         line.detail("fallback", reason);
     }

@@ -3,6 +3,7 @@
 use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, ready};
 
 use qudag_filter_common::{Duplex, ReadSide, Stream};
 use tokio::io::ReadBuf;
@@ -51,19 +52,20 @@ impl Opening {
                 if room == 0 {
                     return pending().await;
                 }
-                // The buffer is not kept while nothing comes.
-                if let Err(why) = poll_fn(|cx| read.poll_readable(cx)).await {
-                    return why;
-                }
-                let mut piece = [0; PIECE];
-                let mut buffer = ReadBuf::new(piece.get_mut(..room).unwrap_or_default());
-                // Nothing is lost when this is dropped: what was read is kept before the next wait.
-                let polled = poll_fn(|cx| read.poll_read(cx, &mut buffer)).await;
-                match polled {
+                let piece = poll_fn(|cx| {
+                    ready!(read.poll_readable(cx))?;
+                    // On the stack of this poll: connections that wait for something to read have no buffer.
+                    let mut piece = [0; PIECE];
+                    let mut buffer = ReadBuf::new(piece.get_mut(..room).unwrap_or_default());
+                    ready!(read.poll_read(cx, &mut buffer))?;
+                    self.state().kept.extend_from_slice(buffer.filled());
+                    Poll::Ready(Ok(buffer.filled().len()))
+                });
+                match piece.await {
                     Err(why) => return why,
                     // The end: who copies afterwards reads it again.
-                    Ok(()) if buffer.filled().is_empty() => return pending().await,
-                    Ok(()) => self.state().kept.extend_from_slice(buffer.filled()),
+                    Ok(0) => return pending().await,
+                    Ok(_) => {}
                 }
                 self.0.come.notify_waiters();
             }

@@ -13,7 +13,7 @@ use crate::servers::{BODY, read_frame, write_frame};
 /// Nothing here takes this long unless it is broken.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn tcp(to: SocketAddr) -> io::Result<TcpStream> {
+pub(crate) fn tcp(to: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(to)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -315,6 +315,8 @@ fn read_until_ready(stream: &mut impl Read) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::servers;
 
@@ -326,12 +328,14 @@ mod tests {
 
     #[test]
     fn clients_and_servers_understand_each_other() {
-        let echo = servers::echo().unwrap();
+        let echo = servers::echo(Ipv4Addr::LOCALHOST.into()).unwrap();
         works(Echo::connect(echo).unwrap());
         works(Connect::connect(echo).unwrap());
         works(HttpKept::connect(servers::http_clean().unwrap()).unwrap());
         works(HttpOnce::connect(servers::http_node().unwrap()).unwrap());
-        send_bulk(servers::sink().unwrap(), 1_000_001).unwrap();
+        let (sink, taken) = servers::sink(Ipv4Addr::LOCALHOST.into()).unwrap();
+        send_bulk(sink, 1_000_001).unwrap();
+        assert_eq!(taken.load(Ordering::Relaxed), 1_000_001);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rpc.sock");
         servers::rpc(&path).unwrap();

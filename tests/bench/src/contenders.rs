@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 
-use qudag_kit::{HaProxy, Postgres, TestSidecar, postgres};
+use qudag_kit::{HaProxy, IdentityFiles, Namespace, Pki, Postgres, Setup, TestSidecar, ports, postgres};
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
@@ -18,7 +18,8 @@ pub struct Stage {
 /// A sidecar with the addresses of its listeners.
 pub struct Sidecar {
     sidecar: TestSidecar,
-    addresses: Vec<(String, SocketAddr)>,
+    /// Kind, name and address of each listener.
+    addresses: Vec<(String, String, SocketAddr)>,
 }
 
 impl Sidecar {
@@ -27,13 +28,35 @@ impl Sidecar {
     /// # Errors
     /// When there is none.
     pub fn at(&self, kind: &str) -> Result<SocketAddr, Failure> {
-        let found = self.addresses.iter().find(|(of, _)| of == kind);
-        found.map(|(_, address)| *address).ok_or_else(|| format!("no {kind} listener").into())
+        let found = self.addresses.iter().find(|(of, ..)| of == kind);
+        found.map(|(.., address)| *address).ok_or_else(|| format!("no {kind} listener").into())
+    }
+
+    /// Where its listener with a name is.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn at_named(&self, name: &str) -> Result<SocketAddr, Failure> {
+        let found = self.addresses.iter().find(|(_, of, _)| of == name);
+        found.map(|(.., address)| *address).ok_or_else(|| format!("no listener {name}").into())
     }
 
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.sidecar.pid()
+    }
+
+    /// A GET of its admin API.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn get(&self, path: &str) -> Result<Value, Failure> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let answer = runtime.block_on(self.sidecar.admin("GET", path, Value::Null));
+        if answer.status.is_success() {
+            return Ok(answer.body);
+        }
+        Err(format!("{path}: {} {}", answer.status, answer.body).into())
     }
 
     /// A POST to its admin API; `Null` for no body.
@@ -67,10 +90,18 @@ impl Stage {
     /// # Errors
     /// When it does not report its listeners.
     pub fn sidecar(&self, yaml: &str) -> Result<Sidecar, Failure> {
+        self.sidecar_in(yaml, None)
+    }
+
+    /// The same in a namespace.
+    ///
+    /// # Errors
+    /// When it does not report its listeners.
+    pub fn sidecar_in(&self, yaml: &str, namespace: Option<&Namespace>) -> Result<Sidecar, Failure> {
         self.runtime.block_on(async {
             let quiet = ["dns", "peer", "rpc", "http", "db"].map(|kind| format!("{kind}: errors"));
             let yaml = format!("{yaml}telemetry: {{ flows: {{ {} }} }}\n", quiet.join(", "));
-            let sidecar = TestSidecar::start(&yaml).await;
+            let sidecar = TestSidecar::with(Setup { yaml: &yaml, namespace, env: &[] }).await;
             let status = sidecar.status().await;
             let listeners =
                 status.get("listeners").and_then(|l| l.as_array()).ok_or("a status without listeners")?;
@@ -79,7 +110,10 @@ impl Stage {
             };
             let addresses = listeners
                 .iter()
-                .filter_map(|listener| Some((text(listener, "kind"), text(listener, "addr").parse().ok()?)))
+                .filter_map(|listener| {
+                    let address = text(listener, "addr").parse().ok()?;
+                    Some((text(listener, "kind"), text(listener, "name"), address))
+                })
                 .collect();
             Ok(Sidecar { sidecar, addresses })
         })
@@ -87,11 +121,36 @@ impl Stage {
 
     /// HAProxy in a mode, in front of a server; `None` where it is not installed.
     pub fn haproxy(&self, mode: &str, server: SocketAddr) -> Option<HaProxy> {
+        self.haproxy_at(mode, ports::free(), server, None)
+    }
+
+    /// The same at an address, in a namespace.
+    pub fn haproxy_at(
+        &self,
+        mode: &str,
+        addr: SocketAddr,
+        server: SocketAddr,
+        namespace: Option<&Namespace>,
+    ) -> Option<HaProxy> {
         if qudag_kit::program::find("haproxy").is_none() {
             eprintln!("haproxy is not installed, its rows are left out");
             return None;
         }
-        Some(self.runtime.block_on(HaProxy::start(mode, server)))
+        Some(self.runtime.block_on(HaProxy::start_at(mode, addr, server, namespace)))
+    }
+
+    /// A private authority for the identities of sidecars, and the first of them.
+    pub fn pki(&self, first: &str) -> (Pki, IdentityFiles) {
+        self.runtime.block_on(async {
+            let pki = Pki::new().await;
+            let identity = pki.issue(first).await;
+            (pki, identity)
+        })
+    }
+
+    /// A further identity of it.
+    pub fn identity(&self, pki: &Pki, name: &str) -> IdentityFiles {
+        self.runtime.block_on(pki.issue(name))
     }
 
     /// PostgreSQL that lets everybody in without a password; `None` where it is not installed.

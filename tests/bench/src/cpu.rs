@@ -14,6 +14,15 @@ pub fn of(pid: u32) -> io::Result<Duration> {
     Ok(Duration::from_nanos(ticks.saturating_mul(1_000_000_000) / per_second.max(1)))
 }
 
+/// The same of several processes; `None` of none.
+///
+/// # Errors
+/// When one is gone.
+pub fn of_all(pids: &[u32]) -> io::Result<Option<Duration>> {
+    let times: Vec<Duration> = pids.iter().map(|pid| of(*pid)).collect::<io::Result<_>>()?;
+    Ok((!times.is_empty()).then(|| times.iter().sum()))
+}
+
 /// `utime + stime`, fields 14 and 15 (proc_pid_stat(5)). The command's name may hold spaces and parentheses.
 fn ticks(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;

@@ -8,6 +8,7 @@ pub mod contenders;
 pub mod cpu;
 pub mod dns;
 pub mod measure;
+pub mod peer;
 pub mod pivot;
 pub mod progress;
 pub mod row;

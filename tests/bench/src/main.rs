@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 use qudag_bench::measure::Plan;
 use qudag_bench::row::{Row, table};
 use qudag_bench::suites::Suite;
-use qudag_bench::{Failure, chain, chart, dns, pivot};
+use qudag_bench::{Failure, chain, chart, dns, peer, pivot};
 
 /// Measures what the sidecar adds to the traffic that it carries.
 ///
@@ -42,8 +42,8 @@ enum What {
     Chain,
     /// Names from the cache and past it, with good servers and bad ones, beside other resolvers.
     Dns(dns::Options),
-    /// Peer connections, beside HAProxy in TCP mode.
-    Peer,
+    /// Peer connections through a pair of sidecars, beside a pair of HAProxy and nothing between.
+    Peer(peer::Options),
     /// HTTP and RPC in front of the node, beside HAProxy.
     Front,
     /// PostgreSQL sessions, beside HAProxy in TCP mode.
@@ -97,13 +97,14 @@ fn run(args: &Args) -> Result<(), Failure> {
         What::UdpFloor { at } => return dns::floor::serve(*at),
         What::Chain => show(Suite::Chain.rows(plan)?)?,
         What::Dns(options) => dns::run(options, plan, &mut show)?,
-        What::Peer => show(Suite::Peer.rows(plan)?)?,
+        What::Peer(options) => peer::run(options, plan, &mut show)?,
         What::Front => show(Suite::Front.rows(plan)?)?,
         What::Db => show(Suite::Db.rows(plan)?)?,
         What::All => {
             show(Suite::Chain.rows(plan)?)?;
             dns::run(&dns::Options::default(), plan, &mut show)?;
-            for suite in [Suite::Peer, Suite::Front, Suite::Db] {
+            peer::run(&peer::Options::default(), plan, &mut show)?;
+            for suite in [Suite::Front, Suite::Db] {
                 show(suite.rows(plan)?)?;
             }
         }

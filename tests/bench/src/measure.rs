@@ -23,8 +23,8 @@ pub trait Client: Send {
 pub struct Contender<'a> {
     /// Its name in the rows.
     pub name: &'static str,
-    /// The process that stands between client and upstream, whose CPU time is taken.
-    pub pid: Option<u32>,
+    /// The processes that stand between client and upstream, whose CPU time is taken.
+    pub pids: Vec<u32>,
     /// Makes a client.
     pub connect: Box<dyn Fn() -> io::Result<Box<dyn Client>> + Sync + 'a>,
 }
@@ -128,7 +128,7 @@ fn loaded(contender: &Contender<'_>, plan: Plan) -> Result<(Option<f64>, f64), F
         clients.push((contender.connect)().map_err(|why| failed(contender, &why))?);
     }
     let (calls, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-    let before = contender.pid.map(cpu::of).transpose()?;
+    let before = cpu::of_all(&contender.pids)?;
     let start = Instant::now();
     let results: Vec<io::Result<()>> = std::thread::scope(|scope| {
         let threads: Vec<_> = clients
@@ -157,9 +157,12 @@ fn loaded(contender: &Contender<'_>, plan: Plan) -> Result<(Option<f64>, f64), F
         result.map_err(|why| failed(contender, &why))?;
     }
     let calls = calls.load(Ordering::Relaxed).max(1) as f64;
-    let cpu = match (contender.pid, before) {
-        (Some(pid), Some(before)) => Some((cpu::of(pid)?.saturating_sub(before)).as_secs_f64() * 1e6 / calls),
-        _ => None,
+    let cpu = match before {
+        Some(before) => {
+            let after = cpu::of_all(&contender.pids)?.unwrap_or_default();
+            Some(after.saturating_sub(before).as_secs_f64() * 1e6 / calls)
+        }
+        None => None,
     };
     Ok((cpu, calls / elapsed.as_secs_f64()))
 }
@@ -214,7 +217,7 @@ mod tests {
     }
 
     fn contender(name: &'static str, make: fn() -> Box<dyn Client>) -> Contender<'static> {
-        Contender { name, pid: Some(std::process::id()), connect: Box::new(move || Ok(make())) }
+        Contender { name, pids: vec![std::process::id()], connect: Box::new(move || Ok(make())) }
     }
 
     #[test]

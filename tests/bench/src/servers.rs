@@ -3,18 +3,28 @@
 //! Each runs on threads of its own in this process and ends with it.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A server's handling of one connection.
 type Handler<S> = fn(S) -> io::Result<()>;
 
 fn tcp(handler: Handler<TcpStream>) -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
+    tcp_on(Ipv4Addr::LOCALHOST.into(), handler)
+}
+
+fn tcp_on(
+    ip: IpAddr,
+    handler: impl Fn(TcpStream) -> io::Result<()> + Clone + Send + 'static,
+) -> io::Result<SocketAddr> {
+    let listener = TcpListener::bind((ip, 0))?;
     let address = listener.local_addr()?;
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
+            let handler = handler.clone();
             std::thread::spawn(move || {
                 // A client that has enough closes; that is no failure.
                 let _ = stream.set_nodelay(true).and_then(|()| handler(stream));
@@ -28,29 +38,61 @@ fn tcp(handler: Handler<TcpStream>) -> io::Result<SocketAddr> {
 ///
 /// # Errors
 /// When nothing can be bound.
-pub fn echo() -> io::Result<SocketAddr> {
-    tcp(|mut stream| {
-        let mut buffer = vec![0; 64 << 10];
-        loop {
-            let length = stream.read(&mut buffer)?;
-            if length == 0 {
-                return Ok(());
-            }
-            stream.write_all(buffer.get(..length).unwrap_or_default())?;
-        }
-    })
+pub fn echo(ip: IpAddr) -> io::Result<SocketAddr> {
+    tcp_on(ip, |mut stream: TcpStream| send_back(&mut stream))
 }
 
-/// Takes bytes until the client has sent all, then sends one byte back.
+/// Takes bytes until the client has sent all, then sends one byte back. With the number of bytes taken so far, of all clients.
 ///
 /// # Errors
 /// When nothing can be bound.
-pub fn sink() -> io::Result<SocketAddr> {
-    tcp(|mut stream| {
+pub fn sink(ip: IpAddr) -> io::Result<(SocketAddr, Arc<AtomicU64>)> {
+    let taken = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&taken);
+    let at = tcp_on(ip, move |mut stream: TcpStream| {
         let mut buffer = vec![0; 256 << 10];
-        while stream.read(&mut buffer)? > 0 {}
-        stream.write_all(b"!")
+        loop {
+            let length = stream.read(&mut buffer)?;
+            if length == 0 {
+                return stream.write_all(b"!");
+            }
+            count.fetch_add(length as u64, Ordering::Relaxed);
+        }
+    })?;
+    Ok((at, taken))
+}
+
+/// What a client of [`moody`] begins with that will not be heard.
+pub const DEAF: &[u8] = b"d";
+
+/// Sends back what it gets, but reads nothing more from a client that begins with [`DEAF`].
+///
+/// # Errors
+/// When nothing can be bound.
+pub fn moody(ip: IpAddr) -> io::Result<SocketAddr> {
+    tcp_on(ip, |mut stream: TcpStream| {
+        let mut first = [0];
+        stream.read_exact(&mut first)?;
+        if first == *DEAF {
+            // Until the client gives up.
+            let mut events = [rustix::event::PollFd::new(&stream, rustix::event::PollFlags::empty())];
+            rustix::event::poll(&mut events, None)?;
+            return Ok(());
+        }
+        stream.write_all(&first)?;
+        send_back(&mut stream)
     })
+}
+
+fn send_back(stream: &mut TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let length = stream.read(&mut buffer)?;
+        if length == 0 {
+            return Ok(());
+        }
+        stream.write_all(buffer.get(..length).unwrap_or_default())?;
+    }
 }
 
 /// The body of every HTTP answer.

@@ -1,10 +1,10 @@
 //! A private HAProxy, the proxy that people use today.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 
 use tempfile::TempDir;
-use tokio::net::TcpStream;
 
+use crate::netns::Namespace;
 use crate::ports;
 use crate::program::{Program, Start};
 use crate::wait::PATIENCE;
@@ -32,20 +32,36 @@ impl HaProxy {
     /// # Panics
     /// When it does not come up.
     pub async fn start(mode: &str, server: SocketAddr) -> Self {
+        Self::start_at(mode, ports::free(), server, None).await
+    }
+
+    /// The same at an address, in a namespace.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn start_at(
+        mode: &str,
+        addr: SocketAddr,
+        server: SocketAddr,
+        namespace: Option<&Namespace>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let addr = ports::free();
         let conf = format!(
-            "global\n  nbthread 1\n  maxconn 4000\ndefaults\n  mode {mode}\n  timeout connect 5s\n  timeout client \
+            "global\n  nbthread 1\n  maxconn 6000\ndefaults\n  mode {mode}\n  timeout connect 5s\n  timeout client \
              60s\n  timeout server 60s\nlisten front\n  bind {addr}\n  server node {server}\n"
         );
         let path = dir.path().join("haproxy.cfg");
         std::fs::write(&path, conf).unwrap();
-        let mut program = Start::new("haproxy").args(["-db", "-f"]).arg(path).spawn(dir.path());
+        let start = Start::new("haproxy").args(["-db", "-f"]).arg(path);
+        let mut program = start.in_namespace(namespace).spawn(dir.path());
         crate::eventually(PATIENCE, "HAProxy listens", async || {
             if let Some(status) = program.ended() {
                 panic!("haproxy ended: {status}\n{}", program.log());
             }
-            TcpStream::connect(addr).await.ok()
+            match namespace {
+                Some(namespace) => namespace.inside(|| TcpStream::connect(addr)).unwrap().ok(),
+                None => TcpStream::connect(addr).ok(),
+            }
         })
         .await;
         Self { addr, program, _dir: dir }

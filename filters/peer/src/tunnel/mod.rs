@@ -1,6 +1,7 @@
 //! The tunnel between two sidecars: a QUIC stream for each TCP connection.
 
 mod accept;
+mod congestion;
 mod door;
 pub mod header;
 mod open;

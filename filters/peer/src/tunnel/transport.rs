@@ -12,8 +12,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Streams of one connection that a receiver allows.
+use super::congestion::LossTolerantConfig;
+
+/// The most streams of one connection.
 pub const STREAMS: u32 = 128;
+/// What a receiver allows. New ones in the place of those that have ended are allowed only from an eighth of all on, and must not be waited
+/// for by whoever has less than [`STREAMS`].
+const ALLOWED: u32 = STREAMS + STREAMS / 4;
+/// So many streams can have all their windows of data under way at the same time; more than a few never need to, and what is sent
+/// is kept until it is acknowledged.
+const SENDING: u32 = 8;
 /// Each side answers a PING, so that a connection without traffic lasts and a dead one is noticed.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// A connection over which nothing comes for so long is over.
@@ -29,10 +37,12 @@ const ENOUGH: usize = 2 << 20;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Congestion {
-    /// CUBIC (RFC 9438).
+    /// CUBIC that takes a loss for congestion only when packets queue up too, or when more than one in twenty is lost.
     #[default]
+    LossTolerant,
+    /// CUBIC (RFC 9438).
     Cubic,
-    /// BBR version 1, which loss alone does not slow down.
+    /// BBR version 1. It starves TCP connections at the same bottleneck.
     Bbr,
 }
 
@@ -50,18 +60,19 @@ pub fn config(choices: Choices) -> Arc<TransportConfig> {
     let mut transport = TransportConfig::default();
     // Streams that nobody reads fill their windows and no more: the window of the connection has room for all of them, so that they
     // hold no other stream up.
-    let all = choices.stream_window.saturating_mul(STREAMS);
+    let all = choices.stream_window.saturating_mul(ALLOWED);
     transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
+        .max_concurrent_bidi_streams(VarInt::from_u32(ALLOWED))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(choices.stream_window))
         .receive_window(VarInt::from_u64(all.into()).unwrap_or(VarInt::MAX))
-        .send_window(all.into())
+        .send_window(choices.stream_window.saturating_mul(SENDING).into())
         .datagram_receive_buffer_size(None)
         .keep_alive_interval(Some(KEEP_ALIVE))
         .initial_rtt(FIRST_RTT)
         .max_idle_timeout(Some(VarInt::from_u32(IDLE.as_millis() as u32).into()));
     match choices.congestion {
+        Congestion::LossTolerant => transport.congestion_controller_factory(Arc::new(LossTolerantConfig)),
         Congestion::Cubic => transport.congestion_controller_factory(Arc::new(CubicConfig::default())),
         Congestion::Bbr => transport.congestion_controller_factory(Arc::new(BbrConfig::default())),
     };

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use qudag_filter_common::testing::{PATIENCE, is_logged, metric, until};
+use serde_json::json;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -77,8 +78,32 @@ async fn a_burst_of_connections_to_a_cold_pool_dials_once_at_a_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_place_of_a_connection_can_be_used_again_and_again() {
+    let pooling = json!({ "max_connections": 1 });
+    let pair = Pair::start("places", Unusual { pooling, ..Unusual::default() }).await;
+    pair.warm().await;
+    for used_before in [1, 15, 128] {
+        let mut open = Vec::new();
+        for _ in 0..used_before {
+            open.push(pair.greeted().await.unwrap());
+        }
+        drop(open);
+        until("no stream is left", || pair.streams() == 0).await;
+        let mut open = Vec::new();
+        for _ in 0..128 {
+            let (tcp, way) = pair.greeted().await.unwrap();
+            assert_eq!(way, 't', "stream {} after {used_before}", open.len());
+            open.push(tcp);
+        }
+        drop(open);
+        until("no stream is left", || pair.streams() == 0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn stalled_readers_hold_up_nobody() {
-    let pooling = serde_json::json!({ "stream_window": "64KiB" });
+    // Small windows are full sooner.
+    let pooling = json!({ "stream_window": "128KiB" });
     let pair = Pair::start("stalled", Unusual { pooling, ..Unusual::default() }).await;
     pair.warm().await;
     let mut stalled = Vec::new();

@@ -17,13 +17,11 @@ pub(super) fn rows(stage: &Stage, plan: Plan) -> Result<Vec<Row>, Failure> {
     let haproxy = stage.haproxy("tcp", to);
     let session = |to: SocketAddr| move || clients::Postgres::connect(to, "qudag", "qudag");
     let opening = |to: SocketAddr| move || clients::PostgresSession::connect(to, "qudag", "qudag");
-    let mut ways =
-        vec![contender(OURS, Some(sidecar.pid()), session(at)), contender(DIRECT, None, session(to))];
-    let mut opens =
-        vec![contender(OURS, Some(sidecar.pid()), opening(at)), contender(DIRECT, None, opening(to))];
+    let mut ways = vec![contender(OURS, &[sidecar.pid()], session(at)), contender(DIRECT, &[], session(to))];
+    let mut opens = vec![contender(OURS, &[sidecar.pid()], opening(at)), contender(DIRECT, &[], opening(to))];
     if let Some(haproxy) = &haproxy {
-        ways.push(contender("haproxy", Some(haproxy.pid()), session(haproxy.addr())));
-        opens.push(contender("haproxy", Some(haproxy.pid()), opening(haproxy.addr())));
+        ways.push(contender("haproxy", &[haproxy.pid()], session(haproxy.addr())));
+        opens.push(contender("haproxy", &[haproxy.pid()], opening(haproxy.addr())));
     }
     let mut rows = group("db, select in an open session", &ways, plan)?;
     rows.extend(group("db, session and one select", &opens, plan)?);

@@ -35,12 +35,12 @@ fn http(stage: &Stage, plan: Plan) -> Result<Vec<Row>, Failure> {
         [("http, all filters off", &off, off_at), ("http, connection_pooling on", &pooling, pooling_at)];
     for (title, sidecar, at) in sides {
         let mut ways = vec![
-            contender(OURS, Some(sidecar.pid()), move || kept(at)),
-            contender(DIRECT, None, move || kept(clean)),
+            contender(OURS, &[sidecar.pid()], move || kept(at)),
+            contender(DIRECT, &[], move || kept(clean)),
         ];
         if let Some(haproxy) = &haproxy {
             let at = haproxy.addr();
-            ways.push(contender("haproxy", Some(haproxy.pid()), move || kept(at)));
+            ways.push(contender("haproxy", &[haproxy.pid()], move || kept(at)));
         }
         rows.extend(group(title, &ways, plan)?);
     }
@@ -48,10 +48,10 @@ fn http(stage: &Stage, plan: Plan) -> Result<Vec<Row>, Failure> {
     let node = servers::http_node()?;
     let (sidecar, at) = ours(node, false)?;
     let ways =
-        [contender(OURS, Some(sidecar.pid()), move || once(at)), contender(DIRECT, None, move || once(node))];
+        [contender(OURS, &[sidecar.pid()], move || once(at)), contender(DIRECT, &[], move || once(node))];
     rows.extend(group("http, a node's replies, a connection each", &ways, plan)?);
     let ways =
-        [contender(OURS, Some(sidecar.pid()), move || kept(at)), contender(DIRECT, None, move || once(node))];
+        [contender(OURS, &[sidecar.pid()], move || kept(at)), contender(DIRECT, &[], move || once(node))];
     rows.extend(group("http, a node's replies, kept to the sidecar", &ways, plan)?);
     Ok(rows)
 }
@@ -71,18 +71,18 @@ fn rpc(stage: &Stage, plan: Plan) -> Result<Vec<Row>, Failure> {
     let sidecar = ours(node.to_string())?;
     let haproxy = stage.haproxy("tcp", node);
     let mut ways = vec![
-        contender(OURS, Some(sidecar.pid()), call(RpcServer::Once(sidecar.at("rpc")?))),
-        contender(DIRECT, None, call(RpcServer::Once(node))),
+        contender(OURS, &[sidecar.pid()], call(RpcServer::Once(sidecar.at("rpc")?))),
+        contender(DIRECT, &[], call(RpcServer::Once(node))),
     ];
     if let Some(haproxy) = &haproxy {
-        ways.push(contender("haproxy", Some(haproxy.pid()), call(RpcServer::Once(haproxy.addr()))));
+        ways.push(contender("haproxy", &[haproxy.pid()], call(RpcServer::Once(haproxy.addr()))));
     }
     let mut rows = group("rpc over TCP, a connection each", &ways, plan)?;
 
     let sidecar = ours(format!("unix:{}", socket.display()))?;
     let ways = [
-        contender(OURS, Some(sidecar.pid()), call(RpcServer::Kept(sidecar.at("rpc")?))),
-        contender(DIRECT, None, call(RpcServer::Unix(socket))),
+        contender(OURS, &[sidecar.pid()], call(RpcServer::Kept(sidecar.at("rpc")?))),
+        contender(DIRECT, &[], call(RpcServer::Unix(socket))),
     ];
     rows.extend(group("rpc, node on a Unix socket, kept to the sidecar", &ways, plan)?);
     Ok(rows)

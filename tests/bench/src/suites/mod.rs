@@ -2,7 +2,6 @@
 
 mod db;
 mod front;
-mod peer;
 
 use std::io;
 
@@ -17,8 +16,6 @@ use crate::{Failure, chain};
 pub enum Suite {
     /// The chain itself.
     Chain,
-    /// Peer connections.
-    Peer,
     /// HTTP and RPC.
     Front,
     /// PostgreSQL.
@@ -33,7 +30,6 @@ impl Suite {
     pub fn rows(self, plan: Plan) -> Result<Vec<Row>, Failure> {
         match self {
             Self::Chain => chain::rows(plan),
-            Self::Peer => peer::rows(&Stage::set()?, plan),
             Self::Front => front::rows(&Stage::set()?, plan),
             Self::Db => db::rows(&Stage::set()?, plan),
         }
@@ -48,10 +44,10 @@ pub(crate) const OURS: &str = "sidecar";
 
 pub(crate) fn contender<'a>(
     name: &'static str,
-    pid: Option<u32>,
+    pids: &[u32],
     connect: impl Fn() -> io::Result<Box<dyn Client>> + Sync + 'a,
 ) -> Contender<'a> {
-    Contender { name, pid, connect: Box::new(connect) }
+    Contender { name, pids: pids.to_vec(), connect: Box::new(connect) }
 }
 
 /// Measures a group, of which the first is ours, and puts each figure of ours beside each of the others'.
@@ -66,7 +62,7 @@ pub(crate) fn group(
     Ok(compare(title, &named))
 }
 
-fn compare(title: &str, named: &[(&'static str, Figures)]) -> Vec<Row> {
+pub(crate) fn compare(title: &str, named: &[(&'static str, Figures)]) -> Vec<Row> {
     let Some(((_, ours), others)) = named.split_first() else { return Vec::new() };
     let mut rows = Vec::new();
     let mut figure = |what: &str, unit, of: fn(&Figures) -> Option<f64>| {
