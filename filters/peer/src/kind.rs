@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::connection_pooling::ConnectionPooling;
+use crate::discovery::{Order, PeerDiscovery};
 use crate::identity::PeerName;
 use crate::opening::Opening;
 use crate::tunnel::TunnelStream;
@@ -143,6 +144,8 @@ pub struct PeerSettings {
     pub destinations: HashMap<Destination, Arc<Route>>,
     /// The way into the tunnel; empty without an identity. Set when the chain's end is built.
     pub way: OnceLock<Arc<Way>>,
+    /// How peers are made known to the local node. Set when the chain's end is built.
+    pub(crate) order: OnceLock<Arc<Order>>,
 }
 
 impl PeerSettings {
@@ -159,6 +162,8 @@ impl PeerSettings {
 chain! {
     /// The filters of peer traffic, in order.
     pub struct PeerFilters for Peer, states PeerStates {
+        /// Makes the nodes of other sidecars known to the local one. Connections pass it by.
+        peer_discovery: PeerDiscovery,
         /// Answers at once while a peer is known to be down. One breaker a route.
         circuit_breaker: CircuitBreaker<Peer>,
         /// Tries a failed connection again.
@@ -189,6 +194,7 @@ mod tests {
             allow: Arc::default(),
             destinations: HashMap::new(),
             way: OnceLock::new(),
+            order: OnceLock::new(),
         }
     }
 

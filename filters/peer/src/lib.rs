@@ -3,8 +3,11 @@
 //! `LIFECYCLE.md` in the crate's folder tells the life of one connection.
 
 mod connection_pooling;
+mod discovery;
+pub mod exchange;
 pub mod identity;
 mod kind;
+pub mod libp2p;
 mod listener;
 mod opening;
 pub mod pool;
@@ -14,6 +17,8 @@ pub mod tunnel;
 mod tunnels;
 
 pub use connection_pooling::ConnectionPooling;
+pub use discovery::{DiscoveryStatus, PeerDiscovery, mdns};
+pub use exchange::SidecarStatus;
 pub use kind::{Link, Peer, PeerConnect, PeerFilters, PeerSettings, PeerStates, Route, Sidecar};
 pub use opening::Opening;
 pub use settings::{Outbound, PeerListener};

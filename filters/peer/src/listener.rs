@@ -13,6 +13,7 @@ use qudag_filter_common::{
 };
 use tokio::time::MissedTickBehavior;
 
+use crate::discovery::Announced;
 use crate::opening::Opening;
 use crate::{ConnectionPooling, Link, Peer, PeerConnect, Route};
 
@@ -21,7 +22,7 @@ use crate::{ConnectionPooling, Link, Peer, PeerConnect, Route};
 pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// How often a listener says that its route's tunnel is wanted.
-const WARM: Duration = Duration::from_secs(1);
+pub(crate) const WARM: Duration = Duration::from_secs(1);
 
 /// What a listener's connections share.
 struct Place {
@@ -60,10 +61,11 @@ impl Front for WarmFront {
 
     fn serve(self: Box<Self>, drain: Drain) -> BoxFuture<'static, ()> {
         let Self { front, place } = *self;
+        let at = front.address();
         Box::pin(async move {
             tokio::select! {
                 () = front.serve(drain) => {}
-                () = place.keep_warm() => {}
+                () = place.keep_warm(&at) => {}
             }
         })
     }
@@ -71,7 +73,9 @@ impl Front for WarmFront {
 
 impl Place {
     /// Wants the tunnel of the route as long as there is one and the filter is on.
-    async fn keep_warm(&self) {
+    async fn keep_warm(&self, at: &Address) {
+        let at = if let Address::Tcp(at) = at { at.socket_addr() } else { None };
+        let mut announced = Announced::new(&self.name, at);
         let mut ticks = tokio::time::interval(WARM);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -79,6 +83,7 @@ impl Place {
             let Some(lease) = (self.chains)() else { continue };
             let route = lease.settings.route(&self.name, &self.bind);
             let sidecar = route.and_then(|route| route.sidecar.as_ref());
+            announced.want(&lease, route.map(|route| &**route));
             if let (Some(sidecar), Some(way)) = (sidecar, lease.settings.way.get())
                 && lease.chain.has(ConnectionPooling::NAME)
                 && way.identity.name() != sidecar.name

@@ -13,6 +13,7 @@ use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Terminal, connect}
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::discovery::Order;
 use crate::identity::{IdentitySettings, PeerName};
 use crate::listener::{self, CONNECT_LIMIT};
 use crate::tunnel::header::Destination;
@@ -274,6 +275,7 @@ impl ListenerSpec for PeerListener {
             allow: Arc::new(self.allow.iter().cloned().collect::<HashSet<_>>()),
             destinations: self.destinations(env),
             way: OnceLock::new(),
+            order: OnceLock::new(),
             connect_timeout: self.connect_timeout.0,
             splice: SpliceOptions { stall: self.stall_timeout.0, half_close: self.half_close_timeout.0 },
             max_connections: self.max_connections,
@@ -292,6 +294,14 @@ impl ListenerSpec for PeerListener {
             // Settings are new for each generation.
             let _ = settings.way.set(Arc::new(way));
         }
+        let order = Order {
+            settings: filters.peer_discovery.settings.clone(),
+            node: env.node.p2p.clone(),
+            resolve: Arc::clone(&env.resolve),
+            exchange: Arc::clone(tunnels.exchange()),
+            discovery: Arc::clone(tunnels.discovery()),
+        };
+        let _ = settings.order.set(Arc::new(order));
         let (timeout, resolve) = (settings.connect_timeout, Arc::clone(&env.resolve));
         let direct = service_fn::<Peer, _, _>(move |request: PeerConnect| {
             let resolve = Arc::clone(&resolve);

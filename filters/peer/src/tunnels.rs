@@ -7,6 +7,8 @@ use qudag_filter_api::{BuildError, Env, Resolve};
 use quinn::ServerConfig;
 
 use crate::connection_pooling::ConnectionPooling;
+use crate::discovery::Discovery;
+use crate::exchange::{Exchange, SidecarStatus};
 use crate::identity::{Identity, IdentitySettings, PeerName};
 use crate::kind::{PeerSettings, Sidecar};
 use crate::pool::{PeerPool, PoolStatus, Pools, Settings, Target};
@@ -17,6 +19,8 @@ use crate::tunnel::transport;
 pub struct Tunnels {
     identity: Option<(IdentitySettings, Arc<Identity>)>,
     pools: Arc<Pools>,
+    exchange: Arc<Exchange>,
+    discovery: Arc<Discovery>,
 }
 
 impl fmt::Debug for Tunnels {
@@ -35,7 +39,7 @@ impl Tunnels {
         identity: Option<&IdentitySettings>,
     ) -> Result<Self, BuildError> {
         let previous = previous.map(|tunnels| Self::clone(tunnels)).unwrap_or_default();
-        let identity = match (identity, previous.identity) {
+        let identity = match (identity, previous.identity.clone()) {
             (None, _) => None,
             (Some(new), Some((old, identity))) if *new == old => Some((old, identity)),
             (Some(new), _) => {
@@ -44,12 +48,16 @@ impl Tunnels {
                 Some((new.clone(), opened))
             }
         };
-        Ok(Self { identity, pools: previous.pools })
+        Ok(Self { identity, ..previous })
     }
 
     /// The way into the tunnel for a generation's requests; `None` without an identity.
     pub(crate) fn way(&self, pooling: &ConnectionPooling, settings: &PeerSettings, env: &Env) -> Option<Way> {
         let (_, identity) = self.identity.as_ref()?;
+        self.exchange.tell(|state| {
+            state.destinations = settings.destinations.keys().cloned().collect();
+            state.destinations.sort();
+        });
         self.pools.forget(|name, class| {
             let mut sidecars = settings.routes.iter().filter_map(|route| route.sidecar.as_ref());
             sidecars.any(|sidecar| sidecar.name == *name && sidecar.class == class)
@@ -57,6 +65,7 @@ impl Tunnels {
         Some(Way {
             identity: Arc::clone(identity),
             pools: Arc::clone(&self.pools),
+            exchange: Arc::clone(&self.exchange),
             settings: pooling.pool_settings(),
             resolve: Arc::clone(&env.resolve),
             server: Mutex::new(None),
@@ -66,6 +75,21 @@ impl Tunnels {
     /// The own identity.
     pub fn identity(&self) -> Option<&Arc<Identity>> {
         self.identity.as_ref().map(|(_, identity)| identity)
+    }
+
+    /// What other sidecars tell.
+    pub(crate) fn exchange(&self) -> &Arc<Exchange> {
+        &self.exchange
+    }
+
+    /// What makes the nodes of other sidecars known to this one's.
+    pub(crate) fn discovery(&self) -> &Arc<Discovery> {
+        &self.discovery
+    }
+
+    /// What other sidecars have told.
+    pub fn sidecars(&self) -> Vec<SidecarStatus> {
+        self.exchange.statuses()
     }
 
     /// What is known of the connections to other sidecars.
@@ -78,6 +102,7 @@ impl Tunnels {
 pub struct Way {
     pub(crate) identity: Arc<Identity>,
     pools: Arc<Pools>,
+    pub(crate) exchange: Arc<Exchange>,
     settings: Settings,
     resolve: Arc<dyn Resolve>,
     /// For connections from others, with the change of the identity that it was made for.
@@ -97,6 +122,7 @@ impl Way {
             to: sidecar.to.clone(),
             identity: Arc::clone(&self.identity),
             resolve: Arc::clone(&self.resolve),
+            exchange: Arc::clone(&self.exchange),
             settings: self.settings,
         };
         self.pools.pool(&sidecar.name, sidecar.class, target)

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Streams of one connection that a receiver allows.
+/// Streams of one connection that a receiver allows, beside the control stream.
 pub const STREAMS: u32 = 128;
 /// Each side answers a PING, so that a connection without traffic lasts and a dead one is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -52,7 +52,7 @@ pub fn config(choices: Choices) -> Arc<TransportConfig> {
     // hold no other stream up.
     let all = choices.stream_window.saturating_mul(STREAMS);
     transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
+        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS + 1))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(choices.stream_window))
         .receive_window(VarInt::from_u64(all.into()).unwrap_or(VarInt::MAX))

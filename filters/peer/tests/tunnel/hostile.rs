@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::support::*;
 
 /// A connection as sidecar A makes it.
-async fn connect(pair: &Pair) -> (Endpoint, Connection) {
+pub(crate) async fn connect(pair: &Pair) -> (Endpoint, Connection) {
     let settings = serde_json::from_value(identity(&pair.files, "a")).unwrap();
     let identity = Identity::open(&settings).unwrap();
     let config = ClientConfig::new(identity.client(peer(pair.name, "b").parse().unwrap()));
@@ -36,7 +36,7 @@ async fn every_header_has_its_answer() {
     let pair = Pair::start("headers", Unusual::default()).await;
     let (_endpoint, connection) = connect(&pair).await;
     let header = |destination: &str, probe| {
-        Header { class: Class::Interactive, probe, destination: destination.parse().unwrap() }.encode()
+        Header { probe, ..Header::to(Class::Interactive, destination.parse().unwrap()) }.encode()
     };
     let status = |status: Status| vec![status.byte()];
     assert_eq!(answer(&connection, &header("node", true)).await, status(Status::Ok));

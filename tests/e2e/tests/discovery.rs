@@ -1,0 +1,211 @@
+//! Stock nodes that know nothing of each other find each other through their sidecars.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests report by panicking"
+)]
+
+use std::time::{Duration, Instant};
+
+use qudag_e2e::Cables;
+use qudag_e2e::cables::TunnelEnd;
+use qudag_kit::{
+    IdentityFiles, Namespace, Pki, QudagNode, Setup, TestSidecar, eventually, needs_namespaces, needs_node,
+    skip,
+};
+use qudag_wan::{Settings, Wan};
+use serde_json::Value;
+
+/// For how long the nodes believe an announcement in these tests.
+const TTL: Duration = Duration::from_secs(5);
+const DISCOVERY: &str = "    peer_discovery: { enabled: true, interval: 1s, ttl: 5s }\n";
+/// How long a peer may be announced after its sidecar was stopped: until its node's records expire. A busy machine has some more.
+const STOPPED: Duration = Duration::from_secs(5 + 5);
+/// The same after its sidecar was killed: it is noticed after 10 s.
+const KILLED: Duration = Duration::from_secs(5 + 10 + 5);
+
+/// Two hosts with a node and its sidecar each, and a wide-area link between them that carries the sidecars' UDP and nothing else.
+struct Hosts {
+    _wan: Wan,
+    left: Namespace,
+    right: Namespace,
+    pki: Pki,
+}
+
+const LEFT: &str = "10.94.0.1";
+const RIGHT: &str = "10.94.0.2";
+
+impl Hosts {
+    async fn new() -> Self {
+        let (left, right) = (Namespace::new(), Namespace::new());
+        let settings = Settings::both("delay=20ms".parse().unwrap());
+        let ends = [LEFT, RIGHT].map(|address| format!("{address}/24"));
+        let wan = Wan::connect(&left, &ends[0], &right, &ends[1], settings).unwrap();
+        for namespace in [&left, &right] {
+            let rules = "add table inet apart; add chain inet apart in { type filter hook input priority 0; policy drop; }; \
+                         add rule inet apart in iifname lo accept; add rule inet apart in udp dport 4433 accept; \
+                         add rule inet apart in udp sport 4433 accept";
+            namespace.run("nft", &[rules]).await.ok();
+        }
+        Self { _wan: wan, left, right, pki: Pki::new().await }
+    }
+
+    /// A sidecar on one host, whose only route leads to the other one's node.
+    async fn sidecar(
+        &self,
+        at: &Namespace,
+        own: &IdentityFiles,
+        other: &IdentityFiles,
+        to: &str,
+    ) -> TestSidecar {
+        let yaml = format!(
+            "node: {{ p2p: \"127.0.0.1:8000\" }}\nlisteners:\n  peer:\n    identity: {}\n    quic: \"0.0.0.0:4433\"\n    \
+             allow: [\"{name}\"]\n    outbound: [{{ name: there, bind: \"127.0.0.1:0\", to: \"{to}:4001\", sidecar: {{ to: \
+             [\"{to}:4433\"], name: \"{name}\", require_tunnel: true }} }}]\nfilters:\n  peer:\n{DISCOVERY}    \
+             connection_pooling: {{ enabled: true }}\n",
+            own.yaml(),
+            name = other.name,
+        );
+        TestSidecar::with(Setup { yaml: &yaml, namespace: Some(at), env: &[] }).await
+    }
+
+    async fn both(&self) -> (TestSidecar, TestSidecar) {
+        let (a, b) = (self.pki.issue("a").await, self.pki.issue("b").await);
+        let left = self.sidecar(&self.left, &a, &b, RIGHT).await;
+        let right = self.sidecar(&self.right, &b, &a, LEFT).await;
+        (left, right)
+    }
+}
+
+macro_rules! needs_links {
+    () => {
+        needs_node!();
+        needs_namespaces!();
+        if let Err(why) = Wan::available() {
+            skip!("{why}");
+        }
+        qudag_kit::needs_program!("nft");
+    };
+}
+
+async fn peers(side: &TestSidecar) -> Value {
+    side.cli_json(&["peers"]).await
+}
+
+/// Waits until a sidecar knows the other one's node, and its own.
+async fn knows(side: &TestSidecar, own: &str, other: &str) -> Value {
+    let known = async || {
+        let told = peers(side).await;
+        (told["node"]["peer_id"] == own && told["sidecars"][0]["peer_id"] == other).then_some(told)
+    };
+    eventually(Duration::from_secs(30), "both nodes are known", known).await
+}
+
+/// Waits until a node has forgotten a peer that it was told of.
+async fn forgets(node: &QudagNode, peer: &str) {
+    let gone = format!("expired peer on address peer={peer}");
+    let forgotten = async || node.log().contains(&gone).then_some(());
+    eventually(Duration::from_secs(60), "the node forgets the peer", forgotten).await;
+}
+
+#[tokio::test]
+async fn stock_nodes_without_a_flag_meet_across_a_wide_area_link() {
+    needs_links!();
+    let hosts = Hosts::new().await;
+    let (left, right) = hosts.both().await;
+    let mut a = QudagNode::start(&hosts.left, "node-a", 8000, &[]).await;
+    let mut b = QudagNode::start(&hosts.right, "node-b", 8000, &[]).await;
+    let (id_a, id_b) = (a.peer_id().to_owned(), b.peer_id().to_owned());
+    let start = Instant::now();
+    a.wait_connected(&id_b).await;
+    b.wait_connected(&id_a).await;
+    println!("the nodes are connected {:?} after their start", start.elapsed());
+
+    let told = knows(&left, &id_a, &id_b).await;
+    let door = left.listener("peer").await;
+    let multiaddr = format!("/ip4/127.0.0.1/tcp/{}/p2p/{id_b}", door.port());
+    assert_eq!(told["routes"][0]["multiaddr"], multiaddr, "{told}");
+    assert_eq!(told["node"]["announced"]["there"], multiaddr, "{told}");
+    let other = &told["sidecars"][0];
+    assert_eq!((&other["connected"], &other["tunnel_version"]), (&true.into(), &1.into()), "{told}");
+    assert!(other["rtt_ms"].as_f64().unwrap() >= 40.0, "the link alone takes 40 ms: {told}");
+    let text = left.cli(&["peers"]).await.ok();
+    assert!(text.contains(&multiaddr) && text.contains(&id_a), "{text}");
+    // The node goes by what it was told, and not by what it finds out: nothing else passes the link.
+    let address = format!("address={multiaddr}");
+    assert!(a.log().contains(&address), "{}", a.log());
+    assert!(left.metric("qudag_sidecar_peer_announcements_total", &[("outcome", "sent")]).await >= 1.0);
+    assert!(left.metric("qudag_sidecar_peer_node_lookups_total", &[("outcome", "ok")]).await >= 1.0);
+
+    // Off, and nothing is left of it.
+    left.toggle("peer.peer_discovery", false).await;
+    let off = Instant::now();
+    forgets(&a, &id_b).await;
+    println!("the node has forgotten its peer {:?} after the filter was switched off", off.elapsed());
+    assert!(off.elapsed() < STOPPED, "{:?}", off.elapsed());
+    assert!(peers(&left).await["node"]["peer_id"].is_null());
+    assert_eq!(right.status().await["filters"][0]["enabled"], true);
+    drop(right);
+}
+
+#[tokio::test]
+async fn a_peer_is_withdrawn_when_its_sidecar_stops_or_dies() {
+    needs_links!();
+    let hosts = Hosts::new().await;
+    let (left, mut right) = hosts.both().await;
+    let a = QudagNode::start(&hosts.left, "node-a", 8000, &[]).await;
+    let b = QudagNode::start(&hosts.right, "node-b", 8000, &[]).await;
+    let announced = async || {
+        let told = peers(&left).await;
+        told["node"]["announced"]["there"].as_str().filter(|it| it.ends_with(b.peer_id())).map(str::to_owned)
+    };
+    eventually(Duration::from_secs(30), "the peer is announced", announced).await;
+    right.kill();
+    let killed = Instant::now();
+    forgets(&a, b.peer_id()).await;
+    println!("withdrawn {:?} after the peer's sidecar was killed", killed.elapsed());
+    assert!(killed.elapsed() < KILLED, "{:?}", killed.elapsed());
+
+    // A node has another id after each start.
+    right.start_again().await;
+    drop(b);
+    let b = QudagNode::start(&hosts.right, "node-b", 8000, &[]).await;
+    let (id_a, id_b) = (a.peer_id().to_owned(), b.peer_id().to_owned());
+    knows(&left, &id_a, &id_b).await;
+    let found = format!("discovered peer on address peer={id_b}");
+    let discovered = async || a.log().contains(&found).then_some(());
+    eventually(Duration::from_secs(30), "the node is told of the new one", discovered).await;
+    let (status, _) = right.stop(Duration::from_secs(20)).await;
+    assert!(status.success());
+    let stopped = Instant::now();
+    forgets(&a, &id_b).await;
+    println!("withdrawn {:?} after the peer's sidecar was stopped", stopped.elapsed());
+    assert!(stopped.elapsed() < STOPPED, "{:?}", stopped.elapsed());
+    assert!(TTL < STOPPED);
+}
+
+#[tokio::test]
+async fn stock_nodes_on_other_hosts_than_their_sidecars_meet() {
+    needs_node!();
+    needs_namespaces!();
+    let cables = Cables::new();
+    let pki = Pki::new().await;
+    let (a, b) = (pki.issue("a").await, pki.issue("b").await);
+    let left = cables.tunnel_a(TunnelEnd { own: &a, other: &b }).await;
+    let right = cables.tunnel_b(TunnelEnd { own: &b, other: &a }).await;
+    for side in [&left, &right] {
+        side.toggle("peer.peer_discovery", true).await;
+    }
+    let mut a = QudagNode::start(&cables.node_a, "node-a", 8000, &[]).await;
+    let mut b = QudagNode::start(&cables.node_b, "node-b", 8000, &[]).await;
+    let (id_a, id_b) = (a.peer_id().to_owned(), b.peer_id().to_owned());
+    a.wait_connected(&id_b).await;
+    b.wait_connected(&id_a).await;
+    let told = knows(&left, &id_a, &id_b).await;
+    assert_eq!(told["node"]["announced"]["there"], format!("/ip4/10.91.1.1/tcp/4001/p2p/{id_b}"), "{told}");
+    assert!(left.metric("qudag_sidecar_peer_discovery_queries_total", &[]).await >= 1.0);
+    cables.assert_apart().await;
+}
