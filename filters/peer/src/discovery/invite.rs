@@ -170,7 +170,7 @@ mod tests {
         peers.push(candidate(same.next().unwrap(), later(20)));
         assert_eq!(invitations.next(&node, &peers, later(60)), None);
         // A node that has started again has an empty table.
-        let again = (1..).map(|byte| id(byte)).find(|id| *id != peers[2].id).unwrap();
+        let again = (1..).map(id).find(|id| *id != peers[2].id).unwrap();
         peers[2].since = later(70);
         assert!(invitations.next(&again, &peers, later(80)).is_some());
     }

@@ -8,7 +8,7 @@ use metrics::counter;
 use qudag_core::backoff::Backoff;
 use qudag_filter_api::{Host, HostPort, Resolve};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::libp2p::{NodeFailure, PeerId, ask};
@@ -60,12 +60,16 @@ async fn once(node: &HostPort, resolve: &dyn Resolve) -> Result<(PeerId, SocketA
     timeout(LIMIT, asking).await.unwrap_or(Err(NodeFailure::Timeout))
 }
 
-/// Asks for ever, every `pause`, and tells what came of it.
+/// Between two questions, whatever wakes who asks.
+const LEAST: Duration = Duration::from_millis(250);
+
+/// Asks for ever, every `pause` and when woken, and tells what came of it.
 pub(super) async fn learn(
     node: HostPort,
     resolve: Arc<dyn Resolve>,
     pause: Duration,
     told: watch::Sender<Known>,
+    wake: Arc<Notify>,
 ) {
     let backoff = Backoff { min: Duration::from_millis(500).min(pause), max: pause };
     let mut failures = 0;
@@ -83,7 +87,7 @@ pub(super) async fn learn(
                     tracing::info!(%id, %address, "the local node has told who it is");
                 }
                 told.send_if_modified(|before| std::mem::replace(before, known.clone()) != known);
-                sleep(pause).await;
+                rest(pause, &wake).await;
             }
             Err(why) => {
                 failures += 1;
@@ -93,8 +97,14 @@ pub(super) async fn learn(
                         tracing::warn!(%why, "the local node does not tell any more who it is");
                     }
                 });
-                sleep(backoff.wait(failures - 1, fastrand::u64(..)).max(backoff.min / 2)).await;
+                rest(backoff.wait(failures - 1, fastrand::u64(..)), &wake).await;
             }
         }
     }
+}
+
+async fn rest(pause: Duration, wake: &Notify) {
+    sleep(LEAST).await;
+    // Fails when nobody has woken, which is as well.
+    let _ = timeout(pause.saturating_sub(LEAST), wake.notified()).await;
 }

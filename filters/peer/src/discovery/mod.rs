@@ -9,12 +9,12 @@ mod run;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use qudag_filter_api::{
-    BuildError, ConfigError, ConfigPath, Env, FilterSpec, HostPort, Lease, Period, Resolve, Svc,
+    BuildError, ConfigError, ConfigPath, Env, FilterSpec, Host, HostPort, Lease, Period, Resolve, Svc,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -142,6 +142,15 @@ impl fmt::Debug for Order {
 }
 
 impl Order {
+    /// The address of the node, where it is configured with one.
+    fn node_ip(&self) -> Option<IpAddr> {
+        match self.node.host {
+            Host::Ip(ip) if ip.is_unspecified() => Some(Ipv4Addr::LOCALHOST.into()),
+            Host::Ip(ip) => Some(ip),
+            Host::Name(_) => None,
+        }
+    }
+
     /// Says that the filter is on and a listener is there, which holds for a few seconds.
     fn want(self: &Arc<Self>, name: &str, route: Option<&Route>, listen: Option<SocketAddr>) {
         let sidecar = route.and_then(|route| route.sidecar.as_ref());

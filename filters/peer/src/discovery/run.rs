@@ -9,7 +9,7 @@ use std::time::Duration;
 use metrics::{counter, gauge};
 use qudag_filter_common::LiveGauge;
 use tokio::net::UdpSocket;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -65,6 +65,8 @@ pub(super) async fn run(discovery: Arc<Discovery>) {
 struct State {
     order: Arc<Order>,
     known: watch::Receiver<Known>,
+    /// Makes somebody ask the node who it is.
+    wake: Arc<Notify>,
     news: watch::Receiver<u64>,
     _learning: AbortOnDropHandle<()>,
     /// The node of [`State::board`].
@@ -109,10 +111,13 @@ impl Ears {
 impl State {
     fn new(order: &Arc<Order>) -> Self {
         let (told, known) = watch::channel(Known::default());
-        let learning = learn(order.node.clone(), Arc::clone(&order.resolve), order.settings.interval.0, told);
+        let wake = Arc::new(Notify::new());
+        let (node, resolve) = (order.node.clone(), Arc::clone(&order.resolve));
+        let learning = learn(node, resolve, order.settings.interval.0, told, Arc::clone(&wake));
         Self {
             order: Arc::clone(order),
             known,
+            wake,
             news: order.exchange.news(),
             _learning: AbortOnDropHandle::new(tokio::spawn(learning)),
             node: None,
@@ -151,17 +156,22 @@ impl State {
             let Some((listen, (name, destination))) = wanted.listen.zip(wanted.sidecar.as_ref()) else {
                 continue;
             };
-            let Some((own, address)) = &known.node else { continue };
+            // The node asks when it starts, before anybody knows who it is.
+            let ip = known.node.as_ref().map(|(_, address)| address.ip()).or_else(|| self.order.node_ip());
+            let place = ip.map(|ip| Place::find(listen, ip));
+            if let Some(Ok(place)) = place {
+                self.hear_at(place);
+                self.places.insert(route.clone(), place);
+            }
+            let Some(((own, _), place)) = known.node.as_ref().zip(place) else { continue };
             let Some(peer) = self.order.exchange.node_of(name, destination) else { continue };
             if peer == *own {
                 problems.insert(route.clone(), "the route leads to the local node itself".to_owned());
                 continue;
             }
-            match Place::find(listen, address.ip()) {
+            match place {
                 Ok(place) => {
                     let at = format!("/ip4/{}/tcp/{}", place.source, listen.port());
-                    self.hear_at(place);
-                    self.places.insert(route.clone(), place);
                     peers.insert(route.clone(), name.clone());
                     wishes.insert(route.clone(), Wish { id: peer, at });
                 }
@@ -234,7 +244,11 @@ impl State {
     fn asked(&mut self, asked: Asked) {
         counter!("qudag_sidecar_peer_discovery_queries_total").increment(1);
         match asked {
-            Asked::Nodes => self.board.asked(),
+            Asked::Nodes => {
+                // It asks when it starts, and is somebody else then.
+                self.wake.notify_one();
+                self.board.asked();
+            }
             Asked::Services => {
                 let places: Vec<_> = self.ears.iter().map(|ears| ears.place).collect();
                 for place in places {
