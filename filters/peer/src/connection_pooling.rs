@@ -14,7 +14,7 @@ use tower::ServiceExt;
 use crate::kind::{Link, Peer, PeerConnect};
 use crate::pool::Settings;
 use crate::pool::rules::Limits;
-use crate::tunnel::header::Header;
+use crate::tunnel::header::{Destination, Header};
 use crate::tunnel::transport::{Choices, Congestion, STREAMS};
 use crate::tunnel::{OpenLimits, TunnelStream, open};
 
@@ -182,7 +182,7 @@ async fn through(request: &PeerConnect) -> Option<Result<TunnelStream, (&'static
     let opened = open(&pool, &header, &request.opening, way.limits(), sidecar.require_tunnel).await;
     let outcome = opened.as_ref().map_or_else(|failure| failure.label(), |_| "ok");
     counter!("qudag_sidecar_peer_streams_total", "side" => "out", "outcome" => outcome).increment(1);
-    if opened.is_ok() {
+    if opened.is_ok() && sidecar.destination == Destination::node() {
         way.exchange.meet(&sidecar.name);
     }
     Some(opened.map_err(|failure| (failure.label(), failure.error(pool.name().as_str()))))

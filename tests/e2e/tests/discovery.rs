@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use qudag_e2e::Cables;
 use qudag_e2e::cables::TunnelEnd;
+use qudag_kit::node::Host;
 use qudag_kit::{
-    IdentityFiles, Namespace, Pki, QudagNode, Setup, TestSidecar, eventually, needs_namespaces, needs_node,
-    skip,
+    HostedNode, IdentityFiles, Namespace, Pki, QudagNode, Setup, TestSidecar, eventually, needs_namespaces,
+    needs_node, skip,
 };
 use qudag_wan::{Settings, Wan};
 use serde_json::Value;
@@ -225,4 +226,32 @@ async fn stock_nodes_on_other_hosts_than_their_sidecars_meet() {
     assert_eq!(told["node"]["announced"]["there"], format!("/ip4/10.91.1.1/tcp/4001/p2p/{id_b}"), "{told}");
     assert!(left.metric("qudag_sidecar_peer_discovery_queries_total", &[]).await >= 1.0);
     cables.assert_apart().await;
+}
+
+#[tokio::test]
+async fn the_node_is_asked_who_it_is_after_each_start() {
+    needs_node!();
+    let first = HostedNode::start(&Host::default()).await;
+    let (id, port) = (first.peer_id().to_owned(), first.p2p().port());
+    let yaml = format!(
+        "node: {{ p2p: \"127.0.0.1:{port}\" }}\nlisteners:\n  peer: {{ inbound: [\"127.0.0.1:0\"] }}\nfilters:\n  peer: {{ \
+         peer_discovery: {{ enabled: true, interval: 1s }} }}\n"
+    );
+    let sidecar = TestSidecar::start(&yaml).await;
+    let told = async |id: Value| {
+        let told = async || (peers(&sidecar).await["node"]["peer_id"] == id).then_some(());
+        eventually(Duration::from_secs(20), "the node is known, or not any more", told).await;
+    };
+    told(id.clone().into()).await;
+    drop(first);
+    told(Value::Null).await;
+    assert!(peers(&sidecar).await["node"]["failure"].is_string());
+    let listen = format!("/ip4/127.0.0.1/tcp/{port}");
+    let second = HostedNode::start(&Host { listen: Some(&listen), ..Host::default() }).await;
+    assert_ne!(second.peer_id(), id);
+    told(second.peer_id().into()).await;
+    // Off: the node is not asked any more, and nothing is known.
+    sidecar.toggle("peer_discovery", false).await;
+    told(Value::Null).await;
+    assert!(peers(&sidecar).await["node"]["failure"].is_null());
 }

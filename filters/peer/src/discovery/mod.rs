@@ -28,8 +28,9 @@ use crate::libp2p::PeerId;
 use crate::tunnel::header::Destination;
 use learn::Known;
 
-/// A route that nobody wanted for so long is not announced any more: the listeners say every second that they do.
-const UNWANTED: Duration = Duration::from_millis(2500);
+/// A route that nobody wanted for so long is not announced any more: the listeners say every second that they do, and when they do not
+/// any more.
+const UNWANTED: Duration = Duration::from_secs(5);
 
 /// `peer_discovery`: learns the peer id of the local node, tells it to the sidecars at the other ends of the tunnel, and announces
 /// their nodes to the local one as libp2p does on local networks, with the addresses of this sidecar's outbound listeners.

@@ -139,3 +139,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Secret<S> {
         Ok(out)
     }
 }
+
+#[cfg(test)]
+#[path = "noise_tests.rs"]
+mod tests;
