@@ -63,6 +63,7 @@ async fn what_is_no_node_is_recognised() {
             greeted(&mut stream).await;
             // Whoever asks may have left before all is written.
             let _ = stream.write_all(answer).await;
+            let _ = stream.shutdown().await;
             let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
         });
         let told = told.await;

@@ -201,12 +201,13 @@ async fn serve_connection(place: &Arc<Place>, connection: Connection, name: Peer
     loop {
         tokio::select! {
             biased;
+            // What came at the same time is refused below, as what comes later.
+            () = drain.stopping() => break,
             opened = connection.accept_bi() => match opened {
                 Ok(halves) => begin(halves),
                 // The streams end by themselves.
                 Err(_) => break,
             },
-            () = drain.stopping() => break,
         }
     }
     streams.close();
