@@ -65,7 +65,7 @@ pub(crate) fn peers(answer: &Value, colour: bool) -> String {
         page.push('\n');
         page.push_str(&table(&["ROUTE", "ANNOUNCED", "MULTIADDR FOR THE NODE"], multiaddrs, colour));
     }
-    let sidecars: Vec<_> = list(answer, "sidecars").map(|sidecar| sidecar_row(sidecar)).collect();
+    let sidecars: Vec<_> = list(answer, "sidecars").map(sidecar_row).collect();
     if !sidecars.is_empty() {
         page.push('\n');
         let headings =
