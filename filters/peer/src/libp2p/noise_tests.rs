@@ -30,9 +30,10 @@ async fn node(
 
 /// What asking `node` gives.
 async fn asked<T>(node: impl AsyncFnOnce(DuplexStream) -> T) -> Result<PeerId, NodeFailure> {
-    // A few bytes at a time.
-    let (near, far) = duplex(7);
-    tokio::join!(ask(near), node(far)).0
+    // Few bytes at a time, but enough for both sides to write at once.
+    let (near, far) = duplex(50);
+    let both = async { tokio::join!(ask(near), node(far)).0 };
+    tokio::time::timeout(std::time::Duration::from_secs(20), both).await.unwrap()
 }
 
 #[tokio::test]
