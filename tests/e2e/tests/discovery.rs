@@ -28,59 +28,71 @@ const STOPPED: Duration = Duration::from_secs(5 + 5);
 /// The same after its sidecar was killed: it is noticed after 10 s.
 const KILLED: Duration = Duration::from_secs(5 + 10 + 5);
 
-/// Two hosts with a node and its sidecar each, and a wide-area link between them that carries the sidecars' UDP and nothing else.
+/// Hosts with a node and its sidecar each, and wide-area links between them that carry the sidecars' UDP and nothing else.
 struct Hosts {
-    _wan: Wan,
-    left: Namespace,
-    right: Namespace,
-    pki: Pki,
+    _links: Vec<Wan>,
+    spaces: Vec<Namespace>,
+    identities: Vec<IdentityFiles>,
+    _pki: Pki,
 }
 
-const LEFT: &str = "10.94.0.1";
-const RIGHT: &str = "10.94.0.2";
+/// The address of a host on its link with another one.
+fn address(host: usize, other: usize) -> String {
+    format!("10.94.{}.{}", 16 * host.min(other) + host.max(other), host + 1)
+}
 
 impl Hosts {
-    async fn new() -> Self {
-        let (left, right) = (Namespace::new(), Namespace::new());
-        let settings = Settings::both("delay=20ms".parse().unwrap());
-        let ends = [LEFT, RIGHT].map(|address| format!("{address}/24"));
-        let wan = Wan::connect(&left, &ends[0], &right, &ends[1], settings).unwrap();
-        for (namespace, own) in [(&left, LEFT), (&right, RIGHT)] {
-            // What a node asks on the link is heard on its own host as well.
+    async fn new(count: usize) -> Self {
+        let pki = Pki::new().await;
+        let (mut links, mut identities) = (Vec::new(), Vec::new());
+        let spaces: Vec<_> = (0..count).map(|_| Namespace::new()).collect();
+        for here in 0..count {
+            for there in here + 1..count {
+                let ends =
+                    [address(here, there), address(there, here)].map(|address| format!("{address}/24"));
+                let settings = Settings::both("delay=20ms".parse().unwrap());
+                links
+                    .push(Wan::connect(&spaces[here], &ends[0], &spaces[there], &ends[1], settings).unwrap());
+            }
+            // What a node asks on a link is heard on its own host as well.
+            let own: Vec<_> =
+                (0..count).filter(|there| *there != here).map(|there| address(here, there)).collect();
             let rules = format!(
                 "add table inet apart; add chain inet apart in {{ type filter hook input priority 0; policy drop; }}; \
-                 add rule inet apart in iifname lo accept; add rule inet apart in ip saddr {own} accept; \
-                 add rule inet apart in udp dport 4433 accept; add rule inet apart in udp sport 4433 accept"
+                 add rule inet apart in iifname lo accept; add rule inet apart in ip saddr {{ {} }} accept; \
+                 add rule inet apart in udp dport 4433 accept; add rule inet apart in udp sport 4433 accept",
+                own.join(", ")
             );
-            namespace.run("nft", &[&rules]).await.ok();
+            spaces[here].run("nft", &[&rules]).await.ok();
+            identities.push(pki.issue(&format!("host-{here}")).await);
         }
-        Self { _wan: wan, left, right, pki: Pki::new().await }
+        Self { _links: links, spaces, identities, _pki: pki }
     }
 
-    /// A sidecar on one host, whose only route leads to the other one's node.
-    async fn sidecar(
-        &self,
-        at: &Namespace,
-        own: &IdentityFiles,
-        other: &IdentityFiles,
-        to: &str,
-    ) -> TestSidecar {
+    /// The sidecar of a host, with a route to the node of each other one, and how the node gets to know them.
+    async fn sidecar(&self, here: usize) -> TestSidecar {
+        let others = || (0..self.spaces.len()).filter(|there| *there != here);
+        let routes = others().map(|there| {
+            let (to, name) = (address(there, here), &self.identities[there].name);
+            format!(
+                "{{ name: to-{there}, bind: \"127.0.0.1:0\", to: \"{to}:4001\", sidecar: {{ to: [\"{to}:4433\"], name: \
+                 \"{name}\", require_tunnel: true }} }}"
+            )
+        });
+        let allow = others().map(|there| format!("\"{}\"", self.identities[there].name));
         let yaml = format!(
             "node: {{ p2p: \"127.0.0.1:8000\" }}\nlisteners:\n  peer:\n    identity: {}\n    quic: \"0.0.0.0:4433\"\n    \
-             allow: [\"{name}\"]\n    outbound: [{{ name: there, bind: \"127.0.0.1:0\", to: \"{to}:4001\", sidecar: {{ to: \
-             [\"{to}:4433\"], name: \"{name}\", require_tunnel: true }} }}]\nfilters:\n  peer:\n{DISCOVERY}    \
-             connection_pooling: {{ enabled: true }}\n",
-            own.yaml(),
-            name = other.name,
+             allow: [{}]\n    outbound: [{}]\nfilters:\n  peer:\n{DISCOVERY}    connection_pooling: {{ enabled: true }}\n",
+            self.identities[here].yaml(),
+            allow.collect::<Vec<_>>().join(", "),
+            routes.collect::<Vec<_>>().join(", "),
         );
-        TestSidecar::with(Setup { yaml: &yaml, namespace: Some(at), env: &[] }).await
+        TestSidecar::with(Setup { yaml: &yaml, namespace: Some(&self.spaces[here]), env: &[] }).await
     }
 
-    async fn both(&self) -> (TestSidecar, TestSidecar) {
-        let (a, b) = (self.pki.issue("a").await, self.pki.issue("b").await);
-        let left = self.sidecar(&self.left, &a, &b, RIGHT).await;
-        let right = self.sidecar(&self.right, &b, &a, LEFT).await;
-        (left, right)
+    /// A stock node with no flag on a host.
+    async fn node(&self, here: usize) -> QudagNode {
+        QudagNode::start(&self.spaces[here], &format!("node-{here}"), 8000, &[]).await
     }
 }
 
@@ -127,11 +139,11 @@ async fn forgets(node: &QudagNode, peer: &str) {
 #[tokio::test]
 async fn stock_nodes_without_a_flag_meet_across_a_wide_area_link() {
     needs_links!();
-    let hosts = Hosts::new().await;
-    let (left, right) = hosts.both().await;
+    let hosts = Hosts::new(2).await;
+    let (left, right) = (hosts.sidecar(0).await, hosts.sidecar(1).await);
     awaits_its_node(&left).await;
-    let mut a = QudagNode::start(&hosts.left, "node-a", 8000, &[]).await;
-    let mut b = QudagNode::start(&hosts.right, "node-b", 8000, &[]).await;
+    let mut a = hosts.node(0).await;
+    let mut b = hosts.node(1).await;
     let (id_a, id_b) = (a.peer_id().to_owned(), b.peer_id().to_owned());
     let start = Instant::now();
     a.wait_connected(&id_b).await;
@@ -139,10 +151,10 @@ async fn stock_nodes_without_a_flag_meet_across_a_wide_area_link() {
     println!("the nodes are connected {:?} after their start", start.elapsed());
 
     let told = knows(&left, &id_a, &id_b).await;
-    let door = left.listener_named("peer", "there").await;
+    let door = left.listener_named("peer", "to-1").await;
     let multiaddr = format!("/ip4/127.0.0.1/tcp/{}/p2p/{id_b}", door.port());
     assert_eq!(told["routes"][0]["multiaddr"], multiaddr, "{told}");
-    assert_eq!(told["node"]["announced"]["there"], multiaddr, "{told}");
+    assert_eq!(told["node"]["announced"]["to-1"], multiaddr, "{told}");
     let other = &told["sidecars"][0];
     assert_eq!((&other["connected"], &other["tunnel_version"]), (&true.into(), &1.into()), "{told}");
     assert!(other["rtt_ms"].as_f64().unwrap() >= 40.0, "the link alone takes 40 ms: {told}");
@@ -169,15 +181,43 @@ async fn stock_nodes_without_a_flag_meet_across_a_wide_area_link() {
 }
 
 #[tokio::test]
+async fn three_stock_nodes_all_meet() {
+    needs_links!();
+    let hosts = Hosts::new(3).await;
+    let mut sidecars = Vec::new();
+    for here in 0..3 {
+        sidecars.push(hosts.sidecar(here).await);
+    }
+    // The last one comes to nodes that have met already.
+    let start = Instant::now();
+    let mut nodes = vec![hosts.node(0).await, hosts.node(1).await];
+    let ids = [nodes[0].peer_id().to_owned(), nodes[1].peer_id().to_owned()];
+    nodes[0].wait_connected(&ids[1]).await;
+    nodes[1].wait_connected(&ids[0]).await;
+    println!("the first two nodes are connected after {:?}", start.elapsed());
+    nodes.push(hosts.node(2).await);
+    let ids = nodes.iter().map(|node| node.peer_id().to_owned()).collect::<Vec<_>>();
+    for (at, node) in nodes.iter_mut().enumerate() {
+        for id in ids.iter().filter(|id| **id != ids[at]) {
+            node.wait_connected(id).await;
+        }
+    }
+    println!("all three are connected after {:?}", start.elapsed());
+    for sidecar in &sidecars {
+        assert_eq!(sidecar.metric("qudag_sidecar_peer_announced", &[]).await, 2.0);
+    }
+}
+
+#[tokio::test]
 async fn a_peer_is_withdrawn_when_its_sidecar_stops_or_dies() {
     needs_links!();
-    let hosts = Hosts::new().await;
-    let (left, mut right) = hosts.both().await;
-    let a = QudagNode::start(&hosts.left, "node-a", 8000, &[]).await;
-    let b = QudagNode::start(&hosts.right, "node-b", 8000, &[]).await;
+    let hosts = Hosts::new(2).await;
+    let (left, mut right) = (hosts.sidecar(0).await, hosts.sidecar(1).await);
+    let a = hosts.node(0).await;
+    let b = hosts.node(1).await;
     let announced = async || {
         let told = peers(&left).await;
-        told["node"]["announced"]["there"].as_str().filter(|it| it.ends_with(b.peer_id())).map(str::to_owned)
+        told["node"]["announced"]["to-1"].as_str().filter(|it| it.ends_with(b.peer_id())).map(str::to_owned)
     };
     eventually(Duration::from_secs(30), "the peer is announced", announced).await;
     right.kill();
@@ -189,7 +229,7 @@ async fn a_peer_is_withdrawn_when_its_sidecar_stops_or_dies() {
     // A node has another id after each start.
     right.start_again().await;
     drop(b);
-    let b = QudagNode::start(&hosts.right, "node-b", 8000, &[]).await;
+    let b = hosts.node(1).await;
     let (id_a, id_b) = (a.peer_id().to_owned(), b.peer_id().to_owned());
     knows(&left, &id_a, &id_b).await;
     let found = format!("discovered peer on address peer={id_b}");
