@@ -140,7 +140,7 @@ async fn forgets(node: &QudagNode, peer: &str) {
 async fn stock_nodes_without_a_flag_meet_across_a_wide_area_link() {
     needs_links!();
     let hosts = Hosts::new(2).await;
-    let (left, right) = (hosts.sidecar(0).await, hosts.sidecar(1).await);
+    let (left, right) = tokio::join!(hosts.sidecar(0), hosts.sidecar(1));
     awaits_its_node(&left).await;
     let mut a = hosts.node(0).await;
     let mut b = hosts.node(1).await;
@@ -184,10 +184,8 @@ async fn stock_nodes_without_a_flag_meet_across_a_wide_area_link() {
 async fn three_stock_nodes_all_meet() {
     needs_links!();
     let hosts = Hosts::new(3).await;
-    let mut sidecars = Vec::new();
-    for here in 0..3 {
-        sidecars.push(hosts.sidecar(here).await);
-    }
+    let sidecars: [TestSidecar; 3] =
+        tokio::join!(hosts.sidecar(0), hosts.sidecar(1), hosts.sidecar(2)).into();
     // The last one comes to nodes that have met already.
     let start = Instant::now();
     let mut nodes = vec![hosts.node(0).await, hosts.node(1).await];
@@ -212,7 +210,7 @@ async fn three_stock_nodes_all_meet() {
 async fn a_peer_is_withdrawn_when_its_sidecar_stops_or_dies() {
     needs_links!();
     let hosts = Hosts::new(2).await;
-    let (left, mut right) = (hosts.sidecar(0).await, hosts.sidecar(1).await);
+    let (left, mut right) = tokio::join!(hosts.sidecar(0), hosts.sidecar(1));
     let a = hosts.node(0).await;
     let b = hosts.node(1).await;
     let announced = async || {
