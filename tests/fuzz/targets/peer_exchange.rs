@@ -20,7 +20,11 @@ fuzz_target!(|data: (u8, &[u8])| {
     for message in &whole.0 {
         let again = message.encode();
         assert!(again.len() <= MAX_FRAME + 2);
-        assert_eq!(read(&again, again.len(), now).0, [message.clone()], "what was read is not written as the same");
+        assert_eq!(
+            read(&again, again.len(), now).0,
+            [message.clone()],
+            "what was read is not written as the same"
+        );
     }
     if let Ok(Some((header, length))) = Header::decode(bytes) {
         assert_eq!(header.encode(), bytes[..length]);

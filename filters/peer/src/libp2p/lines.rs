@@ -5,6 +5,8 @@ use super::protobuf::{read_varint, write_varint};
 
 /// The longest line that is read, as in rust-libp2p.
 const MOST: usize = 16 << 10;
+/// The bytes in which that many can be said.
+const MOST_LENGTH: usize = 3;
 /// The protocol itself.
 const MULTISTREAM: &str = "/multistream/1.0.0";
 
@@ -41,9 +43,11 @@ impl Lines {
     #[expect(clippy::should_implement_trait, reason = "an iterator ends")]
     pub fn next(&mut self) -> Result<Option<Line>, NotALine> {
         let Some((length, rest)) = read_varint(&self.0) else {
-            // Three bytes can say more than the most already.
-            return if self.0.len() >= 3 { Err(NotALine) } else { Ok(None) };
+            return if self.0.len() >= MOST_LENGTH { Err(NotALine) } else { Ok(None) };
         };
+        if self.0.len() - rest.len() > MOST_LENGTH {
+            return Err(NotALine);
+        }
         let length = usize::try_from(length).map_err(|_| NotALine)?;
         if !(1..=MOST).contains(&length) {
             return Err(NotALine);
@@ -120,6 +124,7 @@ mod tests {
         assert_eq!(next(b"\x02ab"), Err(NotALine));
         assert_eq!(next(b"\x02\xff\n"), Err(NotALine));
         assert_eq!(next(b"\xff\xff\xff"), Err(NotALine));
+        assert_eq!(next(b"\x83\x80\x80\x00na\n"), Err(NotALine), "three is said in four bytes");
         assert_eq!(next(b"HTTP/1.1 400 Bad Request"), Ok(None));
     }
 
