@@ -184,6 +184,7 @@ impl State {
         let work = self.board.work(&wishes, ttl, now.into_std());
         self.send(&work.withdraw, 0, "withdrawn");
         self.send(&work.announce, seconds(&self.order.settings), "sent");
+        self.places.retain(|route, _| wanted.contains_key(route));
         self.announced.set(self.board.told().count() as f64);
         if let Some((own, address)) = &known.node
             && self.order.settings.invite
