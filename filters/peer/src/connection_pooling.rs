@@ -14,7 +14,7 @@ use tower::ServiceExt;
 use crate::kind::{Link, Peer, PeerConnect};
 use crate::pool::Settings;
 use crate::pool::rules::{Limits, Outliers};
-use crate::tunnel::header::Header;
+use crate::tunnel::header::{Destination, Header};
 use crate::tunnel::transport::{Choices, Congestion, STREAMS};
 use crate::tunnel::{OpenLimits, TunnelStream, open};
 
@@ -228,10 +228,13 @@ async fn through(request: &PeerConnect) -> Option<Result<TunnelStream, (&'static
         return Some(Err(("itself", error)));
     }
     let pool = way.pool(sidecar);
-    let header = Header { class: sidecar.class, probe: false, destination: sidecar.destination.clone() };
+    let header = Header::to(sidecar.class, sidecar.destination.clone());
     let opened = open(&pool, &header, &request.opening, way.limits(), sidecar.require_tunnel).await;
     let outcome = opened.as_ref().map_or_else(|failure| failure.label(), |_| "ok");
     counter!("qudag_sidecar_peer_streams_total", "side" => "out", "outcome" => outcome).increment(1);
+    if opened.is_ok() && sidecar.destination == Destination::node() {
+        way.exchange.meet(&sidecar.name);
+    }
     Some(opened.map_err(|failure| (failure.label(), failure.error(pool.name().as_str()))))
 }
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::capture::{CaptureSettings, CaptureStatus};
 use crate::connection_pooling::ConnectionPooling;
+use crate::discovery::{Order, PeerDiscovery};
 use crate::identity::PeerName;
 use crate::opening::Opening;
 use crate::tunnel::TunnelStream;
@@ -150,6 +151,8 @@ pub struct PeerSettings {
     pub way: OnceLock<Arc<Way>>,
     /// Captured connections; empty where there are none. Set when the chain's end is built.
     pub capture: OnceLock<Arc<CaptureSettings>>,
+    /// How peers are made known to the local node. Set when the chain's end is built.
+    pub(crate) order: OnceLock<Arc<Order>>,
 }
 
 impl PeerSettings {
@@ -171,6 +174,8 @@ impl PeerSettings {
 chain! {
     /// The filters of peer traffic, in order.
     pub struct PeerFilters for Peer, states PeerStates {
+        /// Makes the nodes of other sidecars known to the local one. Connections pass it by.
+        peer_discovery: PeerDiscovery,
         /// Answers at once while a peer is known to be down. One breaker a route.
         circuit_breaker: CircuitBreaker<Peer>,
         /// Tries a failed connection again.
@@ -203,6 +208,7 @@ mod tests {
             destinations: HashMap::new(),
             way: OnceLock::new(),
             capture: OnceLock::new(),
+            order: OnceLock::new(),
         }
     }
 

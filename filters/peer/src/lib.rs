@@ -4,8 +4,11 @@
 
 mod capture;
 mod connection_pooling;
+mod discovery;
+pub mod exchange;
 pub mod identity;
 mod kind;
+pub mod libp2p;
 mod listener;
 mod opening;
 pub mod pool;
@@ -16,6 +19,8 @@ mod tunnels;
 
 pub use capture::{Capture, CaptureMode, CaptureSettings, CaptureStatus, Mark, Owner, PortRange, Unmatched};
 pub use connection_pooling::{ConnectionPooling, OutlierSettings};
+pub use discovery::{DiscoveryStatus, PeerDiscovery, mdns};
+pub use exchange::SidecarStatus;
 pub use kind::{Link, Peer, PeerConnect, PeerFilters, PeerSettings, PeerStates, Route, Sidecar};
 pub use opening::Opening;
 pub use settings::{Outbound, PeerListener};

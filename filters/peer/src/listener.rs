@@ -14,6 +14,7 @@ use qudag_filter_common::{
 use tokio::time::MissedTickBehavior;
 
 use crate::capture::Taken;
+use crate::discovery::Announced;
 use crate::opening::Opening;
 use crate::{ConnectionPooling, Link, Peer, PeerConnect, Route, Sidecar};
 
@@ -61,10 +62,11 @@ impl Front for WarmFront {
 
     fn serve(self: Box<Self>, drain: Drain) -> BoxFuture<'static, ()> {
         let Self { front, place } = *self;
+        let at = front.address();
         Box::pin(async move {
             tokio::select! {
                 () = front.serve(drain) => {}
-                () = place.keep_warm() => {}
+                () = place.keep_warm(&at) => {}
             }
         })
     }
@@ -72,7 +74,9 @@ impl Front for WarmFront {
 
 impl Place {
     /// Wants the tunnel of the route as long as there is one and the filter is on.
-    async fn keep_warm(&self) {
+    async fn keep_warm(&self, at: &Address) {
+        let at = if let Address::Tcp(at) = at { at.socket_addr() } else { None };
+        let mut announced = Announced::new(&self.name, at);
         let mut ticks = tokio::time::interval(WARM);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -80,6 +84,7 @@ impl Place {
             let Some(lease) = (self.chains)() else { continue };
             let route = lease.settings.route(&self.name, &self.bind);
             let sidecar = route.and_then(|route| route.sidecar.as_ref());
+            announced.want(&lease, route.map(|route| &**route));
             warm(&lease, sidecar);
         }
     }

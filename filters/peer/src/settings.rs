@@ -14,6 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::capture::{self, CAPTURED, Capture, CaptureSettings, Places};
+use crate::discovery::Order;
 use crate::identity::{IdentitySettings, PeerName};
 use crate::listener::{self, CONNECT_LIMIT};
 use crate::tunnel::header::Destination;
@@ -321,6 +322,7 @@ impl ListenerSpec for PeerListener {
             allow: Arc::new(self.allow.iter().cloned().collect::<HashSet<_>>()),
             destinations: self.destinations(env),
             way: OnceLock::new(),
+            order: OnceLock::new(),
             connect_timeout: self.connect_timeout.0,
             splice: SpliceOptions { stall: self.stall_timeout.0, half_close: self.half_close_timeout.0 },
             max_connections: self.max_connections,
@@ -337,7 +339,7 @@ impl ListenerSpec for PeerListener {
         previous: Option<&Arc<Tunnels>>,
     ) -> Result<Terminal<Self>, BuildError> {
         let tunnels = Tunnels::next(previous, self.identity.as_ref())?;
-        if let Some(way) = tunnels.way(&filters.connection_pooling.settings, settings.mark, env) {
+        if let Some(way) = tunnels.way(&filters.connection_pooling.settings, settings, env) {
             // Settings are new for each generation.
             let _ = settings.way.set(Arc::new(way));
         }
@@ -353,6 +355,14 @@ impl ListenerSpec for PeerListener {
                 counts: Arc::clone(&tunnels.captured),
             }));
         }
+        let order = Order {
+            settings: filters.peer_discovery.settings.clone(),
+            node: env.node.p2p.clone(),
+            resolve: Arc::clone(&env.resolve),
+            exchange: Arc::clone(tunnels.exchange()),
+            discovery: Arc::clone(tunnels.discovery()),
+        };
+        let _ = settings.order.set(Arc::new(order));
         let (timeout, resolve, mark) = (settings.connect_timeout, Arc::clone(&env.resolve), settings.mark);
         let direct = service_fn::<Peer, _, _>(move |request: PeerConnect| {
             let resolve = Arc::clone(&resolve);

@@ -1,12 +1,18 @@
 //! Which way connections to peers go, and why: what `peers` shows.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::UNIX_EPOCH;
 
 use serde::Serialize;
 
 use crate::capture::CaptureStatus;
+use crate::discovery::DiscoveryStatus;
+use crate::exchange::SidecarStatus;
 use crate::kind::{PeerSettings, Route};
+use crate::libp2p::PeerId;
 use crate::pool::PoolStatus;
+use crate::tunnel::header::Destination;
 use crate::tunnels::Tunnels;
 
 /// The peers of a sidecar.
@@ -14,12 +20,16 @@ use crate::tunnels::Tunnels;
 pub struct PeersStatus {
     /// Who this sidecar is; `null` without an identity.
     pub identity: Option<OwnStatus>,
+    /// The local node, and what it is told of others.
+    pub node: DiscoveryStatus,
     /// Where the local node's connections lead.
     pub routes: Vec<RouteStatus>,
     /// The connections to other sidecars.
     pub pools: Vec<PoolStatus>,
     /// Captured connections; `null` without `capture`.
     pub capture: Option<CaptureStatus>,
+    /// What other sidecars have told.
+    pub sidecars: Vec<SidecarStatus>,
 }
 
 /// Who this sidecar is for others.
@@ -42,6 +52,9 @@ pub struct RouteStatus {
     pub to: String,
     /// The name of the peer's sidecar; `null` without one.
     pub peer: Option<String>,
+    /// What the local node may be given to reach the peer: a multiaddr with the peer's id; `null` while that is not known, or for a listener on
+    /// `inbound`.
+    pub multiaddr: Option<String>,
     /// The way of the next connection: `tunnel`, `direct` or `none`.
     pub path: &'static str,
     /// Why.
@@ -53,7 +66,8 @@ pub struct RouteStatus {
 impl PeersStatus {
     /// Of a generation's settings and its tunnels. `pooling` says whether `connection_pooling` is on.
     pub fn new(settings: &PeerSettings, tunnels: &Tunnels, pooling: bool) -> Self {
-        let pools = tunnels.statuses();
+        let (pools, exchange) = (tunnels.statuses(), tunnels.exchange());
+        let nodes = exchange.nodes();
         let own = tunnels.identity().map(|identity| OwnStatus {
             name: identity.name().to_string(),
             expires: identity.expires().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
@@ -65,14 +79,36 @@ impl PeersStatus {
                 bind: route.bind.to_string(),
                 to: route.to.to_string(),
                 peer: route.sidecar.as_ref().map(|sidecar| sidecar.name.to_string()),
+                multiaddr: multiaddr(route, tunnels, &nodes),
                 path,
                 why,
                 captured: tunnels.captured.of_route(&route.name),
             }
         });
-        let capture = settings.capture_status();
-        Self { identity: own, routes: routes.collect(), pools, capture }
+        Self {
+            identity: own,
+            node: tunnels.discovery().status(),
+            routes: routes.collect(),
+            pools,
+            sidecars: tunnels.sidecars(),
+            capture: settings.capture_status(),
+        }
     }
+}
+
+/// What reaches the node at the end of a route.
+fn multiaddr(route: &Route, tunnels: &Tunnels, nodes: &HashMap<String, PeerId>) -> Option<String> {
+    let sidecar = route.sidecar.as_ref().filter(|sidecar| sidecar.destination == Destination::node())?;
+    let id = nodes.get(sidecar.name.as_str())?;
+    let at = tunnels.discovery().bound_at(&route.name)?;
+    let ip = match at.ip() {
+        // Any address of this host will do; this one does when the node is on it.
+        IpAddr::V4(ip) if ip.is_unspecified() => "ip4/127.0.0.1".to_owned(),
+        IpAddr::V6(ip) if ip.is_unspecified() => "ip4/127.0.0.1".to_owned(),
+        IpAddr::V4(ip) => format!("ip4/{ip}"),
+        IpAddr::V6(ip) => format!("ip6/{ip}"),
+    };
+    Some(format!("/{ip}/tcp/{}/p2p/{id}", at.port()))
 }
 
 /// The way of a route's next connection, and why.

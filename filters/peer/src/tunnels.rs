@@ -8,8 +8,10 @@ use quinn::ServerConfig;
 
 use crate::capture::{Counts, Known};
 use crate::connection_pooling::ConnectionPooling;
+use crate::discovery::Discovery;
+use crate::exchange::{Exchange, SidecarStatus};
 use crate::identity::{Identity, IdentitySettings, PeerName};
-use crate::kind::Sidecar;
+use crate::kind::{PeerSettings, Sidecar};
 use crate::pool::{PeerPool, PoolStatus, Pools, Settings, Target};
 use crate::tunnel::transport;
 
@@ -22,6 +24,8 @@ pub struct Tunnels {
     pub(crate) known: Arc<Known>,
     /// The captured connections.
     pub(crate) captured: Arc<Counts>,
+    exchange: Arc<Exchange>,
+    discovery: Arc<Discovery>,
 }
 
 impl fmt::Debug for Tunnels {
@@ -52,15 +56,20 @@ impl Tunnels {
         Ok(Self { identity, ..previous })
     }
 
-    /// The way into the tunnel for a generation's requests, with what packets are marked with; `None` without an identity.
-    pub(crate) fn way(&self, pooling: &ConnectionPooling, mark: Option<u32>, env: &Env) -> Option<Way> {
+    /// The way into the tunnel for a generation's requests; `None` without an identity.
+    pub(crate) fn way(&self, pooling: &ConnectionPooling, settings: &PeerSettings, env: &Env) -> Option<Way> {
         let (_, identity) = self.identity.as_ref()?;
+        self.exchange.tell(|state| {
+            state.destinations = settings.destinations.keys().cloned().collect();
+            state.destinations.sort();
+        });
         Some(Way {
             identity: Arc::clone(identity),
             pools: Arc::clone(&self.pools),
+            exchange: Arc::clone(&self.exchange),
             settings: pooling.pool_settings(),
             resolve: Arc::clone(&env.resolve),
-            mark,
+            mark: settings.mark,
             server: Mutex::new(None),
         })
     }
@@ -75,6 +84,21 @@ impl Tunnels {
         self.captured.open()
     }
 
+    /// What other sidecars tell.
+    pub(crate) fn exchange(&self) -> &Arc<Exchange> {
+        &self.exchange
+    }
+
+    /// What makes the nodes of other sidecars known to this one's.
+    pub(crate) fn discovery(&self) -> &Arc<Discovery> {
+        &self.discovery
+    }
+
+    /// What other sidecars have told.
+    pub fn sidecars(&self) -> Vec<SidecarStatus> {
+        self.exchange.statuses()
+    }
+
     /// What is known of the connections to other sidecars.
     pub fn statuses(&self) -> Vec<PoolStatus> {
         self.pools.statuses()
@@ -85,6 +109,7 @@ impl Tunnels {
 pub struct Way {
     pub(crate) identity: Arc<Identity>,
     pools: Arc<Pools>,
+    pub(crate) exchange: Arc<Exchange>,
     settings: Settings,
     resolve: Arc<dyn Resolve>,
     /// What packets to other sidecars are marked with.
@@ -106,6 +131,7 @@ impl Way {
             to: sidecar.to.clone(),
             identity: Arc::clone(&self.identity),
             resolve: Arc::clone(&self.resolve),
+            exchange: Arc::clone(&self.exchange),
             settings: self.settings,
             mark: self.mark,
         };

@@ -191,7 +191,7 @@ Examples:
         #[command(flatten)]
         format: Format,
     },
-    /// Show which way connections to peers go and why, and the tunnel's connections
+    /// Show which way connections to peers go and why, multiaddrs for the node, other sidecars, and the tunnel's connections
     #[command(after_help = "\
 Example:
   qudag-sidecar peers --json")]

@@ -335,6 +335,37 @@ pub const CATALOGUE: &[Metric] = &[
         &["peer", "class"],
         "How often a path to another sidecar stopped to carry large packets.",
     ),
+    counter(
+        "qudag_sidecar_peer_control_streams_total",
+        &["side", "outcome"],
+        "Control streams with other sidecars that this one opened (side=out) or they did (side=in), by how they ended.",
+    ),
+    gauge(
+        "qudag_sidecar_peer_exchange_rtt_seconds",
+        &["peer"],
+        "The round trip of the last echo from sidecar to sidecar.",
+    ),
+    counter(
+        "qudag_sidecar_peer_node_lookups_total",
+        &["outcome"],
+        "How often the local node was asked who it is, by outcome.",
+    ),
+    gauge("qudag_sidecar_peer_announced", &[], "Nodes that the local node is told of now."),
+    counter(
+        "qudag_sidecar_peer_announcements_total",
+        &["outcome"],
+        "Announcements of nodes to the local one: sent, withdrawn, or failed to be sent.",
+    ),
+    counter(
+        "qudag_sidecar_peer_discovery_queries_total",
+        &[],
+        "Questions of the local node for other nodes that were heard.",
+    ),
+    counter(
+        "qudag_sidecar_peer_invitations_total",
+        &["outcome"],
+        "Attempts to make the local node dial a peer that it was told of, by outcome.",
+    ),
     gauge(
         "qudag_sidecar_identity_expiry_seconds",
         &[],

@@ -30,6 +30,7 @@ pub const FILTERS: &[&str] = &[
     "dns.rate_limit",
     "dns.dns_cache",
     "dns.dns_shared_cache",
+    "peer.peer_discovery",
     "peer.circuit_breaker",
     "peer.retry",
     "rpc.rate_limit",

@@ -78,6 +78,7 @@ async fn toggles_under_load_drop_nothing() {
     // The load asks for names all the time, so the cache is left on; the others take turns.
     let others = [
         "dns.rate_limit",
+        "peer.peer_discovery",
         "peer.circuit_breaker",
         "peer.retry",
         "rpc.rate_limit",

@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::rules::Dial;
 use super::{Link, PeerPool, Target, sample};
+use crate::exchange;
 use crate::identity::{HandshakeOutcome, SERVER_NAME};
 use crate::tunnel::{probe, pulse, transport};
 
@@ -35,9 +36,14 @@ pub(super) async fn dial(pool: Arc<PeerPool>, target: Target, leave: Dial) {
             if inner.last.take().is_some() {
                 tracing::info!(peer = %pool.name, class = pool.class.label(), "tunnel is up again");
             }
+            let (name, class, exchange) = (pool.name.clone(), pool.class, target.exchange);
             let pool = Arc::downgrade(&pool);
             tokio::spawn(async move {
-                pulse::watch(connection, OWED).await;
+                // Both last as long as the connection.
+                tokio::join!(
+                    exchange::call(&exchange, &connection, &name, class),
+                    pulse::watch(connection.clone(), OWED)
+                );
                 if let Some(pool) = pool.upgrade() {
                     pool.closed(id);
                 }

@@ -14,6 +14,7 @@ use quinn::{Connection, Endpoint, VarInt};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::exchange::Exchange;
 use crate::identity::{Identity, PeerName};
 use crate::tunnel::header::Class;
 use crate::tunnel::transport::Choices;
@@ -35,6 +36,7 @@ pub(crate) struct Target {
     pub(crate) to: Vec<HostPort>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) resolve: Arc<dyn Resolve>,
+    pub(crate) exchange: Arc<Exchange>,
     pub(crate) settings: Settings,
     /// What packets are marked with.
     pub(crate) mark: Option<u32>,

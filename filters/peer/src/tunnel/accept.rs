@@ -12,16 +12,18 @@ use qudag_filter_common::splice::Early;
 use qudag_filter_common::{ByteCounters, Drain, FlowLine, Front, Seats, splice_after};
 use quinn::{Connection, EndpointConfig, Incoming, RecvStream, SendStream, VarInt};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::TunnelStream;
 use super::door::{self, Door, Entrance};
-use super::header::{Header, MAX_HEADER, Status};
+use super::header::{Destination, Header, MAX_HEADER, Status};
 use super::pulse;
+use crate::discovery::Announced;
+use crate::exchange::answer;
 use crate::identity::{HandshakeOutcome, PeerName, peer_name};
 use crate::kind::{Link, Peer, PeerConnect, PeerSettings, Route};
-use crate::listener::CONNECT_LIMIT;
+use crate::listener::{CONNECT_LIMIT, WARM};
 use crate::opening::Opening;
 
 /// Handshakes at a time. Each costs the cryptography of a connection before its maker is known.
@@ -113,11 +115,19 @@ async fn serve(entrance: Entrance, place: Arc<Place>, drain: Drain) {
     };
     // Was empty.
     let _ = place.door.set(Arc::clone(&door));
+    let (mut announced, mut ticks) = (Announced::new(&place.name, None), tokio::time::interval(WARM));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let incoming = tokio::select! {
             biased;
             () = drain.stopping() => break,
             incoming = door.endpoint.accept() => incoming,
+            _ = ticks.tick() => {
+                if let Some(lease) = (place.chains)() {
+                    announced.want(&lease, None);
+                }
+                continue;
+            }
         };
         let Some(incoming) = incoming else { break };
         admit(&place, incoming, &drain);
@@ -210,12 +220,13 @@ async fn serve_connection(place: &Arc<Place>, connection: Connection, name: Peer
     loop {
         tokio::select! {
             biased;
+            // What came at the same time is refused below, as what comes later.
+            () = drain.stopping() => break,
             opened = connection.accept_bi() => match opened {
                 Ok(halves) => begin(halves),
                 // The streams end by themselves.
                 Err(_) => break,
             },
-            () = drain.stopping() => break,
         }
     }
     streams.close();
@@ -292,6 +303,12 @@ async fn stream(
     let Some(lease) = lease.filter(|lease| lease.settings.allow.contains(name)) else {
         return refuse(&mut send, &mut receive, Status::Refused).await;
     };
+    if header.control {
+        // Not a stream that a drain waits for: it ends when the drain begins.
+        opened("control");
+        drop(lease);
+        return control(place, send, receive, name, early, drain).await;
+    }
     if header.probe {
         opened("probe");
         return last_word(&mut send, &mut receive, Status::Ok).await;
@@ -325,6 +342,7 @@ async fn stream(
         }
     };
     let (options, counters) = (settings.splice, ByteCounters::new(Peer::NAME, &route.name));
+    let exchange = settings.way.get().map(|way| Arc::clone(&way.exchange));
     // The open connection is independent of reloads.
     drop(lease);
     if send.write_all(&[Status::Ok.byte()]).await.is_err() {
@@ -332,10 +350,35 @@ async fn stream(
         return line.end("reset", 0, 0);
     }
     self::opened(Status::Ok.label());
+    if header.destination == Destination::node()
+        && let Some(exchange) = exchange
+    {
+        exchange.meet(name);
+    }
     let client = TunnelStream::new(send, receive, 0, ());
     let early = Early { up: early, down: Vec::new() };
     let spliced = splice_after(early, client, upstream, options, drain, &counters).await;
     line.end(spliced.end.label(), spliced.up, spliced.down);
+}
+
+/// The life of a control stream: as long as there is a tunnel, and the peer may use it.
+async fn control(
+    place: &Place,
+    send: SendStream,
+    receive: RecvStream,
+    name: &PeerName,
+    early: Vec<u8>,
+    drain: &Drain,
+) {
+    let way = || {
+        let lease = (place.chains)()?;
+        let allowed = lease.settings.allow.contains(name);
+        lease.settings.way.get().filter(|_| allowed).cloned()
+    };
+    if let Some(first) = way() {
+        let allowed = || way().is_some_and(|way| Arc::ptr_eq(&way.exchange, &first.exchange));
+        answer(&first.exchange, name, send, receive, early, drain.stopping(), allowed).await;
+    }
 }
 
 async fn connect(

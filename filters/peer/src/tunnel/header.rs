@@ -5,7 +5,7 @@
 //! ```text
 //!  offset  length  field
 //!  0       1       version, 1
-//!  1       1       flags; bit 0: bulk, bit 1: probe; the others are 0
+//!  1       1       flags; bit 0: bulk, bit 1: probe, bit 2: control; the others are 0
 //!  2       1       length of the destination, 1 to 64
 //!  3       1–64    destination: letters, digits, `.`, `_` and `-`
 //!  …               payload
@@ -16,6 +16,9 @@
 //!
 //! A probe carries no payload: it asks whether the receiver takes streams of this peer at all, is answered with a status, and ends. In TLS
 //! 1.3 a client believes itself connected before the server has looked at its certificate; a probe tells.
+//!
+//! A control stream carries what both sidecars tell each other ([`exchange`](crate::exchange::message)) instead of a payload, after the status
+//! and in both directions; its destination says nothing.
 //!
 //! A receiver that does not know the version or one of the flags answers [`Status::Version`] and reads nothing else.
 
@@ -36,6 +39,8 @@ pub const MAX_HEADER: usize = FIXED + MAX_DESTINATION;
 const BULK: u8 = 1;
 /// The flag of a probe.
 const PROBE: u8 = 2;
+/// The flag of a control stream.
+const CONTROL: u8 = 4;
 
 /// What a stream is for. Streams of different classes never share a connection, so that large transfers hold nothing up.
 #[derive(
@@ -151,16 +156,33 @@ pub struct Header {
     pub class: Class,
     /// It asks for the status only.
     pub probe: bool,
+    /// It is for the sidecars themselves.
+    pub control: bool,
     /// Where it leads.
     pub destination: Destination,
 }
 
 impl Header {
+    /// The header of a stream that carries connections of clients to a destination.
+    pub fn to(class: Class, destination: Destination) -> Self {
+        Self { class, probe: false, control: false, destination }
+    }
+
+    /// The header of a probe.
+    pub fn probe(class: Class) -> Self {
+        Self { probe: true, ..Self::to(class, Destination::default()) }
+    }
+
+    /// The header of a control stream.
+    pub fn control(class: Class) -> Self {
+        Self { control: true, ..Self::to(class, Destination::default()) }
+    }
+
     /// The bytes, [`MAX_HEADER`] at most.
     pub fn encode(&self) -> Vec<u8> {
         let name = self.destination.as_str().as_bytes();
         let bulk = if self.class == Class::Bulk { BULK } else { 0 };
-        let flags = bulk | if self.probe { PROBE } else { 0 };
+        let flags = bulk | if self.probe { PROBE } else { 0 } | if self.control { CONTROL } else { 0 };
         let mut bytes = Vec::with_capacity(FIXED + name.len());
         // A destination has 64 bytes at most.
         bytes.extend([VERSION, flags, name.len() as u8]);
@@ -177,7 +199,7 @@ impl Header {
         if bytes.first().is_some_and(|version| *version != VERSION) {
             return Err(Status::Version);
         }
-        if bytes.get(1).is_some_and(|flags| flags & !(BULK | PROBE) != 0) {
+        if bytes.get(1).is_some_and(|flags| flags & !(BULK | PROBE | CONTROL) != 0) {
             return Err(Status::Version);
         }
         let Some(([_, flags, length], rest)) = bytes.split_first_chunk::<FIXED>() else { return Ok(None) };
@@ -189,7 +211,8 @@ impl Header {
         let name = std::str::from_utf8(name).map_err(|_| Status::Refused)?;
         let destination = name.parse().map_err(|_| Status::Refused)?;
         let class = if flags & BULK == 0 { Class::Interactive } else { Class::Bulk };
-        Ok(Some((Self { class, probe: flags & PROBE != 0, destination }, FIXED + length)))
+        let (probe, control) = (flags & PROBE != 0, flags & CONTROL != 0);
+        Ok(Some((Self { class, probe, control, destination }, FIXED + length)))
     }
 }
 
@@ -263,7 +286,7 @@ mod tests {
     use super::*;
 
     fn header(class: Class, destination: &str) -> Header {
-        Header { class, probe: false, destination: destination.parse().unwrap() }
+        Header::to(class, destination.parse().unwrap())
     }
 
     #[test]
@@ -271,6 +294,8 @@ mod tests {
         assert_eq!(header(Class::Interactive, "node").encode(), b"\x01\x00\x04node");
         assert_eq!(header(Class::Bulk, "a").encode(), b"\x01\x01\x01a");
         assert_eq!(Header { probe: true, ..header(Class::Bulk, "a") }.encode(), b"\x01\x03\x01a");
+        assert_eq!(Header::probe(Class::Interactive).encode(), b"\x01\x02\x04node");
+        assert_eq!(Header::control(Class::Bulk).encode(), b"\x01\x05\x04node");
         let long = "x".repeat(64);
         assert_eq!(header(Class::Bulk, &long).encode().len(), MAX_HEADER);
     }
@@ -278,7 +303,7 @@ mod tests {
     #[test]
     fn what_cannot_be_a_header_is_refused_at_once() {
         assert_eq!(Header::decode(b"\x02"), Err(Status::Version));
-        assert_eq!(Header::decode(b"\x01\x04"), Err(Status::Version));
+        assert_eq!(Header::decode(b"\x01\x08"), Err(Status::Version));
         assert_eq!(Header::decode(b"\x01\x80\x04node"), Err(Status::Version));
         assert_eq!(Header::decode(b"\x01\x00\x00"), Err(Status::Refused));
         assert_eq!(Header::decode(b"\x01\x00\x41"), Err(Status::Refused));
@@ -298,9 +323,9 @@ mod tests {
     }
 
     fn any_header() -> impl Strategy<Value = Header> {
-        ("[A-Za-z0-9._-]{1,64}", any::<bool>(), any::<bool>()).prop_map(|(name, bulk, probe)| {
+        ("[A-Za-z0-9._-]{1,64}", any::<[bool; 3]>()).prop_map(|(name, [bulk, probe, control])| {
             let class = if bulk { Class::Bulk } else { Class::Interactive };
-            Header { probe, ..header(class, &name) }
+            Header { probe, control, ..header(class, &name) }
         })
     }
 

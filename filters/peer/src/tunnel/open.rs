@@ -201,9 +201,8 @@ async fn converse(
 /// # Errors
 /// When it does not.
 pub(crate) async fn probe(connection: &Connection, class: super::header::Class) -> Result<(), Failure> {
-    let header = Header { class, probe: true, destination: Default::default() };
     let (mut send, mut receive) = connection.open_bi().await.map_err(|_| Failure::Lost)?;
-    send.write_all(&header.encode()).await.map_err(|_| Failure::Lost)?;
+    send.write_all(&Header::probe(class).encode()).await.map_err(|_| Failure::Lost)?;
     // Cannot fail on a stream that was just opened.
     let _ = send.finish();
     let mut status = [0];

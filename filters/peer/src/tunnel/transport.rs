@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::congestion::LossTolerantConfig;
 
-/// The most streams of one connection.
+/// The most streams of one connection, beside the control stream.
 pub const STREAMS: u32 = 128;
 /// What a receiver allows. New ones in the place of those that have ended are allowed only from an eighth of all on, and must not be waited
 /// for by whoever has less than [`STREAMS`].

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::support::*;
 
 /// A connection as sidecar A makes it.
-async fn connect(pair: &Pair) -> (Endpoint, Connection) {
+pub(crate) async fn connect(pair: &Pair) -> (Endpoint, Connection) {
     let settings = serde_json::from_value(identity(&pair.files, "a")).unwrap();
     let identity = Identity::open(&settings).unwrap();
     let config = ClientConfig::new(identity.client(peer(pair.name, "b").parse().unwrap()));
@@ -36,7 +36,7 @@ async fn every_header_has_its_answer() {
     let pair = Pair::start("headers", Unusual::default()).await;
     let (_endpoint, connection) = connect(&pair).await;
     let header = |destination: &str, probe| {
-        Header { class: Class::Interactive, probe, destination: destination.parse().unwrap() }.encode()
+        Header { probe, ..Header::to(Class::Interactive, destination.parse().unwrap()) }.encode()
     };
     let status = |status: Status| vec![status.byte()];
     assert_eq!(answer(&connection, &header("node", true)).await, status(Status::Ok));
@@ -129,7 +129,12 @@ async fn gets_nothing(pair: &Pair, config: ClientConfig) {
     let Ok(connection) = timeout(PATIENCE, connecting).await.unwrap() else { return };
     let asked = async {
         let (mut send, mut receive) = connection.open_bi().await.ok()?;
-        let header = Header { class: Class::Interactive, probe: false, destination: "node".parse().unwrap() };
+        let header = Header {
+            class: Class::Interactive,
+            probe: false,
+            control: false,
+            destination: "node".parse().unwrap(),
+        };
         let _ = send.write_all(&[header.encode(), b"hello".to_vec()].concat()).await;
         receive.read_to_end(100).await.ok()
     };

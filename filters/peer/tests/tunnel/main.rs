@@ -9,6 +9,7 @@
 )]
 
 mod changes;
+mod control;
 mod failures;
 mod hostile;
 mod streams;

@@ -112,6 +112,7 @@ pub(crate) struct Pair {
     pub(crate) wire: Wire,
     pub(crate) files: tempfile::TempDir,
     listeners: Value,
+    pub(crate) listeners_b: Value,
 }
 
 /// How a pair is unusual.
@@ -166,7 +167,8 @@ impl Pair {
         let behind = Node { p2p: unusual.node.unwrap_or(inside).into(), ..nowhere() };
         let allow = unusual.allow.map_or_else(|| peer(name, "a"), str::to_owned);
         let listeners = json!({ "quic": "127.0.0.1:0", "identity": identity(&files, "b"), "allow": [allow] });
-        let b = Sidecar::start(behind, listeners, json!({})).await;
+        let b = Sidecar::start(behind, listeners.clone(), json!({})).await;
+        let listeners_b = listeners;
         let wire = Wire::to(quic(&b)).await;
         wire.cut(unusual.cut);
         let sidecar = json!({ "to": [wire.address.to_string()], "name": peer(name, "b") });
@@ -178,7 +180,7 @@ impl Pair {
         let listeners =
             json!({ "outbound": [route], "identity": identity(&files, "a"), "connect_timeout": "10s" });
         let a = Sidecar::start(nowhere(), listeners.clone(), pooling(&unusual.pooling)).await;
-        Self { name, a, b, wire, files, listeners }
+        Self { name, a, b, wire, files, listeners, listeners_b }
     }
 
     /// Other settings of A's filters.

@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::cache::grouped;
-use super::{list, number, shown, text};
-use crate::cli::output::{Tone, cell, plain, table};
+use super::{is, list, number, shown, text};
+use crate::cli::output::{Cell, Tone, cell, plain, table};
 
 /// `peers`
 pub(crate) fn peers(answer: &Value, colour: bool) -> String {
@@ -13,7 +13,17 @@ pub(crate) fn peers(answer: &Value, colour: bool) -> String {
         let expires = i64::try_from(number(own, "expires")).unwrap_or(i64::MAX);
         let expires =
             jiff::Timestamp::from_second(expires).map_or_else(|_| "never".to_owned(), |at| at.to_string());
-        page.push_str(&format!("this sidecar is {}, until {expires}\n\n", text(own, "name")));
+        page.push_str(&format!("this sidecar is {}, until {expires}\n", text(own, "name")));
+    }
+    if let Some(node) = answer.get("node") {
+        match (text(node, "peer_id"), text(node, "failure")) {
+            ("", "") => {}
+            ("", why) => page.push_str(&format!("its node does not tell who it is: {why}\n")),
+            (id, _) => page.push_str(&format!("its node is {id}\n")),
+        }
+    }
+    if !page.is_empty() {
+        page.push('\n');
     }
     let routes = list(answer, "routes").map(|route| {
         let path = text(route, "path");
@@ -44,6 +54,31 @@ pub(crate) fn peers(answer: &Value, colour: bool) -> String {
     }
     if let Some(counts) = answer.get("capture").filter(|capture| capture.is_object()) {
         page.push_str(&format!("\ncaptured by {}: {}\n", text(counts, "mode"), captured(counts)));
+    }
+    let multiaddrs: Vec<_> = list(answer, "routes")
+        .filter(|route| !text(route, "multiaddr").is_empty())
+        .map(|route| {
+            let node = answer.get("node");
+            let name = text(route, "name");
+            let of = |key: &str| node.and_then(|node| node.get(key)?.get(name));
+            let told = match (of("announced"), of("problems")) {
+                (Some(_), _) => cell("yes", Tone::Good),
+                (None, Some(why)) => cell(shown(Some(why)), Tone::Warn),
+                (None, None) => cell("no", Tone::Faint),
+            };
+            vec![plain(name), told, plain(text(route, "multiaddr"))]
+        })
+        .collect();
+    if !multiaddrs.is_empty() {
+        page.push('\n');
+        page.push_str(&table(&["ROUTE", "ANNOUNCED", "MULTIADDR FOR THE NODE"], multiaddrs, colour));
+    }
+    let sidecars: Vec<_> = list(answer, "sidecars").map(sidecar_row).collect();
+    if !sidecars.is_empty() {
+        page.push('\n');
+        let headings =
+            ["SIDECAR", "HEARD S AGO", "RTT MS", "VERSION", "TUNNEL", "SERVES", "CAPABILITIES", "NODE"];
+        page.push_str(&table(&headings, sidecars, colour));
     }
     let connections: Vec<_> = list(answer, "pools")
         .flat_map(|pool| {
@@ -91,6 +126,26 @@ pub(super) fn captured(counts: &Value) -> String {
     )
 }
 
+/// What another sidecar has told.
+fn sidecar_row(sidecar: &Value) -> Vec<Cell> {
+    let words = |key: &str| list(sidecar, key).filter_map(Value::as_str).collect::<Vec<_>>().join(" ");
+    let tenths = |key: &str| {
+        let value = sidecar.get(key).and_then(Value::as_f64);
+        value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"))
+    };
+    let tone = if is(sidecar, "connected") { Tone::Plain } else { Tone::Warn };
+    vec![
+        plain(text(sidecar, "name")),
+        cell(tenths("heard_seconds_ago"), tone),
+        plain(tenths("rtt_ms")),
+        plain(text(sidecar, "version")),
+        plain(shown(sidecar.get("tunnel_version"))),
+        plain(words("destinations")),
+        cell(words("capabilities"), Tone::Faint),
+        plain(text(sidecar, "peer_id")),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -103,9 +158,16 @@ mod tests {
             "identity": { "name": "spiffe://qudag/a", "expires": 1_900_000_000 },
             "routes": [
                 { "name": "b", "bind": "127.0.0.1:4101", "to": "b.example:4001", "peer": "spiffe://qudag/b",
-                  "path": "tunnel", "why": "1 connection", "captured": 12 },
+                  "path": "tunnel", "why": "1 connection", "captured": 12, "multiaddr": "/ip4/127.0.0.1/tcp/4101/p2p/12D3KooB" },
                 { "name": "c", "bind": "127.0.0.1:4102", "to": "c.example:4001", "peer": null,
                   "path": "direct", "why": "the route has no sidecar" },
+            ],
+            "node": { "peer_id": "12D3KooA", "failure": null, "announced": { "b": "/ip4/127.0.0.1/tcp/4101/p2p/12D3KooB" },
+                      "problems": {} },
+            "sidecars": [
+                { "name": "spiffe://qudag/b", "connected": true, "version": "0.1.0", "tunnel_version": 1,
+                  "capabilities": ["x86_64", "avx2"], "peer_id": "12D3KooB", "destinations": ["node"],
+                  "heard_seconds_ago": 1.25, "rtt_ms": 40.5 },
             ],
             "pools": [{ "peer": "spiffe://qudag/b", "class": "interactive", "connections": [
                 { "to": "192.0.2.1:4433", "state": "live", "streams": 3, "rtt_ms": 40.25, "packets_sent": 12_345,
@@ -115,12 +177,19 @@ mod tests {
         });
         let expected = "\
 this sidecar is spiffe://qudag/a, until 2030-03-17T17:46:40Z
+its node is 12D3KooA
 
 ROUTE  BIND            SIDECAR           DIRECT TO       CAPTURED  PATH    WHY
 b      127.0.0.1:4101  spiffe://qudag/b  b.example:4001  12        tunnel  1 connection
 c      127.0.0.1:4102                    c.example:4001  0         direct  the route has no sidecar
 
 captured by redirect: 12 over routes, 3 directly, 0 refused, 0 to the listener itself; 1 open
+
+ROUTE  ANNOUNCED  MULTIADDR FOR THE NODE
+b      yes        /ip4/127.0.0.1/tcp/4101/p2p/12D3KooB
+
+SIDECAR           HEARD S AGO  RTT MS  VERSION  TUNNEL  SERVES  CAPABILITIES  NODE
+spiffe://qudag/b  1.2          40.5    0.1.0    1       node    x86_64 avx2   12D3KooB
 
 SIDECAR           CLASS        ADDRESS         STATE  STREAMS  RTT MS  SENT    LOST  MTU   AGE S
 spiffe://qudag/b  interactive  192.0.2.1:4433  live   3        40.2    12,345  2     1452  61
