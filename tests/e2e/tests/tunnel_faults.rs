@@ -49,7 +49,7 @@ async fn a_killed_peer_costs_its_streams_and_no_other() {
     };
     let lost = async {
         let all = async || (load.lost() == STEADY).then_some(());
-        eventually(10 * SECOND, "the streams are reset", all).await;
+        eventually(20 * SECOND, "the streams are reset", all).await;
         killed.elapsed()
     };
     let (open, lost) = tokio::join!(open, lost);
@@ -71,7 +71,8 @@ async fn a_killed_peer_costs_its_streams_and_no_other() {
         report.failed()
     );
     assert!(direct < 2 * SECOND, "the first one goes directly after {direct:?}");
-    assert!(open < 5 * SECOND && lost < 5 * SECOND, "open after {open:?}, reset after {lost:?}");
+    // Hosts send few errors, and the probes want some too; without any it would be 30 s.
+    assert!(open < 5 * SECOND && lost < 12 * SECOND, "open after {open:?}, reset after {lost:?}");
     let slowest = report.slowest(killed + 2 * SECOND, restarted);
     assert!(slowest < SECOND, "while it is down a connection waited {slowest:?}");
     // One opens the breaker, and then one goes out each time: after 0.5 s at the earliest, 1 s, 2 s.
@@ -187,12 +188,15 @@ async fn udp_that_is_blocked_from_the_start_costs_the_first_connections_a_second
         waits.push((began - start, began.elapsed()));
         sleep(Duration::from_millis(20)).await;
     }
-    let (first, later): (Vec<_>, Vec<_>) = waits.iter().partition(|(at, _)| *at < SECOND);
-    let slowest = |waits: &[&(Duration, Duration)]| waits.iter().map(|(_, took)| *took).max().unwrap();
-    let waited = later.iter().filter(|(_, took)| *took > Duration::from_millis(250)).count();
-    println!("blocked from the start: {:?} at first, {:?} later", slowest(&first), slowest(&later));
-    assert!(slowest(&first) < Duration::from_millis(1500));
+    let took = |early: bool| {
+        let of = waits.iter().filter(move |(at, _)| (*at < SECOND) == early);
+        of.map(|(_, took)| *took).collect::<Vec<_>>()
+    };
+    let (first, later) = (took(true), took(false));
+    println!("blocked from the start: {:?} at first, {:?} later", first.iter().max(), later.iter().max());
+    assert!(first.iter().all(|took| *took < Duration::from_millis(1500)), "{first:?}");
     // A busy machine may hold up one or another.
+    let waited = later.iter().filter(|took| **took > Duration::from_millis(250)).count();
     assert!(waited * 20 < later.len(), "{waited} of {} waited", later.len());
     let name = "qudag_sidecar_peer_fallbacks_total";
     assert!(pair.metric(name, &[("target", "there")]).await >= waits.len() as f64, "each is counted");
