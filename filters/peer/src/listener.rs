@@ -46,27 +46,27 @@ pub(crate) async fn bind(
     let place = Arc::new(Place { name, bind: bind.clone(), chains, open: Seats::default() });
     let warm = Arc::clone(&place);
     let front = socket.into_front(move |client, drain| connection(Arc::clone(&place), client, drain));
-    Ok(Box::new(WarmFront { front, place: warm }))
+    let at = front.address();
+    Ok(Box::new(Tended { front, beside: Box::pin(async move { warm.keep_warm(&at).await }) }))
 }
 
-/// A listener that has the tunnel of its route ready before the first client comes.
-struct WarmFront {
-    front: Box<dyn Front>,
-    place: Arc<Place>,
+/// A listener, and what is done beside it while it serves: it has the tunnels of its routes ready before the first client comes.
+pub(crate) struct Tended {
+    pub(crate) front: Box<dyn Front>,
+    pub(crate) beside: BoxFuture<'static, ()>,
 }
 
-impl Front for WarmFront {
+impl Front for Tended {
     fn address(&self) -> Address {
         self.front.address()
     }
 
     fn serve(self: Box<Self>, drain: Drain) -> BoxFuture<'static, ()> {
-        let Self { front, place } = *self;
-        let at = front.address();
+        let Self { front, beside } = *self;
         Box::pin(async move {
             tokio::select! {
                 () = front.serve(drain) => {}
-                () = place.keep_warm(&at) => {}
+                () = beside => {}
             }
         })
     }

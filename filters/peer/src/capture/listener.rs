@@ -4,14 +4,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
 use qudag_filter_api::{Address, Chains, Env, FilterError, Host, HostPort, Kind, Resolve};
 use qudag_filter_common::{Drain, FlowLine, Front, Seats, Socket, Stream, connect_marked};
 use tokio::time::MissedTickBehavior;
 
 use super::status::Outcome;
 use super::{CaptureMode, CaptureSettings, Counts, Unmatched};
-use crate::listener::{Opened, WARM, ask, carry, warm};
+use crate::listener::{Opened, Tended, WARM, ask, carry, warm};
 use crate::opening::Opening;
 use crate::{Link, Peer, Route};
 
@@ -51,29 +50,7 @@ pub(crate) async fn bind(
     let place = Arc::new(place);
     let warm = Arc::clone(&place);
     let front = socket.into_front(move |client, drain| connection(Arc::clone(&place), client, drain));
-    Ok(Box::new(WarmFront { front, place: warm }))
-}
-
-/// A listener that has the tunnels of all routes ready before the first connection is captured.
-struct WarmFront {
-    front: Box<dyn Front>,
-    place: Arc<Place>,
-}
-
-impl Front for WarmFront {
-    fn address(&self) -> Address {
-        self.front.address()
-    }
-
-    fn serve(self: Box<Self>, drain: Drain) -> BoxFuture<'static, ()> {
-        let Self { front, place } = *self;
-        Box::pin(async move {
-            tokio::select! {
-                () = front.serve(drain) => {}
-                () = place.keep_warm() => {}
-            }
-        })
-    }
+    Ok(Box::new(Tended { front, beside: Box::pin(async move { warm.keep_warm().await }) }))
 }
 
 impl Place {

@@ -42,7 +42,7 @@ pub(super) async fn dial(pool: Arc<PeerPool>, target: Target, leave: Dial) {
                 // Both last as long as the connection.
                 tokio::join!(
                     exchange::call(&exchange, &connection, &name, class),
-                    pulse::watch(connection.clone(), OWED)
+                    pulse::watch(connection.clone(), OWED, target.mark)
                 );
                 if let Some(pool) = pool.upgrade() {
                     pool.closed(id);
@@ -80,7 +80,7 @@ async fn connect(
             tokio::select! {
                 connected = attempt => connected,
                 // Where a host says so there is no need to wait.
-                () = pulse::closed_port(*address) => Err("port_closed"),
+                () = pulse::closed_port(*address, target.mark) => Err("port_closed"),
             }
         };
         match timeout_at(Instant::now() + share, attempt).await {

@@ -210,7 +210,7 @@ fn admit(place: &Arc<Place>, incoming: Incoming, drain: &Drain) {
 /// Takes the streams of a connection until it ends; when the drain starts, no more, and the connection ends with the last one.
 async fn serve_connection(place: &Arc<Place>, connection: Connection, name: PeerName, drain: &Drain) {
     let streams = TaskTracker::new();
-    tokio::spawn(pulse::watch(connection.clone(), OWED));
+    tokio::spawn(pulse::watch(connection.clone(), OWED, None));
     let begin = |(send, receive): (SendStream, RecvStream)| {
         let (place, drain, name) = (Arc::clone(place), drain.clone(), name.clone());
         let remote = connection.remote_address();

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use quinn::Connection;
+use socket2::SockRef;
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -78,23 +79,26 @@ fn numbers(connection: &Connection) -> (u64, u64) {
     (stats.udp_rx.datagrams, sent.saturating_sub(stats.path.sent_plpmtud_probes))
 }
 
-/// Resolves when the host says that nobody has the port; otherwise never.
-pub(crate) async fn closed_port(to: SocketAddr) {
-    if knock(to).await.is_none() {
+/// Resolves when the host says that nobody has the port; otherwise never. `mark` is what packets to other sidecars are marked with.
+pub(crate) async fn closed_port(to: SocketAddr, mark: Option<u32>) {
+    if knock(to, mark).await.is_none() {
         pending::<()>().await;
     }
 }
 
 /// Whether nobody has the port from which a connection's packets came, as far as the host says so.
-async fn is_closed(connection: &Connection) -> bool {
+async fn is_closed(connection: &Connection, mark: Option<u32>) -> bool {
     let heard = connection.stats().udp_rx.datagrams;
-    let knocked = timeout(ASKING, knock(connection.remote_address())).await;
+    let knocked = timeout(ASKING, knock(connection.remote_address(), mark)).await;
     // Whoever says something is there.
     knocked.is_ok_and(|refused| refused.is_some()) && connection.stats().udp_rx.datagrams == heard
 }
 
-async fn knock(to: SocketAddr) -> Option<()> {
+async fn knock(to: SocketAddr, mark: Option<u32>) -> Option<()> {
     let socket = UdpSocket::bind(transport::any(to)).await.ok()?;
+    if let Some(mark) = mark {
+        SockRef::from(&socket).set_mark(mark).ok()?;
+    }
     socket.connect(to).await.ok()?;
     let is_refused = |result: &std::io::Result<usize>| {
         result.as_ref().is_err_and(|why| why.kind() == ErrorKind::ConnectionRefused)
@@ -113,7 +117,7 @@ async fn knock(to: SocketAddr) -> Option<()> {
 }
 
 /// Ends a connection whose other side does not exist any more, long before its own time limit does. Resolves with the connection.
-pub(crate) async fn watch(connection: Connection, patience: Duration) {
+pub(crate) async fn watch(connection: Connection, patience: Duration, mark: Option<u32>) {
     let mut pulse = Pulse::default();
     let looks = async {
         loop {
@@ -121,7 +125,7 @@ pub(crate) async fn watch(connection: Connection, patience: Duration) {
             let now = Instant::now();
             let trips = connection.rtt().saturating_mul(4);
             let owes = pulse.of(&connection, now) > patience + trips;
-            if (owes || pulse.quiet(now) > QUIET + trips) && is_closed(&connection).await {
+            if (owes || pulse.quiet(now) > QUIET + trips) && is_closed(&connection, mark).await {
                 return;
             }
         }
@@ -165,9 +169,9 @@ mod tests {
         for host in ["127.0.0.1:0", "[::1]:0"] {
             let socket = UdpSocket::bind(host).await.unwrap();
             let address = socket.local_addr().unwrap();
-            assert!(timeout(Duration::from_millis(300), closed_port(address)).await.is_err());
+            assert!(timeout(Duration::from_millis(300), closed_port(address, None)).await.is_err());
             drop(socket);
-            timeout(Duration::from_secs(20), closed_port(address)).await.unwrap();
+            timeout(Duration::from_secs(20), closed_port(address, None)).await.unwrap();
         }
     }
 }
