@@ -62,7 +62,7 @@ pub struct OutlierSettings {
     /// Streams that failed to open.
     #[schemars(range(min = 1, max = 1000))]
     pub failures: u32,
-    /// Lost packets in percent, where at least 100 were sent.
+    /// Lost packets in percent, where at least 100 were sent, and twice as many as on the median.
     #[schemars(range(min = 1, max = 100))]
     pub loss_percent: u32,
     /// How many times as long as the median the round trip is, and by 20 ms at least.

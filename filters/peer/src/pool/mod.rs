@@ -69,15 +69,15 @@ impl Pools {
         pool
     }
 
-    /// Forgets a pool that nobody wants and that has no connection any more.
-    fn retire(&self, pool: &Arc<PeerPool>) {
+    /// Forgets a pool that nobody wants and that has no connection any more. Returns whether it is forgotten.
+    fn retire(&self, pool: &Arc<PeerPool>) -> bool {
         let mut pools = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (pool.name.clone(), pool.class);
-        let same = pools.get(&key).is_some_and(|known| Arc::ptr_eq(known, pool));
-        // Two: the caller, and this list. Others would get a pool that the list does not know.
-        if same && Arc::strong_count(pool) == 2 && !pool.lock().tended {
-            pools.remove(&key);
+        // Two: the caller, and this list. Others would be left with a pool that the list does not know.
+        let unused = Arc::strong_count(pool) == 2 && pool.lock().is_idle(Instant::now());
+        if unused {
+            pools.remove(&(pool.name.clone(), pool.class));
         }
+        unused
     }
 
     /// What is known of every pool.
@@ -108,6 +108,13 @@ struct Inner {
     tended: bool,
     /// Why the last dial failed.
     last: Option<&'static str>,
+}
+
+impl Inner {
+    /// Nobody wants connections, and there are none.
+    fn is_idle(&self, now: Instant) -> bool {
+        !self.rules.is_wanted(now.into_std()) && self.links.is_empty() && !self.rules.is_dialling()
+    }
 }
 
 /// A connection, with a socket of its own.
@@ -198,7 +205,7 @@ impl PeerPool {
         }
     }
 
-    /// Looks at every connection. Returns whether there is more to look after.
+    /// Looks at every connection. Returns whether there is nothing more to look after.
     fn tick(self: &Arc<Self>) -> bool {
         let now = Instant::now();
         let mut inner = self.lock();
@@ -216,9 +223,7 @@ impl PeerPool {
         }
         self.work(&mut inner, now);
         self.meters.show(&inner);
-        let wanted = inner.rules.is_wanted(now.into_std());
-        inner.tended = wanted || !inner.links.is_empty() || inner.rules.is_dialling();
-        inner.tended
+        inner.is_idle(now)
     }
 
     /// A connection for a stream, where it has its place until the answer is dropped. `patient` streams wait while the peer is probed.
@@ -329,16 +334,13 @@ impl Drop for Place {
     }
 }
 
+/// Looks after a pool until it is forgotten.
 async fn tend(pool: Weak<PeerPool>) {
     loop {
         match pool.upgrade() {
-            Some(pool) if pool.tick() => {}
-            Some(pool) => {
-                if let Some(home) = pool.home.upgrade() {
-                    home.retire(&pool);
-                }
-                return;
-            }
+            // Whoever has it just now may still want it, and the next look is soon.
+            Some(pool) if pool.tick() && pool.home.upgrade().is_none_or(|home| home.retire(&pool)) => return,
+            Some(_) => {}
             None => return,
         }
         tokio::time::sleep(TICK).await;

@@ -141,16 +141,37 @@ impl Member {
         self.state == State::Live
     }
 
+    /// Lost packets since the last sweep, in thousandths; 0 of few.
+    fn loss(&self) -> u64 {
+        let sent = self.sample.sent.saturating_sub(self.swept.sent);
+        let lost = self.sample.lost.saturating_sub(self.swept.lost);
+        if sent < LOSS_OF { 0 } else { lost.saturating_mul(1000) / sent }
+    }
+
     /// How bad it was since the last sweep, compared with the others; 0 when nothing is wrong.
-    fn badness(&self, median_rtt: Duration, limits: &Outliers) -> u32 {
+    fn badness(&self, usual: &Usual, limits: &Outliers) -> u32 {
         let (now, then) = (&self.sample, &self.swept);
-        let (sent, lost) = (now.sent.saturating_sub(then.sent), now.lost.saturating_sub(then.lost));
-        let lossy = sent >= LOSS_OF && lost * 100 > sent * u64::from(limits.loss_percent);
-        let slow = now.rtt > median_rtt.saturating_mul(limits.rtt_times) && now.rtt > median_rtt + SLOW_BY;
+        let loss = self.loss();
+        // Where the path loses as much for all, another connection would be no better.
+        let lossy = loss > 10 * u64::from(limits.loss_percent) && loss > 2 * usual.loss;
+        let slow = now.rtt > usual.rtt.saturating_mul(limits.rtt_times) && now.rtt > usual.rtt + SLOW_BY;
         let holes = now.black_holes > then.black_holes;
         let failing = self.failed >= limits.failures;
         8 * u32::from(failing) + 4 * u32::from(holes) + 2 * u32::from(lossy) + u32::from(slow)
     }
+}
+
+/// What the connections of a pool have in common.
+struct Usual {
+    rtt: Duration,
+    /// Lost packets in thousandths.
+    loss: u64,
+}
+
+/// The middle value; of an even number the lower one: it is the better one that others are compared with.
+fn lower_median<T: Ord + Copy + Default>(mut values: Vec<T>) -> T {
+    values.sort();
+    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or_default()
 }
 
 /// What a pool has to do now.
@@ -447,14 +468,14 @@ impl Rules {
 
     /// Takes the worst connections out, half of them at most.
     fn sweep(&mut self, limits: &Outliers) {
-        let mut rtts: Vec<_> = self.live().map(|member| member.sample.rtt).collect();
-        rtts.sort();
-        // The lower one of two: it is the better one that others are compared with.
-        let median = rtts.get(rtts.len().saturating_sub(1) / 2).copied().unwrap_or_default();
-        let most = rtts.len() / 2;
+        let usual = Usual {
+            rtt: lower_median(self.live().map(|member| member.sample.rtt).collect()),
+            loss: lower_median(self.live().map(Member::loss).collect()),
+        };
+        let most = self.live_count() / 2;
         let mut bad: Vec<_> = self
             .live()
-            .map(|member| (member.badness(median, limits), member.id))
+            .map(|member| (member.badness(&usual, limits), member.id))
             .filter(|(bad, _)| *bad > 0)
             .collect();
         bad.sort();

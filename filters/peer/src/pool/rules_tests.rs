@@ -221,6 +221,11 @@ fn outliers_go_but_never_more_than_half() {
     assert_eq!(swept(&[Sample { rtt: RTT * 4, ..good }]), 1);
     assert_eq!(swept(&[Sample { rtt: RTT * 2, ..good }]), 0);
     assert_eq!(swept(&[Sample { lost: 60, ..good }]), 1);
+    assert_eq!(
+        swept(&[Sample { lost: 60, ..good }; 4]),
+        0,
+        "the path is bad, and no connection worse than others"
+    );
     assert_eq!(swept(&[Sample { black_holes: 1, ..good }, Sample { lost: 60, ..good }]), 2);
     assert_eq!(swept(&[Sample { black_holes: 1, ..good }; 4]), 2);
     let (mut rules, ids) = pool(2, now);
@@ -233,7 +238,7 @@ fn outliers_go_but_never_more_than_half() {
 #[test]
 fn what_makes_an_outlier_is_a_setting_that_holds_at_once() {
     let now = Instant::now();
-    let good = Sample { rtt: RTT, sent: 1000, lost: 30, black_holes: 0, heard: 1 };
+    let good = Sample { rtt: RTT, sent: 1000, lost: 20, black_holes: 0, heard: 1 };
     let ejected = |outliers: Outliers, sample: Sample, failures: u32, after: Duration| {
         let (mut rules, ids) = pool(2, now);
         for id in &ids {
