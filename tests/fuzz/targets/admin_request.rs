@@ -80,6 +80,9 @@ impl Operations for Generous {
     fn explain(&self, filter: &str) -> Result<Vec<Explanation>, ControlError> {
         Err(ControlError::NotFound(filter.to_owned()))
     }
+    fn peers(&self) -> Result<Value, ControlError> {
+        Ok(Value::Null)
+    }
     fn cache_stats(&self) -> Result<Value, ControlError> {
         Ok(Value::Null)
     }
