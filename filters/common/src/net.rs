@@ -86,7 +86,8 @@ impl Stream {
     }
 }
 
-fn canonical(addr: SocketAddr) -> SocketAddr {
+/// The same address, an IPv4-mapped one (RFC 4291 section 2.5.5.2) as IPv4.
+pub fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 

@@ -133,13 +133,17 @@ impl FilterSpec for ConnectionPooling {
 
     fn check(&self, at: &ConfigPath) -> Vec<ConfigError> {
         let mut errors = Vec::new();
+        let outliers = at.key("outliers");
         let numbers = [
-            ("min_connections", self.min_connections, 1, 16),
-            ("max_connections", self.max_connections, 1, 16),
-            ("max_streams", self.max_streams, 1, STREAMS),
-            ("max_pending", self.max_pending, 1, 65_536),
+            (at, "min_connections", self.min_connections, 1, 16),
+            (at, "max_connections", self.max_connections, 1, 16),
+            (at, "max_streams", self.max_streams, 1, STREAMS),
+            (at, "max_pending", self.max_pending, 1, 65_536),
+            (&outliers, "failures", self.outliers.failures, 1, 1000),
+            (&outliers, "loss_percent", self.outliers.loss_percent, 1, 100),
+            (&outliers, "rtt_times", self.outliers.rtt_times, 2, 100),
         ];
-        for (key, number, least, most) in numbers {
+        for (at, key, number, least, most) in numbers {
             if !(least..=most).contains(&number) {
                 let error = at.key(key).error(format!("{number} is out of range"));
                 errors.push(error.hint(format!("{least} to {most}")));
@@ -159,18 +163,6 @@ impl FilterSpec for ConnectionPooling {
             if period.0.is_zero() || period.0 > Duration::from_secs(10) {
                 let error = at.key(key).error(format!("{period} is out of range"));
                 errors.push(error.hint("above 0s, at most 10s"));
-            }
-        }
-        let outliers = at.key("outliers");
-        let numbers = [
-            ("failures", self.outliers.failures, 1, 1000),
-            ("loss_percent", self.outliers.loss_percent, 1, 100),
-            ("rtt_times", self.outliers.rtt_times, 2, 100),
-        ];
-        for (key, number, least, most) in numbers {
-            if !(least..=most).contains(&number) {
-                let error = outliers.key(key).error(format!("{number} is out of range"));
-                errors.push(error.hint(format!("{least} to {most}")));
             }
         }
         let interval = self.outliers.interval;

@@ -47,6 +47,15 @@ impl Client for Echo {
     }
 }
 
+/// A new connection over which a byte went there and back.
+pub(crate) fn opened(to: SocketAddr) -> io::Result<TcpStream> {
+    let mut stream = tcp(to)?;
+    stream.write_all(b"x")?;
+    let mut got = [0];
+    stream.read_exact(&mut got)?;
+    if got == *b"x" { Ok(stream) } else { Err(wrong("another byte came back")) }
+}
+
 /// A new connection and one byte there and back.
 pub struct Connect(SocketAddr);
 
@@ -62,13 +71,10 @@ impl Connect {
 
 impl Client for Connect {
     fn call(&mut self) -> io::Result<()> {
-        let mut stream = tcp(self.0)?;
-        stream.write_all(b"x")?;
-        let mut got = [0];
-        stream.read_exact(&mut got)?;
+        let stream = opened(self.0)?;
         // The client closes first, and without this every port would rest for a minute.
         rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?;
-        if got == *b"x" { Ok(()) } else { Err(wrong("another byte came back")) }
+        Ok(())
     }
 }
 

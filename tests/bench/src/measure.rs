@@ -144,10 +144,7 @@ fn loaded(contender: &Contender<'_>, plan: Plan) -> Result<(Option<f64>, f64), F
                 })
             })
             .collect();
-        std::thread::park_timeout(plan.slice);
-        while start.elapsed() < plan.slice {
-            std::thread::park_timeout(plan.slice.saturating_sub(start.elapsed()));
-        }
+        pause(plan.slice);
         stop.store(true, Ordering::Relaxed);
         let panicked = |_| Err(io::Error::other("a client panicked"));
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
@@ -165,6 +162,14 @@ fn loaded(contender: &Contender<'_>, plan: Plan) -> Result<(Option<f64>, f64), F
         None => None,
     };
     Ok((cpu, calls / elapsed.as_secs_f64()))
+}
+
+/// Waits for all of this time.
+pub fn pause(time: Duration) {
+    let end = Instant::now() + time;
+    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        std::thread::park_timeout(left);
+    }
 }
 
 fn medians(rounds: &[Figures]) -> Figures {

@@ -86,6 +86,17 @@ impl Row {
     }
 }
 
+/// Puts a figure of ours, the first, beside each of the others'; alone when there are none.
+pub fn beside(row: &str, unit: &'static str, figures: &[(&'static str, f64)]) -> Vec<Row> {
+    match figures.split_first() {
+        None => Vec::new(),
+        Some(((_, ours), [])) => vec![Row::alone(row, *ours, unit)],
+        Some(((_, ours), others)) => {
+            others.iter().map(|(name, theirs)| Row::beside(row, *ours, unit, name, *theirs)).collect()
+        }
+    }
+}
+
 /// The rows as a table for people.
 pub fn table(rows: &[Row]) -> String {
     let head = ["", "ours", "peer", "", "ratio"].map(str::to_owned);

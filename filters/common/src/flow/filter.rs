@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use super::Ended;
+use crate::canonical;
 
 /// The most conditions at once.
 const MOST: usize = 16;
@@ -123,10 +124,6 @@ impl Condition {
             }
         }
     }
-}
-
-fn canonical(socket: SocketAddr) -> SocketAddr {
-    SocketAddr::new(socket.ip().to_canonical(), socket.port())
 }
 
 fn fits(key: &str, detail: &str, value: &str) -> bool {

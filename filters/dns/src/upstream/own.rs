@@ -3,6 +3,8 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{PoisonError, RwLock};
 
+use qudag_filter_common::canonical;
+
 static LISTENING: RwLock<Vec<SocketAddr>> = RwLock::new(Vec::new());
 
 /// An address of ours, until it is dropped.
@@ -42,10 +44,6 @@ pub(crate) fn reaches(addr: SocketAddr, bound: SocketAddr) -> bool {
     // A socket that is bound to all IPv6 addresses takes IPv4 as well; the reverse is not so.
     let all = bound.ip().is_unspecified() && (bound.is_ipv6() || addr.is_ipv4());
     addr.ip() == bound.ip() || all && is_local(addr.ip())
-}
-
-fn canonical(addr: SocketAddr) -> SocketAddr {
-    SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
 /// Whether an address is one of this host's: only those can be bound.

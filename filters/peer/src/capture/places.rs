@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use qudag_filter_api::{Address, Host, HostPort, Resolve};
+use qudag_filter_common::canonical;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
@@ -139,10 +140,6 @@ fn table(routes: &[Arc<Route>], known: impl Fn(&str) -> Option<Vec<IpAddr>>) -> 
         }
     }
     table
-}
-
-fn canonical(addr: SocketAddr) -> SocketAddr {
-    SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// The longest message of Noise.
-const MOST: usize = 65_535;
+pub(super) const MOST: usize = 65_535;
 /// How much is read at once.
 const PIECE: usize = 4 << 10;
 

@@ -7,15 +7,13 @@ use snow::{Builder, HandshakeState, TransportState};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::PeerId;
-use super::channel::{Messages, more};
+use super::channel::{MOST, Messages, more};
 use super::crypto::{AwsLc, static_key};
 use super::identity::{Identity, NotAnIdentity, read_identity};
 use super::lines::{Line, Lines, hello};
 
 const PATTERN: &str = "Noise_XX_25519_ChaChaPoly_SHA256";
 const NOISE: &str = "/noise";
-/// The longest message of Noise.
-const MOST: usize = 65_535;
 
 /// Why a node could not be asked who it is.
 #[derive(Debug, thiserror::Error)]

@@ -25,7 +25,7 @@ use qudag_kit::FaultyDns;
 use crate::Failure;
 use crate::contenders::Stage;
 use crate::measure::{Plan, median};
-use crate::row::Row;
+use crate::row::{self, Row};
 use load::{Load, Order, Outcome, Pace};
 use question::Questions;
 use resolvers::{Resolver, Setting, Who};
@@ -124,15 +124,10 @@ impl Table<'_> {
     }
 }
 
-/// Puts a figure of ours, the first, beside each of the others'; alone when there are none.
+/// [`row::beside`] for resolvers.
 fn beside(row: &str, unit: &'static str, figures: &[(Who, f64)]) -> Vec<Row> {
-    match figures.split_first() {
-        None => Vec::new(),
-        Some(((_, ours), [])) => vec![Row::alone(row, *ours, unit)],
-        Some(((_, ours), others)) => {
-            others.iter().map(|(who, theirs)| Row::beside(row, *ours, unit, who.name(), *theirs)).collect()
-        }
-    }
+    let named: Vec<_> = figures.iter().map(|(who, figure)| (who.name(), *figure)).collect();
+    row::beside(row, unit, &named)
 }
 
 /// The median over the rounds of one figure of each.

@@ -6,7 +6,7 @@ use super::stand::Stand;
 use crate::contenders::Stage;
 use crate::measure::{Plan, median};
 use crate::progress::Progress;
-use crate::row::Row;
+use crate::row::{self, Row};
 use crate::suites::group;
 use crate::{Failure, clients, servers};
 
@@ -45,9 +45,6 @@ fn far(stage: &Stage, plan: Plan) -> Result<Vec<Row>, Failure> {
     }
     drop(progress);
     let figures: Vec<_> = ways.iter().map(|way| way.name).zip(times.into_iter().map(median)).collect();
-    let Some(((_, ours), others)) = figures.split_first() else { return Ok(Vec::new()) };
-    let row = "peer, connect and 1 B over 40 ms: in round trips";
-    let beside =
-        |(name, theirs): &(&'static str, f64)| Row::beside(row, *ours, "RTT", name, *theirs).at_most(MOST);
-    Ok(others.iter().map(beside).collect())
+    let rows = row::beside("peer, connect and 1 B over 40 ms: in round trips", "RTT", &figures);
+    Ok(rows.into_iter().map(|row| row.at_most(MOST)).collect())
 }

@@ -8,7 +8,7 @@ use super::stand::Stand;
 use crate::contenders::Stage;
 use crate::measure::{Plan, median};
 use crate::progress::Progress;
-use crate::row::Row;
+use crate::row::{self, Row};
 use crate::{Failure, servers};
 
 const LINK: &str = "delay=20ms,rate=20mbit";
@@ -43,8 +43,6 @@ pub(super) fn rows(stage: &Stage, plan: Plan) -> Result<Vec<Row>, Failure> {
         }
     }
     drop(progress);
-    let figures: Vec<_> = sharers.iter().zip(kept.into_iter().map(median)).collect();
-    let Some(((_, ours), others)) = figures.split_first() else { return Ok(Vec::new()) };
-    let row = "peer, fairness: what TCP keeps of 20 Mbit/s beside";
-    Ok(others.iter().map(|(name, theirs)| Row::beside(row, *ours, "Mbit/s", name, *theirs)).collect())
+    let figures: Vec<_> = sharers.into_iter().zip(kept.into_iter().map(median)).collect();
+    Ok(row::beside("peer, fairness: what TCP keeps of 20 Mbit/s beside", "Mbit/s", &figures))
 }

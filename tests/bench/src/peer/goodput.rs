@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::stand::Stand;
 use crate::contenders::Stage;
-use crate::measure::{Plan, median};
+use crate::measure::{Plan, median, pause};
 use crate::progress::Progress;
-use crate::row::Row;
+use crate::row::{self, Row};
 use crate::suites::DIRECT;
 use crate::{Failure, clients, servers};
 
@@ -74,11 +74,11 @@ pub(super) fn rows(stage: &Stage, plan: Plan) -> Result<Vec<Row>, Failure> {
         drop(progress);
         let medians: Vec<_> =
             stands.iter().zip(figures).map(|((_, way, _), rates)| (way.name, median(rates))).collect();
-        let Some(((_, ours), others)) = medians.split_first() else { continue };
-        let row = format!("peer, goodput at {} ms and {loss} %", delay * 2);
-        rows.extend(others.iter().map(|(name, theirs)| {
-            let row = Row::beside(&row, *ours, "Mbit/s", name, *theirs);
-            if *name == DIRECT && (delay, loss) == (20, 1) { row.ratio_at_least(AIM) } else { row }
+        let figures =
+            row::beside(&format!("peer, goodput at {} ms and {loss} %", delay * 2), "Mbit/s", &medians);
+        rows.extend(figures.into_iter().map(|row| {
+            let aimed = row.peer == Some(DIRECT) && (delay, loss) == (20, 1);
+            if aimed { row.ratio_at_least(AIM) } else { row }
         }));
     }
     Ok(rows)
@@ -100,21 +100,14 @@ pub(super) fn arrived(flow: &Flow<'_>, time: Duration) -> Result<f64, Failure> {
     let (stop, taken) = (AtomicBool::new(false), flow.taken);
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| flow.stand.near(|| send_until(flow.to, flow.congestion, &stop))?);
-        sleep(time);
+        pause(time);
         let (before, start) = (taken.load(Ordering::Relaxed), Instant::now());
-        sleep(time);
+        pause(time);
         let (after, elapsed) = (taken.load(Ordering::Relaxed), start.elapsed());
         stop.store(true, Ordering::Relaxed);
         sender.join().unwrap_or_else(|_| Err(std::io::Error::other("the sender panicked")))?;
         Ok((after - before) as f64 * 8e-6 / elapsed.as_secs_f64())
     })
-}
-
-fn sleep(time: Duration) {
-    let end = Instant::now() + time;
-    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-        std::thread::park_timeout(left);
-    }
 }
 
 /// Sends as much as is taken.

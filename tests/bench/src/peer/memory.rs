@@ -1,7 +1,6 @@
 //! What streams take that nothing comes over.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use qudag_kit::program::footprint;
@@ -11,7 +10,7 @@ use super::stand::{HAPROXY, Route, Stand, Way};
 use crate::contenders::Stage;
 use crate::measure::Plan;
 use crate::progress::Progress;
-use crate::row::Row;
+use crate::row::{self, Row};
 use crate::{Failure, clients, servers};
 
 /// How many streams, and how many MiB the near process may take then.
@@ -19,14 +18,6 @@ const STEPS: [(usize, Option<f64>); 5] =
     [(0, Some(15.0)), (1, None), (100, None), (1_000, Some(21.0)), (4_000, None)];
 /// For each stream, in kB.
 const MOST_EACH: f64 = 10.0;
-
-/// A client with a connection that has carried a byte.
-fn client(to: SocketAddr) -> std::io::Result<TcpStream> {
-    let mut stream = clients::tcp(to)?;
-    stream.write_all(b"x")?;
-    stream.read_exact(&mut [0])?;
-    Ok(stream)
-}
 
 /// Lets this process, which is client and server, open as many files as the system allows it.
 fn raise_file_limit() -> Result<(), Failure> {
@@ -72,7 +63,9 @@ pub(super) fn rows(stage: &Stage, plan: Plan) -> Result<Vec<Row>, Failure> {
             progress.step(name);
             while open.len() < *streams {
                 let Some(to) = at.get(open.len() % at.len()) else { break };
-                open.push(client(*to).map_err(|why| format!("{name}, stream {}: {why}", open.len()))?);
+                open.push(
+                    clients::opened(*to).map_err(|why| format!("{name}, stream {}: {why}", open.len()))?,
+                );
             }
             settle(*pid);
             taken.push(footprint(*pid).0 as f64 / 1024.0);
@@ -80,18 +73,14 @@ pub(super) fn rows(stage: &Stage, plan: Plan) -> Result<Vec<Row>, Failure> {
         figures.push((*name, taken));
     }
     drop(progress);
-    let Some(((_, ours), others)) = figures.split_first() else { return Ok(Vec::new()) };
+    let Some((_, ours)) = figures.first() else { return Ok(Vec::new()) };
     let mut rows = Vec::new();
-    for (number, ((streams, most), ours)) in steps.iter().zip(ours).enumerate() {
+    for (number, (streams, most)) in steps.iter().enumerate() {
         let row = format!("peer, memory of the near process: {streams} idle streams");
         let aim = |row: Row| most.map_or(row.clone(), |most| row.at_most(most));
-        let theirs = others.iter().filter_map(|(name, taken)| Some((*name, *taken.get(number)?)));
-        let mut beside: Vec<_> =
-            theirs.map(|(name, theirs)| aim(Row::beside(&row, *ours, "MiB", name, theirs))).collect();
-        if beside.is_empty() {
-            beside.push(aim(Row::alone(&row, *ours, "MiB")));
-        }
-        rows.extend(beside);
+        let at_step: Vec<_> =
+            figures.iter().filter_map(|(name, taken)| Some((*name, *taken.get(number)?))).collect();
+        rows.extend(row::beside(&row, "MiB", &at_step).into_iter().map(aim));
     }
     let (Some((most, _)), Some(first), Some(last)) = (steps.last(), ours.first(), ours.last()) else {
         return Ok(rows);

@@ -8,7 +8,7 @@ use std::io;
 use crate::contenders::Stage;
 use crate::measure::{Client, Contender, Figures, Plan, interleaved, steps};
 use crate::progress::Progress;
-use crate::row::Row;
+use crate::row::{self, Row};
 use crate::{Failure, chain};
 
 /// A set of rows.
@@ -67,16 +67,9 @@ pub(crate) fn compare(title: &str, named: &[(&'static str, Figures)]) -> Vec<Row
     let mut rows = Vec::new();
     let mut figure = |what: &str, unit, of: fn(&Figures) -> Option<f64>| {
         let Some(ours) = of(ours) else { return };
-        let row = format!("{title}: {what}");
-        let before = rows.len();
-        for (peer, theirs) in others {
-            if let Some(theirs) = of(theirs) {
-                rows.push(Row::beside(&row, ours, unit, peer, theirs));
-            }
-        }
-        if rows.len() == before {
-            rows.push(Row::alone(&row, ours, unit));
-        }
+        let theirs = others.iter().filter_map(|(peer, theirs)| Some((*peer, of(theirs)?)));
+        let figures: Vec<_> = std::iter::once((OURS, ours)).chain(theirs).collect();
+        rows.extend(row::beside(&format!("{title}: {what}"), unit, &figures));
     };
     figure("latency p50", "µs", |f| Some(f.p50));
     figure("latency p99", "µs", |f| Some(f.p99));
