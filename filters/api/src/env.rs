@@ -3,6 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
@@ -25,6 +26,25 @@ pub struct Node {
 pub trait Resolve: Send + Sync + 'static {
     /// The addresses of a name, at least one, in order of preference.
     fn resolve(&self, name: &str) -> BoxFuture<'static, io::Result<Vec<IpAddr>>>;
+
+    /// The same, asked now whatever is known already, with the time for which it holds. For those who keep the answer and ask again
+    /// when that is over.
+    fn ask(&self, name: &str) -> BoxFuture<'static, io::Result<Answer>> {
+        let ips = self.resolve(name);
+        Box::pin(async move { Ok(Answer { ips: ips.await?, holds: HOLDS }) })
+    }
+}
+
+/// How long an answer holds where nobody says.
+const HOLDS: Duration = Duration::from_secs(10);
+
+/// The addresses of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// At least one, in order of preference.
+    pub ips: Vec<IpAddr>,
+    /// How long they hold from now on (the time to live of RFC 1035 section 3.2.1).
+    pub holds: Duration,
 }
 
 /// The names that a bypass moves, with where they lead in one generation.

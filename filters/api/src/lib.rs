@@ -21,7 +21,7 @@ pub mod units;
 
 pub use chain::{ChainSpec, Decide, Held, Layer, Prepared, SlotInfo, Toggle, assemble, prepare, same_name};
 pub use config::{ConfigError, ConfigPath};
-pub use env::{Env, Node, Resolve, Service};
+pub use env::{Answer, Env, Node, Resolve, Service};
 pub use error::{BuildError, FilterError, Origin};
 pub use filter::FilterSpec;
 pub use kind::{Chains, Flow, FlowKey, Kind, Lease, Svc, service_fn};

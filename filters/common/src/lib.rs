@@ -25,7 +25,7 @@ pub use generic::ForKind;
 pub use halves::{Abort, Duplex, ReadSide, WriteSide};
 pub use listener::{Front, KindOf, ListenerSpec, Terminal};
 pub use live::LiveGauge;
-pub use net::{Socket, Stream, canonical, connect, connect_marked};
+pub use net::{Socket, Stream, canonical, connect, connect_addresses, connect_marked};
 pub use rate_limit::{Limit, RateLimit, RateLimitSettings, RateLimitState, RateLimited};
 pub use retry::{Retry, RetrySettings, RetryState};
 pub use seats::{Seat, Seats};

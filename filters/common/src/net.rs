@@ -359,16 +359,47 @@ pub async fn connect_marked(
             (ips, *port)
         }
     };
+    let addresses: Vec<_> = ips.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
+    one_of(&addresses, deadline, mark, &mut |_| {}).await.map_err(failed)
+}
+
+/// Connects to one of the addresses that something called `to` has, as [`connect_marked`] does. `failed` is told of each address that
+/// did not answer or refused.
+///
+/// # Errors
+/// Those of [`connect_marked`], but for [`FilterError::Resolve`].
+pub async fn connect_addresses(
+    to: &Address,
+    addresses: &[SocketAddr],
+    timeout: Duration,
+    mark: Option<u32>,
+    failed: &mut (dyn FnMut(SocketAddr) + Send),
+) -> Result<Stream, FilterError> {
+    let start = Instant::now();
+    let deadline = start.checked_add(timeout).unwrap_or(start + DAY);
+    one_of(addresses, deadline, mark, failed).await.map_err(|why| match why.kind() {
+        io::ErrorKind::TimedOut => FilterError::Timeout { after: timeout },
+        _ => FilterError::connect(to.to_string(), why),
+    })
+}
+
+async fn one_of(
+    addresses: &[SocketAddr],
+    deadline: Instant,
+    mark: Option<u32>,
+    failed: &mut (dyn FnMut(SocketAddr) + Send),
+) -> io::Result<Stream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for (tried, ip) in ips.iter().enumerate() {
+    for (tried, address) in addresses.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
-        let addresses = u32::try_from(ips.len() - tried).unwrap_or(u32::MAX);
-        match within(Instant::now() + left / addresses, connect_tcp(SocketAddr::new(*ip, port), mark)).await {
+        let shares = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
+        match within(Instant::now() + left / shares, connect_tcp(*address, mark)).await {
             Ok(tcp) => return Ok(Stream::Tcp(tcp)),
             Err(why) => last = why,
         }
+        failed(*address);
     }
-    Err(failed(last))
+    Err(last)
 }
 
 async fn connect_tcp(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {

@@ -219,7 +219,7 @@ async fn through(request: &PeerConnect) -> Option<Result<TunnelStream, (&'static
         let error = FilterError::Refused("the route leads to this sidecar itself".into());
         return Some(Err(("itself", error)));
     }
-    let pool = way.pool(sidecar);
+    let pool = way.pool(sidecar, request.sidecar());
     let header = Header::to(sidecar.class, sidecar.destination.clone());
     let opened = open(&pool, &header, &request.opening, way.limits(), sidecar.require_tunnel).await;
     let outcome = opened.as_ref().map_or_else(|failure| failure.label(), |_| "ok");

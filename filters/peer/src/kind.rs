@@ -15,6 +15,7 @@ use crate::connection_pooling::ConnectionPooling;
 use crate::discovery::{Order, PeerDiscovery};
 use crate::identity::PeerName;
 use crate::opening::Opening;
+use crate::routes::{Known, RouteTable, Routes};
 use crate::tunnel::TunnelStream;
 use crate::tunnel::header::{Class, Destination};
 use crate::tunnels::Way;
@@ -67,6 +68,17 @@ pub struct PeerConnect {
     pub opening: Opening,
     /// The way into the tunnel, where there is one.
     pub way: Option<Arc<Way>>,
+    /// The routes of the generation with their addresses.
+    pub(crate) routes: Option<Arc<Routes>>,
+    /// Whether the connection goes to the addresses of these routes; otherwise names are resolved for it.
+    pub(crate) follows: bool,
+}
+
+impl PeerConnect {
+    /// The addresses of the peer's sidecar, where the connection goes to known ones.
+    pub(crate) fn sidecar(&self) -> Option<Known> {
+        self.routes.as_ref().filter(|_| self.follows).and_then(|routes| Known::of(routes, &self.route))
+    }
 }
 
 impl Flow for PeerConnect {
@@ -96,7 +108,7 @@ pub struct Route {
     pub name: String,
     /// Where it listens, as configured.
     pub bind: HostPort,
-    /// Where its connections go. A name is resolved at each connection.
+    /// Where its connections go. A name is resolved at each connection, unless the filter `route_table` follows it.
     pub to: Address,
     /// The peer's sidecar.
     pub sidecar: Option<Sidecar>,
@@ -114,7 +126,7 @@ impl Route {
 #[serde(deny_unknown_fields)]
 pub struct Sidecar {
     /// Where its tunnel listens (`listeners.peer.quic` there), one address or several that are tried in turn. Names are resolved
-    /// whenever a connection is made.
+    /// whenever a connection is made, and followed meanwhile by the filter `route_table`.
     #[schemars(length(min = 1))]
     pub to: Vec<qudag_filter_api::HostPort>,
     /// The URI in its certificate, a SPIFFE ID for instance.
@@ -151,6 +163,8 @@ pub struct PeerSettings {
     pub way: OnceLock<Arc<Way>>,
     /// Captured connections; empty where there are none. Set when the chain's end is built.
     pub capture: OnceLock<Arc<CaptureSettings>>,
+    /// All routes with the addresses that are known. Set when the chain's end is built.
+    pub(crate) table: OnceLock<Arc<Routes>>,
     /// How peers are made known to the local node. Set when the chain's end is built.
     pub(crate) order: OnceLock<Arc<Order>>,
 }
@@ -176,6 +190,8 @@ chain! {
     pub struct PeerFilters for Peer, states PeerStates {
         /// Makes the nodes of other sidecars known to the local one. Connections pass it by.
         peer_discovery: PeerDiscovery,
+        /// Leads connections to addresses that are known beforehand.
+        route_table: RouteTable,
         /// Answers at once while a peer is known to be down. One breaker a route.
         circuit_breaker: CircuitBreaker<Peer>,
         /// Tries a failed connection again.
@@ -208,6 +224,7 @@ mod tests {
             destinations: HashMap::new(),
             way: OnceLock::new(),
             capture: OnceLock::new(),
+            table: OnceLock::new(),
             order: OnceLock::new(),
         }
     }
@@ -232,7 +249,9 @@ mod tests {
         let key = |route: usize, client: &str| {
             let route = Arc::clone(&settings.routes[route]);
             let client = client.parse().ok();
-            PeerConnect { client, route, destination: None, opening: Opening::default(), way: None }.key()
+            let opening = Opening::default();
+            let (routes, follows) = (None, false);
+            PeerConnect { client, route, destination: None, opening, way: None, routes, follows }.key()
         };
         assert_eq!(key(0, "10.0.0.1:1"), key(0, "10.0.0.1:2"));
         assert_eq!(key(0, "[::ffff:10.0.0.1]:1"), key(0, "10.0.0.1:2"));

@@ -16,7 +16,8 @@ use tokio::time::MissedTickBehavior;
 use crate::capture::Taken;
 use crate::discovery::Announced;
 use crate::opening::Opening;
-use crate::{ConnectionPooling, Link, Peer, PeerConnect, Route, Sidecar};
+use crate::routes::Known;
+use crate::{ConnectionPooling, Link, Peer, PeerConnect, Route, RouteTable};
 
 /// How long a client waits for its connection at most, all attempts together. libp2p gives an upgrade 20 s, and needs what is left
 /// for its other addresses.
@@ -83,20 +84,32 @@ impl Place {
             ticks.tick().await;
             let Some(lease) = (self.chains)() else { continue };
             let route = lease.settings.route(&self.name, &self.bind);
-            let sidecar = route.and_then(|route| route.sidecar.as_ref());
             announced.want(&lease, route.map(|route| &**route));
-            warm(&lease, sidecar);
+            follow(&lease);
+            if let Some(route) = route {
+                warm(&lease, route);
+            }
         }
     }
 }
 
-/// Wants the tunnel to a sidecar, where there is one and the filter is on.
-pub(crate) fn warm(lease: &Lease<Peer>, sidecar: Option<&Sidecar>) {
-    if let (Some(sidecar), Some(way)) = (sidecar, lease.settings.way.get())
+/// Wants names to be followed, where the filter is on.
+pub(crate) fn follow(lease: &Lease<Peer>) {
+    if let Some(table) = lease.settings.table.get()
+        && lease.chain.has(RouteTable::NAME)
+    {
+        table.want();
+    }
+}
+
+/// Wants the tunnel of a route, where it has one and the filter is on.
+pub(crate) fn warm(lease: &Lease<Peer>, route: &Route) {
+    if let (Some(sidecar), Some(way)) = (&route.sidecar, lease.settings.way.get())
         && lease.chain.has(ConnectionPooling::NAME)
         && way.identity.name() != sidecar.name
     {
-        way.pool(sidecar).want();
+        let table = lease.settings.table.get().filter(|_| lease.chain.has(RouteTable::NAME));
+        way.pool(sidecar, table.and_then(|table| Known::of(table, route))).want();
     }
 }
 
@@ -207,9 +220,11 @@ pub(crate) async fn ask(
 ) -> Result<Opened, FilterError> {
     let settings = &lease.settings;
     let way = settings.way.get().cloned();
+    let routes = settings.table.get().cloned();
+    let (route, opening) = (Arc::clone(route), opening.clone());
     let request =
-        PeerConnect { client, route: Arc::clone(route), destination, opening: opening.clone(), way };
+        PeerConnect { client, route: Arc::clone(&route), destination, opening, way, routes, follows: false };
     let answer = tokio::time::timeout(CONNECT_LIMIT, lease.chain.call(request)).await;
     let upstream = answer.map_err(|_| FilterError::Timeout { after: CONNECT_LIMIT })??;
-    Ok(Opened::new(upstream, Arc::clone(route), settings.splice, seat))
+    Ok(Opened::new(upstream, route, settings.splice, seat))
 }

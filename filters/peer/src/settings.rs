@@ -9,14 +9,15 @@ use futures_util::future::BoxFuture;
 use qudag_filter_api::{
     Address, BuildError, Chains, ConfigError, ConfigPath, Env, FilterError, HostPort, Period, service_fn,
 };
-use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Terminal, connect_marked};
+use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Terminal};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::capture::{self, CAPTURED, Capture, CaptureSettings, Places};
+use crate::capture::{self, CAPTURED, Capture, CaptureSettings};
 use crate::discovery::Order;
 use crate::identity::{IdentitySettings, PeerName};
 use crate::listener::{self, CONNECT_LIMIT};
+use crate::routes::{self, RouteTable, Routes};
 use crate::tunnel::header::Destination;
 use crate::{Link, Peer, PeerConnect, PeerFilters, PeerSettings, Route, Sidecar, Tunnels, tunnel};
 
@@ -81,7 +82,7 @@ pub struct Outbound {
     /// Where the local node dials. With `capture` it may be left out: the node dials the peer itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bind: Option<HostPort>,
-    /// The remote node or the inbound listener of its sidecar. A name is resolved at each connection.
+    /// The remote node or the inbound listener of its sidecar. A name is resolved at each connection, or followed by the filter `route_table`.
     pub to: HostPort,
     /// The remote node's sidecar. With the filter `connection_pooling` connections go through the tunnel to it, and to `to` only when
     /// that fails.
@@ -153,6 +154,19 @@ impl PeerListener {
             self.destinations.iter().map(|(name, to)| (name.clone(), route(format!("{QUIC}.{name}"), to)));
         let node = (Destination::node(), route(QUIC.to_owned(), &env.node.p2p));
         others.chain(std::iter::once(node)).collect()
+    }
+
+    /// All routes, those of captured connections first.
+    fn table(
+        &self,
+        settings: &RouteTable,
+        peers: &PeerSettings,
+        tunnels: &Tunnels,
+        env: &Env,
+    ) -> Arc<Routes> {
+        let routes = peers.routes.iter().chain(peers.destinations.values()).cloned().collect();
+        let captured = if self.capture.is_some() { self.outbound.len() } else { 0 };
+        Routes::new(routes, captured, settings.bounds(), &tunnels.names, &env.resolve)
     }
 
     /// What is wrong with the settings of the tunnel.
@@ -322,6 +336,7 @@ impl ListenerSpec for PeerListener {
             allow: Arc::new(self.allow.iter().cloned().collect::<HashSet<_>>()),
             destinations: self.destinations(env),
             way: OnceLock::new(),
+            table: OnceLock::new(),
             order: OnceLock::new(),
             connect_timeout: self.connect_timeout.0,
             splice: SpliceOptions { stall: self.stall_timeout.0, half_close: self.half_close_timeout.0 },
@@ -343,15 +358,16 @@ impl ListenerSpec for PeerListener {
             // Settings are new for each generation.
             let _ = settings.way.set(Arc::new(way));
         }
+        let table = self.table(&filters.route_table.settings, settings, &tunnels, env);
+        let _ = settings.table.set(Arc::clone(&table));
         if let Some(capture) = &self.capture {
             capture.may_mark()?;
-            let routes = settings.routes.iter().take(self.outbound.len()).cloned().collect();
             let _ = settings.capture.set(Arc::new(CaptureSettings {
                 mode: capture.mode,
                 unmatched: capture.unmatched,
                 mark: capture.mark,
                 ports: capture.bind.iter().map(|bind| bind.port).collect(),
-                places: Places::new(routes, &tunnels.known, &env.resolve),
+                routes: table,
                 counts: Arc::clone(&tunnels.captured),
             }));
         }
@@ -371,9 +387,7 @@ impl ListenerSpec for PeerListener {
                     let why = "the route requires the tunnel, and `connection_pooling` is off";
                     return Err(FilterError::Refused(why.into()));
                 }
-                let destination = request.destination.map(|to| Address::Tcp(to.into()));
-                let to = destination.as_ref().unwrap_or(&request.route.to);
-                connect_marked(to, &*resolve, timeout, mark).await.map(Link::Direct)
+                routes::direct(&request, &*resolve, timeout, mark).await.map(Link::Direct)
             }
         });
         Ok((direct, Arc::new(tunnels)))

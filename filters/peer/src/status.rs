@@ -1,17 +1,20 @@
 //! Which way connections to peers go, and why: what `peers` shows.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::UNIX_EPOCH;
 
+use qudag_filter_api::FilterSpec;
 use serde::Serialize;
 
 use crate::capture::CaptureStatus;
+use crate::connection_pooling::ConnectionPooling;
 use crate::discovery::DiscoveryStatus;
 use crate::exchange::SidecarStatus;
 use crate::kind::{PeerSettings, Route};
 use crate::libp2p::PeerId;
 use crate::pool::PoolStatus;
+use crate::routes::{NameStatus, RouteTable};
 use crate::tunnel::header::Destination;
 use crate::tunnels::Tunnels;
 
@@ -22,6 +25,10 @@ pub struct PeersStatus {
     pub identity: Option<OwnStatus>,
     /// The local node, and what it is told of others.
     pub node: DiscoveryStatus,
+    /// Whether connections go to the addresses of the table, of which `route_table` is the filter; otherwise names are resolved for each.
+    pub table: bool,
+    /// The names that are followed.
+    pub names: Vec<NameStatus>,
     /// Where the local node's connections lead.
     pub routes: Vec<RouteStatus>,
     /// The connections to other sidecars.
@@ -50,6 +57,10 @@ pub struct RouteStatus {
     pub bind: String,
     /// Where it leads past the tunnel.
     pub to: String,
+    /// The addresses of `to`, in the order in which they are tried; none while they are not known.
+    pub addresses: Vec<SocketAddr>,
+    /// The addresses of the peer's sidecar.
+    pub sidecar_addresses: Vec<SocketAddr>,
     /// The name of the peer's sidecar; `null` without one.
     pub peer: Option<String>,
     /// What the local node may be given to reach the peer: a multiaddr with the peer's id; `null` while that is not known, or for a listener on
@@ -64,8 +75,9 @@ pub struct RouteStatus {
 }
 
 impl PeersStatus {
-    /// Of a generation's settings and its tunnels. `pooling` says whether `connection_pooling` is on.
-    pub fn new(settings: &PeerSettings, tunnels: &Tunnels, pooling: bool) -> Self {
+    /// Of a generation's settings and its tunnels. `is_on` says whether a filter is on.
+    pub fn new(settings: &PeerSettings, tunnels: &Tunnels, is_on: impl Fn(&str) -> bool) -> Self {
+        let pooling = is_on(ConnectionPooling::NAME);
         let (pools, exchange) = (tunnels.statuses(), tunnels.exchange());
         let nodes = exchange.nodes();
         let own = tunnels.identity().map(|identity| OwnStatus {
@@ -74,10 +86,16 @@ impl PeersStatus {
         });
         let routes = settings.routes.iter().map(|route| {
             let (path, why) = way(route, &pools, pooling);
+            let table = settings.table.get();
+            let known =
+                table.and_then(|table| table.entry(route, |it| (it.to.to_vec(), it.sidecar.to_vec())));
+            let (addresses, sidecar_addresses) = known.unwrap_or_default();
             RouteStatus {
                 name: route.name.clone(),
                 bind: route.bind.to_string(),
                 to: route.to.to_string(),
+                addresses,
+                sidecar_addresses,
                 peer: route.sidecar.as_ref().map(|sidecar| sidecar.name.to_string()),
                 multiaddr: multiaddr(route, tunnels, &nodes),
                 path,
@@ -88,6 +106,8 @@ impl PeersStatus {
         Self {
             identity: own,
             node: tunnels.discovery().status(),
+            table: is_on(RouteTable::NAME),
+            names: tunnels.names.statuses(),
             routes: routes.collect(),
             pools,
             sidecars: tunnels.sidecars(),

@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use qudag_filter_api::{BuildError, Env, Resolve};
 use quinn::ServerConfig;
 
-use crate::capture::{Counts, Known};
+use crate::capture::Counts;
 use crate::connection_pooling::ConnectionPooling;
 use crate::discovery::Discovery;
 use crate::exchange::{Exchange, SidecarStatus};
 use crate::identity::{Identity, IdentitySettings, PeerName};
 use crate::kind::{PeerSettings, Sidecar};
 use crate::pool::{PeerPool, PoolStatus, Pools, Settings, Target};
+use crate::routes::{Known, Names};
 use crate::tunnel::transport;
 
 /// What outlives a reload: the identity with its watched files, the connections to other sidecars, and what is known of captured ones.
@@ -20,8 +21,8 @@ use crate::tunnel::transport;
 pub struct Tunnels {
     identity: Option<(IdentitySettings, Arc<Identity>)>,
     pools: Arc<Pools>,
-    /// The addresses of routes' names, for captured connections.
-    pub(crate) known: Arc<Known>,
+    /// The addresses of routes' names.
+    pub(crate) names: Arc<Names>,
     /// The captured connections.
     pub(crate) captured: Arc<Counts>,
     exchange: Arc<Exchange>,
@@ -125,10 +126,11 @@ impl fmt::Debug for Way {
 }
 
 impl Way {
-    /// The connections to a sidecar.
-    pub(crate) fn pool(&self, sidecar: &Sidecar) -> Arc<PeerPool> {
+    /// The connections to a sidecar; to these addresses, where they are known.
+    pub(crate) fn pool(&self, sidecar: &Sidecar, known: Option<Known>) -> Arc<PeerPool> {
         let target = Target {
             to: sidecar.to.clone(),
+            known: known.filter(|known| !known.addresses.is_empty()),
             identity: Arc::clone(&self.identity),
             resolve: Arc::clone(&self.resolve),
             exchange: Arc::clone(&self.exchange),

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use metrics::{counter, gauge};
-use qudag_filter_api::{FilterSpec as _, Resolve, SlotInfo};
+use qudag_filter_api::{Resolve, SlotInfo};
 use qudag_filter_common::Watch;
 use qudag_filter_dns::{CacheState, CacheStats, FlushSelector, Question, Rebuilt, ServerStatus};
-use qudag_filter_peer::{ConnectionPooling, PeersStatus};
+use qudag_filter_peer::PeersStatus;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -438,7 +438,7 @@ impl Control {
         let line = generation.kinds.peer.as_ref();
         let line =
             line.ok_or_else(|| ControlError::NotFound("peers are not served: no listeners.peer".to_owned()))?;
-        Ok(PeersStatus::new(line.settings(), line.upstream(), line.has(ConnectionPooling::NAME)))
+        Ok(PeersStatus::new(line.settings(), line.upstream(), |filter| line.has(filter)))
     }
 
     /// Sends a query through the DNS chain.

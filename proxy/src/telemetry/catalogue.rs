@@ -290,6 +290,21 @@ pub const CATALOGUE: &[Metric] = &[
         "Handshakes of other sidecars with this one, by outcome.",
     ),
     counter(
+        "qudag_sidecar_peer_route_table_swaps_total",
+        &[],
+        "Tables of routes that were compiled because a configuration, an address or the order of addresses changed.",
+    ),
+    counter(
+        "qudag_sidecar_peer_resolutions_total",
+        &["outcome"],
+        "Questions for the names of routes and their sidecars, by outcome: the addresses are the same, have changed, or nobody gave any (error, timeout).",
+    ),
+    gauge(
+        "qudag_sidecar_peer_names",
+        &["state"],
+        "Names of routes and their sidecars that are followed: the last question was answered (state=known), only an earlier one (stale), or none (unknown).",
+    ),
+    counter(
         "qudag_sidecar_peer_captured_total",
         &["outcome"],
         "Captured connections: to destinations of a route (outcome=routed), to others directly (direct) or not at all (refused), and connections made to the listener itself, which are refused (itself).",

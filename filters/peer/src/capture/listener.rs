@@ -10,8 +10,9 @@ use tokio::time::MissedTickBehavior;
 
 use super::status::Outcome;
 use super::{CaptureMode, CaptureSettings, Counts, Unmatched};
-use crate::listener::{Opened, Tended, WARM, ask, carry, warm};
+use crate::listener::{Opened, Tended, WARM, ask, carry, follow, warm};
 use crate::opening::Opening;
+use crate::routes::Found;
 use crate::{Link, Peer, Route};
 
 /// The name of captured connections without a route, in logs and metrics.
@@ -62,8 +63,9 @@ impl Place {
             ticks.tick().await;
             let Some(lease) = (self.chains)() else { continue };
             let Some(capture) = lease.settings.capture.get() else { continue };
-            for route in capture.places.routes() {
-                warm(&lease, route.sidecar.as_ref());
+            follow(&lease);
+            for route in capture.routes.captured() {
+                warm(&lease, route);
             }
         }
     }
@@ -128,11 +130,19 @@ async fn open(
         .ok_or(FilterError::Overloaded("max_connections reached".into()))?;
     let taken = counts.taken();
     line.detail("to", destination);
-    if let Some(route) = capture.places.find(destination, settings.connect_timeout).await {
-        counts.count(Outcome::Routed, Some(&route.name));
-        line.detail("route", &route.name);
-        let opened = ask(&lease, &route, client, Some(destination), opening, seat).await;
-        return opened.map(|opened| opened.taken(taken));
+    match capture.routes.find(destination, settings.connect_timeout).await {
+        Found::Route(route) => {
+            counts.count(Outcome::Routed, Some(&route.name));
+            line.detail("route", &route.name);
+            let opened = ask(&lease, &route, client, Some(destination), opening, seat).await;
+            return opened.map(|opened| opened.taken(taken));
+        }
+        Found::Perhaps => {
+            counts.count(Outcome::Refused, None);
+            let why = "a route that requires the tunnel may lead there: its name was never resolved";
+            return Err(FilterError::Refused(why.into()));
+        }
+        Found::Nobody => {}
     }
     line.detail("route", CAPTURED);
     if capture.unmatched == Unmatched::Refuse {

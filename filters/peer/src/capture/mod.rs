@@ -1,17 +1,17 @@
 //! Capture: connections that the local node makes straight to its peers, and that rules of the packet filter hand over.
 
 mod listener;
-mod places;
 mod settings;
 mod status;
 
 pub(crate) use listener::{CAPTURED, bind};
-pub(crate) use places::{Known, Places};
 pub use settings::{Capture, CaptureMode, Mark, Owner, PortRange, Unmatched};
 pub use status::CaptureStatus;
 pub(crate) use status::{Counts, Taken};
 
 use std::sync::Arc;
+
+use crate::routes::Routes;
 
 /// What the listeners of captured connections read; swapped with the chain.
 #[derive(Clone, Debug)]
@@ -25,7 +25,7 @@ pub struct CaptureSettings {
     /// The ports of the listeners: a connection to one of them was not captured.
     pub ports: Vec<u16>,
     /// The routes by the addresses that they lead to.
-    pub(crate) places: Arc<Places>,
+    pub(crate) routes: Arc<Routes>,
     /// What is counted.
     pub(crate) counts: Arc<Counts>,
 }

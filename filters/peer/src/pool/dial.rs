@@ -12,6 +12,7 @@ use super::rules::Dial;
 use super::{Link, PeerPool, Target, sample};
 use crate::exchange;
 use crate::identity::{HandshakeOutcome, SERVER_NAME};
+use crate::routes::{Known, Over};
 use crate::tunnel::{probe, pulse, transport};
 
 /// How long the other sidecar may owe an answer, beside some round trips, before it is asked whether it is there at all.
@@ -29,6 +30,12 @@ pub(super) async fn dial(pool: Arc<PeerPool>, target: Target, leave: Dial) {
     match dialled {
         Ok((connection, endpoint)) => {
             let id = inner.rules.dialled(leave, connection.rtt(), now.into_std());
+            let Target { known, to, .. } = &inner.target;
+            let there = |known: &Known| known.names.has(Over::Udp, to, connection.remote_address());
+            if known.as_ref().is_some_and(|known| !there(known)) {
+                // The peer has moved meanwhile.
+                inner.rules.moved(&[id]);
+            }
             let told = sample(&connection);
             inner
                 .links
@@ -70,7 +77,26 @@ async fn connect(
 ) -> Result<(Connection, Endpoint), &'static str> {
     let mut config = ClientConfig::new(target.identity.client(pool.name.clone()));
     config.transport_config(transport::config(target.settings.transport));
-    let addresses = addresses(target, deadline).await;
+    let tried = addresses(target, deadline).await;
+    let why = match one_of(pool, target, &config, &tried, deadline).await {
+        Ok(connected) => return Ok(connected),
+        Err(why) => why,
+    };
+    // A moment later the names may have other addresses.
+    let Some(known) = &target.known else { return Err(why) };
+    match known.names.others(Over::Udp, &target.to, &tried, deadline).await {
+        Some(new) => one_of(pool, target, &config, &new, deadline).await,
+        None => Err(why),
+    }
+}
+
+async fn one_of(
+    pool: &PeerPool,
+    target: &Target,
+    config: &ClientConfig,
+    addresses: &[SocketAddr],
+    deadline: Instant,
+) -> Result<(Connection, Endpoint), &'static str> {
     let mut last = "resolve";
     for (tried, address) in addresses.iter().enumerate() {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -84,15 +110,26 @@ async fn connect(
             }
         };
         match timeout_at(Instant::now() + share, attempt).await {
-            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Ok(connected)) => {
+                if let Some(known) = &target.known {
+                    known.names.praise(Over::Udp, *address);
+                }
+                return Ok(connected);
+            }
             Ok(Err(why)) => last = why,
             Err(_) => last = "timeout",
+        }
+        if let Some(known) = &target.known {
+            known.names.blame(Over::Udp, *address);
         }
     }
     Err(last)
 }
 
 async fn addresses(target: &Target, deadline: Instant) -> Vec<SocketAddr> {
+    if let Some(known) = &target.known {
+        return known.addresses.to_vec();
+    }
     let mut addresses = Vec::new();
     for HostPort { host, port } in &target.to {
         match host {

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::exchange::Exchange;
 use crate::identity::{Identity, PeerName};
+use crate::routes::Known;
 use crate::tunnel::header::Class;
 use crate::tunnel::transport::Choices;
 use crate::tunnel::{Failure, OpenLimits};
@@ -32,8 +33,10 @@ const DONE: VarInt = VarInt::from_u32(0);
 /// Where a pool's connections lead, and how they are made. Of the generation that asked last.
 #[derive(Clone)]
 pub(crate) struct Target {
-    /// Where the other sidecar listens. Names are resolved at each dial.
+    /// Where the other sidecar listens.
     pub(crate) to: Vec<HostPort>,
+    /// The addresses of these, at least one; `None` where names are resolved at each dial.
+    pub(crate) known: Option<Known>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) resolve: Arc<dyn Resolve>,
     pub(crate) exchange: Arc<Exchange>,
@@ -102,6 +105,8 @@ struct Inner {
     rules: Rules,
     links: HashMap<Id, Link>,
     target: Target,
+    /// The addresses that were known last.
+    seen: Option<Known>,
     /// The change of the identity that the connections are made with.
     identity: u64,
     /// Somebody looks after the connections.
@@ -151,6 +156,7 @@ impl PeerPool {
             links: HashMap::new(),
             identity: version(&target.identity),
             target,
+            seen: None,
             tended: false,
             last: None,
         };
@@ -177,7 +183,18 @@ impl PeerPool {
             inner.identity = version(&target.identity);
             inner.rules.outdate();
         }
+        let inner = &mut *inner;
         inner.target = target;
+        let Some(now) = &inner.target.known else { return };
+        if inner.seen.as_ref().is_some_and(|seen| now.is_same(seen)) {
+            return;
+        }
+        let gone = inner.links.iter().filter(|(_, link)| !now.has(link.connection.remote_address()));
+        let gone: Vec<_> = gone.map(|(id, _)| *id).collect();
+        // Those that are known for the first time are probably those that were dialled before.
+        if inner.seen.replace(now.clone()).is_some() || !gone.is_empty() {
+            inner.rules.moved(&gone);
+        }
     }
 
     /// Says that streams may come: connections are made and kept for a while.

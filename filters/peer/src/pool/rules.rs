@@ -387,6 +387,17 @@ impl Rules {
         self.breaker.forget();
     }
 
+    /// The peer has other addresses, among which those of these connections are not. They serve until there is another one.
+    pub fn moved(&mut self, gone: &[Id]) {
+        for member in self.members.iter_mut().filter(|member| gone.contains(&member.id)) {
+            member.outdated = true;
+        }
+        if self.live().any(|member| !member.outdated) {
+            self.drain_outdated();
+        }
+        self.breaker.forget();
+    }
+
     /// What was dialled anew makes the outdated connections superfluous.
     fn drain_outdated(&mut self) {
         for old in self.members.iter_mut().filter(|member| member.outdated) {

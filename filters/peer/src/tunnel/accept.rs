@@ -23,7 +23,7 @@ use crate::discovery::Announced;
 use crate::exchange::answer;
 use crate::identity::{HandshakeOutcome, PeerName, peer_name};
 use crate::kind::{Link, Peer, PeerConnect, PeerSettings, Route};
-use crate::listener::{CONNECT_LIMIT, WARM};
+use crate::listener::{CONNECT_LIMIT, WARM, follow};
 use crate::opening::Opening;
 
 /// Handshakes at a time. Each costs the cryptography of a connection before its maker is known.
@@ -125,6 +125,7 @@ async fn serve(entrance: Entrance, place: Arc<Place>, drain: Drain) {
             _ = ticks.tick() => {
                 if let Some(lease) = (place.chains)() {
                     announced.want(&lease, None);
+                    follow(&lease);
                 }
                 continue;
             }
@@ -392,6 +393,8 @@ async fn connect(
         destination: None,
         opening: Opening::default(),
         way: None,
+        routes: lease.settings.table.get().cloned(),
+        follows: false,
     };
     let answer = timeout(CONNECT_LIMIT, lease.chain.call(request)).await;
     match answer.map_err(|_| FilterError::Timeout { after: CONNECT_LIMIT })?? {

@@ -52,6 +52,15 @@ pub(crate) fn peers(answer: &Value, colour: bool) -> String {
             colour,
         ));
     }
+    let names: Vec<_> = list(answer, "names").map(name_row).collect();
+    if !names.is_empty() {
+        page.push('\n');
+        page.push_str(&table(
+            &["NAME", "ADDRESSES", "STATE", "CONFIRMED S AGO", "ASKED AGAIN IN S"],
+            names,
+            colour,
+        ));
+    }
     if let Some(counts) = answer.get("capture").filter(|capture| capture.is_object()) {
         page.push_str(&format!("\ncaptured by {}: {}\n", text(counts, "mode"), captured(counts)));
     }
@@ -126,13 +135,33 @@ pub(super) fn captured(counts: &Value) -> String {
     )
 }
 
+/// What is known of a name.
+fn name_row(name: &Value) -> Vec<Cell> {
+    let addresses: Vec<_> = list(name, "addresses").filter_map(Value::as_str).collect();
+    let tone = match text(name, "state") {
+        "known" => Tone::Good,
+        "unknown" => Tone::Bad,
+        _ => Tone::Warn,
+    };
+    vec![
+        plain(text(name, "name")),
+        plain(addresses.join(" ")),
+        cell(text(name, "state"), tone),
+        plain(tenths(name, "answered_seconds_ago")),
+        plain(tenths(name, "asked_again_in_seconds")),
+    ]
+}
+
+/// A number with one digit behind the point.
+fn tenths(of: &Value, key: &str) -> String {
+    let value = of.get(key).and_then(Value::as_f64);
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"))
+}
+
 /// What another sidecar has told.
 fn sidecar_row(sidecar: &Value) -> Vec<Cell> {
     let words = |key: &str| list(sidecar, key).filter_map(Value::as_str).collect::<Vec<_>>().join(" ");
-    let tenths = |key: &str| {
-        let value = sidecar.get(key).and_then(Value::as_f64);
-        value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"))
-    };
+    let tenths = |key: &str| tenths(sidecar, key);
     let tone = if is(sidecar, "connected") { Tone::Plain } else { Tone::Warn };
     vec![
         plain(text(sidecar, "name")),
@@ -162,6 +191,12 @@ mod tests {
                 { "name": "c", "bind": "127.0.0.1:4102", "to": "c.example:4001", "peer": null,
                   "path": "direct", "why": "the route has no sidecar" },
             ],
+            "names": [
+                { "name": "b.example", "state": "known", "addresses": ["192.0.2.1", "2001:db8::1"],
+                  "answered_seconds_ago": 12.0, "asked_again_in_seconds": 48.2, "failures": 0 },
+                { "name": "c.example", "state": "unknown", "addresses": [], "answered_seconds_ago": null,
+                  "asked_again_in_seconds": 1.5, "failures": 2 },
+            ],
             "node": { "peer_id": "12D3KooA", "failure": null, "announced": { "b": "/ip4/127.0.0.1/tcp/4101/p2p/12D3KooB" },
                       "problems": {} },
             "sidecars": [
@@ -182,6 +217,10 @@ its node is 12D3KooA
 ROUTE  BIND            SIDECAR           DIRECT TO       CAPTURED  PATH    WHY
 b      127.0.0.1:4101  spiffe://qudag/b  b.example:4001  12        tunnel  1 connection
 c      127.0.0.1:4102                    c.example:4001  0         direct  the route has no sidecar
+
+NAME       ADDRESSES              STATE    CONFIRMED S AGO  ASKED AGAIN IN S
+b.example  192.0.2.1 2001:db8::1  known    12.0             48.2
+c.example                         unknown  -                1.5
 
 captured by redirect: 12 over routes, 3 directly, 0 refused, 0 to the listener itself; 1 open
 
