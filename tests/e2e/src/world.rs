@@ -31,6 +31,7 @@ pub const FILTERS: &[&str] = &[
     "dns.dns_cache",
     "dns.dns_shared_cache",
     "peer.peer_discovery",
+    "peer.route_table",
     "peer.circuit_breaker",
     "peer.retry",
     "rpc.rate_limit",

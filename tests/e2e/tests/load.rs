@@ -79,6 +79,7 @@ async fn toggles_under_load_drop_nothing() {
     let others = [
         "dns.rate_limit",
         "peer.peer_discovery",
+        "peer.route_table",
         "peer.circuit_breaker",
         "peer.retry",
         "rpc.rate_limit",

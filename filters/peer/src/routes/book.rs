@@ -134,14 +134,19 @@ impl Book {
         self.names.values().filter(|name| name.asking).count()
     }
 
-    /// The names to be asked for now, at most so many; each is to be [`answered`](Self::answered) or [`unanswered`](Self::unanswered).
+    /// The names to be asked for now, at most so many, those that have waited for longest; each is to be
+    /// [`answered`](Self::answered) or [`unanswered`](Self::unanswered).
     pub(crate) fn due(&mut self, most: usize, now: Instant) -> Vec<String> {
-        let due = self.names.iter_mut().filter(|(_, name)| !name.asking && name.next <= now).take(most);
-        due.map(|(key, name)| {
-            (name.asking, name.asked) = (true, Some(now));
-            key.clone()
-        })
-        .collect()
+        let mut due: Vec<_> =
+            self.names.iter_mut().filter(|(_, name)| !name.asking && name.next <= now).collect();
+        due.sort_by_key(|(_, name)| name.next);
+        due.truncate(most);
+        due.into_iter()
+            .map(|(key, name)| {
+                (name.asking, name.asked) = (true, Some(now));
+                key.clone()
+            })
+            .collect()
     }
 
     /// When the next name is due, or an address counts as good again.

@@ -28,7 +28,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// Names that are asked for at a time.
 const AT_ONCE: usize = 32;
 /// Somebody who cannot go on without a name waits no longer than this for it.
-const IMPATIENT: Duration = Duration::from_secs(2);
+const IMPATIENT: Duration = Duration::from_secs(3);
 
 /// What is known of names and addresses; outlives generations.
 #[derive(Default)]
@@ -270,8 +270,8 @@ impl Names {
         known.iter().any(|known| canonical(*known) == canonical(address))
     }
 
-    /// All addresses of these places have failed: their names are asked for again, unless that was done a moment ago. Returns addresses
-    /// that were not `tried`, where there are some and time to try them.
+    /// All addresses that were `tried` have failed: those that are known meanwhile, or else their names are asked for again, unless that
+    /// was done a moment ago. `None` where there are no others, or no time to try them.
     pub(crate) async fn others(
         &self,
         over: Over,
@@ -279,10 +279,16 @@ impl Names {
         tried: &[SocketAddr],
         deadline: Instant,
     ) -> Option<Vec<SocketAddr>> {
+        let new = || {
+            let mut new = self.lock().book.addresses(over, places);
+            new.retain(|address| !tried.contains(address));
+            Some(new).filter(|new| !new.is_empty() && Instant::now() < deadline)
+        };
+        if let Some(new) = new() {
+            return Some(new);
+        }
         self.again(places, deadline).await;
-        let mut new = self.lock().book.addresses(over, places);
-        new.retain(|address| !tried.contains(address));
-        (!new.is_empty() && Instant::now() < deadline).then_some(new)
+        new()
     }
 
     /// Asks for names again, unless that was done a moment ago, and waits for the answers.

@@ -103,6 +103,8 @@ async fn names_are_followed_while_connections_use_them() {
     let routes = made(named("192.0.2.9:4001", false), 0, &names, &slow);
     sleep(Duration::from_secs(60)).await;
     assert_eq!((slow.count(), sidecar(&routes)), (1, Vec::new()), "the filter is off");
+    routes.want();
+    sleep(Duration::from_millis(500)).await;
     for second in 0..30 {
         routes.want();
         sleep(Duration::from_secs(1)).await;
@@ -129,6 +131,7 @@ async fn a_name_whose_addresses_fail_is_asked_for_again_at_once() {
     let routes = made(named("192.0.2.9:4001", false), 0, &names, &slow);
     routes.want();
     sleep(Duration::from_secs(3)).await;
+    routes.want();
     let places = ["sidecar.example:4433".parse().unwrap()];
     let tried = ["192.0.2.1:4433".parse().unwrap()];
     let others = async |patience: u64| {
