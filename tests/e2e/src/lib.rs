@@ -13,6 +13,7 @@ pub mod cables;
 pub mod compare;
 pub mod differences;
 pub mod loads;
+pub mod names;
 pub mod odd_names;
 pub mod open_loop;
 pub mod questions;

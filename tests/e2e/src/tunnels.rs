@@ -55,13 +55,15 @@ pub struct Pair {
 pub struct Changes {
     /// Whether `connection_pooling` is on.
     pub pooling: bool,
+    /// Whether `route_table` is on.
+    pub table: bool,
     /// More settings of it, as YAML: `max_connections: 1, `.
     pub more: String,
 }
 
 impl Default for Changes {
     fn default() -> Self {
-        Self { pooling: true, more: String::new() }
+        Self { pooling: true, table: false, more: String::new() }
     }
 }
 
@@ -72,11 +74,16 @@ impl Pair {
     }
 
     /// With the tunnel to this address of the right side.
+    pub async fn start_to(link: &str, to: &'static str) -> Self {
+        Self::start_in(Namespace::new(), link, to, &Changes::default()).await
+    }
+
+    /// With the tunnel to this address of the right side; the left one is a namespace that has been prepared.
     ///
     /// # Panics
     /// When anything does not come up.
-    pub async fn start_to(link: &str, to: &'static str) -> Self {
-        let (left, right) = (Namespace::new(), Namespace::new());
+    pub async fn start_in(left: Namespace, link: &str, to: &'static str, changes: &Changes) -> Self {
+        let right = Namespace::new();
         let ends = ["10.90.0.1/24,fd90::1/64", "10.90.0.2/24,fd90::2/64"];
         let wan = Wan::connect(&left, ends[0], &right, ends[1], Settings::both(link.parse().unwrap()));
         node(&right, "127.0.0.1:8000", TUNNEL);
@@ -85,7 +92,7 @@ impl Pair {
         let (id_a, id_b) = (pki.issue("a").await, pki.issue("b").await);
         let b = Setup { yaml: &yaml_b(&id_b, &id_a, true), namespace: Some(&right), env: &[] };
         let b = TestSidecar::with(b).await;
-        let yaml = yaml_a(&id_a, &id_b, to, &Changes::default());
+        let yaml = yaml_a(&id_a, &id_b, to, changes);
         let a = TestSidecar::with(Setup { yaml: &yaml, namespace: Some(&left), env: &[] }).await;
         Self { a, b, wan: wan.unwrap(), left, right, pki, id_a, id_b, to }
     }
@@ -154,7 +161,7 @@ impl Pair {
 }
 
 fn yaml_a(own: &IdentityFiles, other: &IdentityFiles, to: &str, changes: &Changes) -> String {
-    let (identity, name, Changes { pooling, more }) = (own.yaml(), &other.name, changes);
+    let (identity, name, Changes { pooling, table, more }) = (own.yaml(), &other.name, changes);
     let route = |route: &str, bind: &str| {
         format!(
             "      - {{ name: {route}, bind: \"{bind}\", to: \"10.90.0.2:4001\", sidecar: {{ to: [\"{to}\"], name: \
@@ -163,7 +170,8 @@ fn yaml_a(own: &IdentityFiles, other: &IdentityFiles, to: &str, changes: &Change
     };
     format!(
         "listeners:\n  peer:\n    identity: {identity}\n    connect_timeout: 5s\n    outbound:\n{}{}filters:\n  peer:\n    \
-         connection_pooling: {{ {more}enabled: {pooling} }}\n",
+         connection_pooling: {{ {more}enabled: {pooling} }}\n    \
+         route_table: {{ enabled: {table} }}\n",
         route("there", DOOR),
         route("there6", DOOR_V6)
     )
