@@ -152,7 +152,7 @@ impl Routes {
         inner.tables.retain(|table| table.strong_count() > 0);
         inner.tables.push(Arc::downgrade(&routes));
         routes.compile(&inner.book);
-        if captured > 0 {
+        if routes.followed(Instant::now()).next().is_some() {
             names.start(&mut inner);
         }
         drop(inner);
