@@ -107,7 +107,7 @@ impl PeersStatus {
             identity: own,
             node: tunnels.discovery().status(),
             table: is_on(RouteTable::NAME),
-            names: tunnels.names.statuses(),
+            names: tunnels.names(),
             routes: routes.collect(),
             pools,
             sidecars: tunnels.sidecars(),

@@ -13,7 +13,7 @@ use crate::exchange::{Exchange, SidecarStatus};
 use crate::identity::{Identity, IdentitySettings, PeerName};
 use crate::kind::{PeerSettings, Sidecar};
 use crate::pool::{self, PeerPool, PoolStatus, Pools, Settings, Target};
-use crate::routes::{Known, Names};
+use crate::routes::{Known, NameStatus, Names};
 use crate::tunnel::transport;
 
 /// What outlives a reload: the identity with its watched files, the connections to other sidecars, and what is known of captured ones.
@@ -99,6 +99,11 @@ impl Tunnels {
     /// What other sidecars have told.
     pub fn sidecars(&self) -> Vec<SidecarStatus> {
         self.exchange.statuses()
+    }
+
+    /// The names of routes that are followed, and what is known of them.
+    pub fn names(&self) -> Vec<NameStatus> {
+        self.names.statuses()
     }
 
     /// What is known of the connections to other sidecars.

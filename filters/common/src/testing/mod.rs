@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use qudag_filter_api::{Address, Env, Lanes, Node, Resolve};
+use qudag_filter_api::{Address, Answer, Env, Lanes, Node, Resolve};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -76,6 +76,7 @@ struct Known {
     names: Mutex<HashMap<String, Vec<IpAddr>>>,
     lookups: AtomicUsize,
     gate: Arc<Semaphore>,
+    holds: Mutex<Duration>,
 }
 
 impl Default for Names {
@@ -84,6 +85,7 @@ impl Default for Names {
             names: Mutex::default(),
             lookups: AtomicUsize::new(0),
             gate: Arc::new(Semaphore::new(LOOKUPS as usize)),
+            holds: Mutex::new(Duration::from_secs(10)),
         }))
     }
 }
@@ -93,6 +95,11 @@ impl Names {
     pub fn set(&self, name: &str, ips: &[&str]) {
         let ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
         lock(&self.0.names).insert(name.to_owned(), ips);
+    }
+
+    /// How long answers hold from now on; ten seconds at first.
+    pub fn hold_for(&self, time: Duration) {
+        *lock(&self.0.holds) = time;
     }
 
     /// How often a name was looked up. Every attempt to connect resolves the name, so this counts attempts.
@@ -115,5 +122,10 @@ impl Resolve for Names {
             let found = lock(&known.names).get(&name).cloned();
             found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no such name: {name}")))
         })
+    }
+
+    fn ask(&self, name: &str) -> BoxFuture<'static, io::Result<Answer>> {
+        let (known, ips) = (Arc::clone(&self.0), self.resolve(name));
+        Box::pin(async move { Ok(Answer { ips: ips.await?, holds: *lock(&known.holds) }) })
     }
 }

@@ -10,8 +10,8 @@ use qudag_filter_api::{Host, HostPort};
 
 /// The least time between two questions for one name, whoever wants to know.
 const APART: Duration = Duration::from_secs(1);
-/// The first wait after a failure; it doubles with each further one.
-const AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// The first wait after a failure, of which half is chance; it doubles with each further one.
+const AFTER_FAILURE: Duration = Duration::from_secs(2);
 /// The longest wait after failures.
 const LONGEST: Duration = Duration::from_secs(60);
 /// How long an address that failed is tried after the others.
@@ -191,7 +191,7 @@ impl Book {
         // Half of it at random, so that many sidecars do not ask at once when their resolver is back.
         let half = wait / 2;
         let jitter = half.mul_f64((random % 1024) as f64 / 1024.0);
-        name.next = now + (half + jitter).min(bounds.max).max(bounds.min);
+        name.next = now + (half + jitter).min(bounds.max.max(APART));
     }
 
     /// Somebody needs to know a name anew: it is due at once, and where it was asked for a moment ago, soon. `None` when an

@@ -30,9 +30,9 @@ pub(crate) use follow::{Found, Names, Routes};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RouteTable {
-    /// How long an answer is kept at least, whatever its time to live; also the least time between two questions after failures.
+    /// How long an answer is kept at least, whatever its time to live.
     pub min_ttl: Period,
-    /// How long an answer is kept at most.
+    /// How long an answer is kept at most; also the longest wait after failures, where it is shorter than a minute.
     pub max_ttl: Period,
 }
 

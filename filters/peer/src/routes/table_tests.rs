@@ -69,6 +69,9 @@ fn a_route_that_requires_the_tunnel_guards_its_port_until_its_name_is_known() {
     assert_eq!(Table::compile(&routes, 0, &book(&[])).guarded(4001), None, "nothing is captured");
 }
 
+/// Host and port, and the number of the sidecar's name with whether the tunnel is required.
+type Drawn = (String, u16, Option<(u8, bool)>);
+
 /// A configuration with few names, addresses and ports, so that they meet.
 fn routes() -> impl Strategy<Value = Vec<Arc<Route>>> {
     let host = prop_oneof![
@@ -77,7 +80,7 @@ fn routes() -> impl Strategy<Value = Vec<Arc<Route>>> {
     ];
     let sidecar = prop::option::of((0..3_u8, any::<bool>()));
     prop::collection::vec((host, 1..3_u16, sidecar), 0..8).prop_map(|routes| {
-        let route = |(index, (host, port, sidecar)): (usize, (String, u16, Option<(u8, bool)>))| {
+        let route = |(index, (host, port, sidecar)): (usize, Drawn)| {
             let sidecar = sidecar.map(|(name, required)| (format!("n{name}.test:4433"), required));
             let sidecar = sidecar.as_ref().map(|(to, required)| (to.as_str(), *required));
             route(&format!("r{index}"), &format!("{host}:{port}"), sidecar)
