@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use tower::ServiceExt;
 
 use crate::kind::{Link, Peer, PeerConnect};
-use crate::pool::Settings;
 use crate::pool::rules::{Limits, Outliers};
+use crate::pool::{PeerPool, Settings};
 use crate::tunnel::header::{Destination, Header};
 use crate::tunnel::transport::{Choices, Congestion, STREAMS};
 use crate::tunnel::{OpenLimits, TunnelStream, open};
@@ -208,8 +208,8 @@ fn fallback(route: &str, reason: &'static str) {
         .increment(1);
 }
 
-/// Opens a stream of the tunnel; `None` when the route does not lead to a sidecar.
-async fn through(request: &PeerConnect) -> Option<Result<TunnelStream, (&'static str, FilterError)>> {
+/// The connections to the sidecar that a route leads to; `None` when it leads to none.
+pub(crate) fn pool(request: &PeerConnect) -> Option<Result<Arc<PeerPool>, (&'static str, FilterError)>> {
     let sidecar = request.route.sidecar.as_ref()?;
     let Some(way) = &request.way else {
         let error = FilterError::Internal("no identity for the tunnel".into());
@@ -219,7 +219,16 @@ async fn through(request: &PeerConnect) -> Option<Result<TunnelStream, (&'static
         let error = FilterError::Refused("the route leads to this sidecar itself".into());
         return Some(Err(("itself", error)));
     }
-    let pool = way.pool(sidecar, request.sidecar());
+    Some(Ok(way.pool(sidecar, request.sidecar())))
+}
+
+/// Opens a stream of the tunnel; `None` when the route does not lead to a sidecar.
+async fn through(request: &PeerConnect) -> Option<Result<TunnelStream, (&'static str, FilterError)>> {
+    let pool = match pool(request)? {
+        Ok(pool) => pool,
+        Err(why) => return Some(Err(why)),
+    };
+    let (sidecar, way) = (request.route.sidecar.as_ref()?, request.way.as_ref()?);
     let header = Header::to(sidecar.class, sidecar.destination.clone());
     let opened = open(&pool, &header, &request.opening, way.limits(), sidecar.require_tunnel).await;
     let outcome = opened.as_ref().map_or_else(|failure| failure.label(), |_| "ok");

@@ -4,6 +4,7 @@
 
 mod capture;
 mod connection_pooling;
+mod decision;
 mod discovery;
 pub mod exchange;
 pub mod identity;
@@ -20,6 +21,7 @@ mod tunnels;
 
 pub use capture::{Capture, CaptureMode, CaptureSettings, CaptureStatus, Mark, Owner, PortRange, Unmatched};
 pub use connection_pooling::{ConnectionPooling, OutlierSettings};
+pub use decision::Decision;
 pub use discovery::{DiscoveryStatus, PeerDiscovery, mdns};
 pub use exchange::SidecarStatus;
 pub use kind::{Link, Peer, PeerConnect, PeerFilters, PeerSettings, PeerStates, Route, Sidecar};

@@ -73,6 +73,17 @@ impl Row {
         }
     }
 
+    /// Demands that the ratio to the peer is at most `target`.
+    #[must_use]
+    pub fn ratio_at_most(self, target: f64) -> Self {
+        Self {
+            target: Some(target),
+            met: Some(self.ratio.is_some_and(|ratio| ratio <= target)),
+            of_ratio: true,
+            ..self
+        }
+    }
+
     /// Demands that our figure is at least `target`.
     #[must_use]
     pub fn at_least(self, target: f64) -> Self {

@@ -5,6 +5,8 @@
 
 mod bulk;
 mod connect;
+mod dead;
+mod decision;
 mod fairness;
 mod goodput;
 mod memory;
@@ -39,6 +41,10 @@ pub enum Part {
     Scaling,
     /// New connections beside 100 streams that nobody reads.
     Stalled,
+    /// Which way a connection goes: route and pool choice.
+    Decision,
+    /// A peer whose sidecar dies.
+    Dead,
 }
 
 /// What is measured.
@@ -70,6 +76,8 @@ pub fn run(
             Part::Memory => memory::rows(&stage, plan)?,
             Part::Scaling => scaling::rows(&stage, plan)?,
             Part::Stalled => stalled::rows(&stage, plan)?,
+            Part::Decision => decision::rows(&stage, plan)?,
+            Part::Dead => dead::rows(&stage, plan)?,
         })?;
     }
     Ok(())

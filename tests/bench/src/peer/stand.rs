@@ -217,6 +217,34 @@ impl<'a> Stand<'a> {
         )
     }
 
+    /// A sidecar in the near place with a route of this name, whose connections go to a server past the far sidecar when that cannot be
+    /// reached.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(super) fn near_with_fallback(
+        &self,
+        route: &str,
+        far: &FarEnd,
+        server: SocketAddr,
+    ) -> Result<Sidecar, Failure> {
+        let (ip, identity, FarEnd { quic, name, .. }) = (self.near.ip, self.identity.yaml(), far);
+        self.stage.sidecar_in(
+            &format!(
+                "node: {{ name: near }}\nlisteners:\n  peer:\n    identity: {identity}\n    outbound:\n      - {{ name: {route}, \
+                 bind: \"{ip}:0\", to: \"{server}\", sidecar: {{ to: [\"{quic}\"], name: \"{name}\" }} }}\nfilters: {{ peer: {{ \
+                 connection_pooling: {{ enabled: true }} }} }}\n"
+            ),
+            self.near.namespace.as_ref(),
+        )
+    }
+
+    /// The files of every sidecar in the near place, as `listeners.peer.identity` has them.
+    pub(super) fn identity(&self) -> serde_json::Value {
+        let IdentityFiles { certificate, key, authorities, .. } = &self.identity;
+        serde_json::json!({ "certificate": certificate, "key": key, "authorities": authorities })
+    }
+
     /// A pair with the tunnel.
     ///
     /// # Errors
@@ -252,8 +280,8 @@ pub(super) struct Route<'a> {
 
 /// A sidecar in the far place.
 pub(super) struct FarEnd {
-    quic: SocketAddr,
+    pub(super) quic: SocketAddr,
     inbound: SocketAddr,
-    name: String,
+    pub(super) name: String,
     sidecar: Sidecar,
 }
