@@ -58,6 +58,14 @@ impl NameServer {
         *self.shared.addresses.lock().unwrap() = addresses.iter().map(|it| it.parse().unwrap()).collect();
     }
 
+    /// Gives a name an address in the hosts file, as programs see it that are started after the first time.
+    ///
+    /// # Panics
+    /// When the file cannot be written.
+    pub fn hosts(&self, name: &str, address: &str) {
+        fs::write(self.files.join("hosts"), format!("127.0.0.1 localhost\n{address} {name}\n")).unwrap();
+    }
+
     /// Whether it answers nobody.
     pub fn silent(&self, silent: bool) {
         self.shared.silent.store(silent, Ordering::SeqCst);

@@ -55,15 +55,15 @@ pub struct Pair {
 pub struct Changes {
     /// Whether `connection_pooling` is on.
     pub pooling: bool,
-    /// Whether `route_table` is on.
-    pub table: bool,
+    /// The settings of `route_table`, as YAML.
+    pub table: &'static str,
     /// More settings of it, as YAML: `max_connections: 1, `.
     pub more: String,
 }
 
 impl Default for Changes {
     fn default() -> Self {
-        Self { pooling: true, table: false, more: String::new() }
+        Self { pooling: true, table: "enabled: false", more: String::new() }
     }
 }
 
@@ -171,7 +171,7 @@ fn yaml_a(own: &IdentityFiles, other: &IdentityFiles, to: &str, changes: &Change
     format!(
         "listeners:\n  peer:\n    identity: {identity}\n    connect_timeout: 5s\n    outbound:\n{}{}filters:\n  peer:\n    \
          connection_pooling: {{ {more}enabled: {pooling} }}\n    \
-         route_table: {{ enabled: {table} }}\n",
+         route_table: {{ {table} }}\n",
         route("there", DOOR),
         route("there6", DOOR_V6)
     )

@@ -25,10 +25,17 @@ const DEADLINE: Duration = Duration::from_secs(20);
 const FIRST: &str = "10.90.0.2";
 const SECOND: &str = "10.90.0.3";
 
+const ON: &str = "enabled: true";
+const OFF: &str = "enabled: false";
+
 /// A pair whose A knows B by a name, and clients at work.
-async fn loaded(table: bool) -> (Pair, NameServer, Load) {
+async fn loaded(table: &'static str) -> (Pair, NameServer, Load) {
     let left = Namespace::new();
     let names = NameServer::start(&left, TTL, &[FIRST]);
+    loaded_in(left, names, table).await
+}
+
+async fn loaded_in(left: Namespace, names: NameServer, table: &'static str) -> (Pair, NameServer, Load) {
     let changes = Changes { table, ..Changes::default() };
     let pair = Pair::start_in(left, "delay=5ms", "b.test:4433", &changes).await;
     let devices = pair.right.run("ip", &["-o", "-4", "addr", "show", "to", FIRST]).await.ok();
@@ -60,7 +67,7 @@ async fn live_at(pair: &Pair, address: &str) -> Option<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_that_moves_under_load_takes_new_connections_with_it() {
     needs_wan!();
-    let (pair, names, load) = loaded(true).await;
+    let (pair, names, load) = loaded(ON).await;
     for address in [SECOND, FIRST, SECOND] {
         let began = Instant::now();
         names.moves(&[address]);
@@ -92,7 +99,7 @@ async fn a_name_that_moves_under_load_takes_new_connections_with_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn toggles_of_the_table_under_load_lose_nothing() {
     needs_wan!();
-    let (pair, names, load) = loaded(false).await;
+    let (pair, names, load) = loaded(OFF).await;
     names.moves(&[SECOND]);
     sleep(Duration::from_secs(u64::from(TTL) + 2)).await;
     assert!(live_at(&pair, FIRST).await.is_some(), "nobody looks");
@@ -113,8 +120,8 @@ async fn toggles_of_the_table_under_load_lose_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_a_dead_resolver_it_goes_on_with_what_is_known() {
     needs_wan!();
-    let (pair, names, load) = loaded(true).await;
-    let (known, changes) = (names.asked(), Changes { table: true, ..Changes::default() });
+    let (pair, names, load) = loaded(ON).await;
+    let (known, changes) = (names.asked(), Changes { table: ON, ..Changes::default() });
     eventually(DEADLINE, "the name is followed", async || (names.asked() > known).then_some(())).await;
     names.silent(true);
     let stale = async || {
@@ -141,4 +148,18 @@ async fn with_a_dead_resolver_it_goes_on_with_what_is_known() {
     let (mut stream, way) = pair.greeted().await.unwrap();
     assert_eq!(way, TUNNEL);
     echo(&mut stream, b"new").await.unwrap();
+}
+
+/// Lost: none. The hosts file is read again when it has changed, and its names, which hold for ever, as often as `max_ttl` says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_in_the_hosts_file_moves_too() {
+    needs_wan!();
+    let left = Namespace::new();
+    let names = NameServer::start(&left, TTL, &["192.0.2.1"]);
+    names.hosts("b.test", FIRST);
+    let (pair, names, load) = loaded_in(left, names, "enabled: true, max_ttl: 1s").await;
+    names.hosts("b.test", SECOND);
+    eventually(DEADLINE, "streams go to the new address", async || live_at(&pair, SECOND).await).await;
+    assert_eq!(names.asked(), 0, "nobody else knows better");
+    load.stop().await.assert_nothing_lost();
 }

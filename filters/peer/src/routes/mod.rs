@@ -137,7 +137,11 @@ pub(crate) async fn direct(
         if let Some(address) = connected.as_ref().ok().and_then(Stream::peer_addr) {
             names.praise(Over::Tcp, address);
         }
-        connected
+        // What operators know is the whole time.
+        connected.map_err(|why| match why {
+            FilterError::Timeout { .. } => FilterError::Timeout { after: timeout },
+            why => why,
+        })
     };
     let why = match attempt(&tried).await {
         Ok(stream) => return Ok(stream),

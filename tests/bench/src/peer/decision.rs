@@ -101,7 +101,7 @@ pub(super) fn rows(stage: &Stage, plan: Plan) -> Result<Vec<Row>, Failure> {
         })?;
         let Some(histogram) = measured else { return Ok(rows) };
         let micros = |quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1e3;
-        let row = format!("peer, route + pool choice with {routes} routes");
+        let row = format!("peer, route + pool choice, table of {routes}");
         rows.push(Row::alone(format!("{row}: p50"), micros(0.5), "µs"));
         rows.push(Row::alone(format!("{row}: p99"), micros(0.99), "µs").at_most(MOST));
     }
