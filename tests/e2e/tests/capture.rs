@@ -12,6 +12,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use qudag_e2e::names::NameServer;
 use qudag_kit::program::{Finished, Signal, Start, is_root};
 use qudag_kit::{
     EchoPeer, Namespace, Pki, QudagNode, Setup, TestSidecar, eventually, needs_namespaces, needs_node,
@@ -287,6 +288,41 @@ async fn only_the_owners_connections_are_captured_and_unknown_places_can_be_refu
     assert_eq!(daemon().await.code, 0);
     assert_eq!((captured(&side, "direct").await, peer.accepted()), (1.0, 2));
     assert_eq!(rules_state(&side).await, (1, "different".to_owned()));
+}
+
+/// Whatever is off, and whether or not the name is known: not one byte goes past the tunnel.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_requires_the_tunnel_never_goes_out_in_plain() {
+    needs_rules!("redirect");
+    let (hosts, pki) = (Hosts::new(), Pki::new().await);
+    let (a, b) = (pki.issue("a").await, pki.issue("b").await);
+    let (protected, other) = (hosts.echo_peer(ROUTED[0]), hosts.echo_peer(UNKNOWN[0]));
+    let names = NameServer::start(&hosts.node, 1, &["10.93.0.2"]);
+    names.silent(true);
+    let yaml = format!(
+        "listeners:\n  peer:\n    identity: {}\n    connect_timeout: 500ms\n    outbound: [{{ name: b, to: \"peer.test:4001\", \
+         sidecar: {{ to: [\"10.93.0.2:4433\"], name: \"{}\", require_tunnel: true }} }}]\n{}",
+        a.yaml(),
+        b.name,
+        capture("")
+    );
+    let side = hosts.sidecar(&yaml).await;
+    redirect(&side, &["up"]).await.ok();
+    hosts.echo(ROUTED[0], 1000).unwrap_err();
+    assert_eq!(captured(&side, "refused").await, 1.0, "nobody knows whose address it is");
+    hosts.echo(UNKNOWN[0], 1000).unwrap();
+    assert_eq!((captured(&side, "direct").await, other.accepted()), (1.0, 1), "no route has the port");
+    names.silent(false);
+    let routed = async || {
+        hosts.echo(ROUTED[0], 1000).unwrap_err();
+        (captured(&side, "routed").await > 0.0).then_some(())
+    };
+    eventually(PATIENCE, "the name is known", routed).await;
+    for on in [true, false] {
+        side.toggle("peer.route_table", on).await;
+        hosts.echo(ROUTED[0], 1000).unwrap_err();
+    }
+    assert_eq!(protected.accepted(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
