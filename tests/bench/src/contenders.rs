@@ -71,15 +71,6 @@ impl Sidecar {
         Err(format!("{path}: {} {}", answer.status, answer.body).into())
     }
 
-    /// The sum of the series of a metric whose labels include `labels`; 0 if there are none.
-    ///
-    /// # Errors
-    /// When it cannot be asked.
-    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64, Failure> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        Ok(runtime.block_on(self.sidecar.metric(name, labels)))
-    }
-
     /// A POST to its admin API; `Null` for no body.
     ///
     /// # Errors
