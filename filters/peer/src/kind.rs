@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use qudag_filter_api::{Address, Flow, FlowKey, HostPort, Kind, chain};
-use qudag_filter_common::{CircuitBreaker, Retry, SpliceOptions, Stream};
+use qudag_filter_common::{Buffered, Buffers, CircuitBreaker, MemoryPooling, Retry, SpliceOptions, Stream};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +86,12 @@ impl Flow for PeerConnect {
 
     fn target_address(&self) -> Option<&Address> {
         Some(&self.route.to)
+    }
+}
+
+impl Buffered for PeerConnect {
+    fn take_buffers_from(&self, buffers: &Buffers) {
+        self.opening.buffer_with(buffers);
     }
 }
 
@@ -178,6 +184,8 @@ chain! {
         peer_discovery: PeerDiscovery,
         /// Answers at once while a peer is known to be down. One breaker a route.
         circuit_breaker: CircuitBreaker<Peer>,
+        /// Uses buffers again. Here, where a connection passes once, however often it is tried, and none that is refused at once.
+        memory_pooling: MemoryPooling<Peer>,
         /// Tries a failed connection again.
         retry: Retry<Peer>,
         /// Leads to sidecars through pooled QUIC connections.

@@ -316,6 +316,7 @@ async fn stream(
     let settings: &PeerSettings = &lease.settings;
     let mut line = FlowLine::start(Peer::NAME, Some(remote));
     line.detail("listener", &place.name).detail("peer", name);
+    let opening = Opening::default();
     let opened = async {
         let route = settings
             .destinations
@@ -329,7 +330,7 @@ async fn stream(
         let upstream = tokio::select! {
             biased;
             () = drain.aborted() => Err((Status::Draining, FilterError::Draining)),
-            answer = connect(&lease, route, remote) => answer.map_err(|why| (status(&why), why)),
+            answer = connect(&lease, route, remote, &opening) => answer.map_err(|why| (status(&why), why)),
         }?;
         Ok((seat, Arc::clone(route), upstream))
     };
@@ -357,7 +358,7 @@ async fn stream(
     }
     let client = TunnelStream::new(send, receive, 0, ());
     let early = Early { up: early, down: Vec::new() };
-    let spliced = splice_after(early, client, upstream, options, drain, &counters).await;
+    let spliced = splice_after(early, client, upstream, options, &opening.buffers(), drain, &counters).await;
     line.end(spliced.end.label(), spliced.up, spliced.down);
 }
 
@@ -385,12 +386,13 @@ async fn connect(
     lease: &qudag_filter_api::Lease<Peer>,
     route: &Arc<Route>,
     remote: SocketAddr,
+    opening: &Opening,
 ) -> Result<qudag_filter_common::Stream, FilterError> {
     let request = PeerConnect {
         client: Some(remote),
         route: Arc::clone(route),
         destination: None,
-        opening: Opening::default(),
+        opening: opening.clone(),
         way: None,
     };
     let answer = timeout(CONNECT_LIMIT, lease.chain.call(request)).await;
