@@ -32,6 +32,7 @@ pub const FILTERS: &[&str] = &[
     "dns.dns_shared_cache",
     "peer.peer_discovery",
     "peer.circuit_breaker",
+    "peer.memory_pooling",
     "peer.retry",
     "rpc.rate_limit",
     "rpc.circuit_breaker",

@@ -80,6 +80,7 @@ async fn toggles_under_load_drop_nothing() {
         "dns.rate_limit",
         "peer.peer_discovery",
         "peer.circuit_breaker",
+        "peer.memory_pooling",
         "peer.retry",
         "rpc.rate_limit",
         "rpc.circuit_breaker",
