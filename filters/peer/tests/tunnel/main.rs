@@ -12,5 +12,6 @@ mod changes;
 mod control;
 mod failures;
 mod hostile;
+mod memory;
 mod streams;
 mod support;
