@@ -147,6 +147,10 @@ pub struct PeerSettings {
     pub splice: SpliceOptions,
     /// How many connections one listener carries at a time.
     pub max_connections: usize,
+    /// How many streams one peer may have here.
+    pub max_connections_per_peer: usize,
+    /// And how many QUIC connections.
+    pub max_tunnels_per_peer: usize,
     /// What the packets of sockets to peers are marked with.
     pub mark: Option<u32>,
     /// The peers whose sidecars may open connections through the tunnel.
@@ -211,6 +215,8 @@ mod tests {
             connect_timeout: Duration::from_secs(1),
             splice: SpliceOptions { stall: Duration::from_secs(1), half_close: Duration::from_secs(1) },
             max_connections: 1,
+            max_connections_per_peer: 1,
+            max_tunnels_per_peer: 1,
             mark: None,
             allow: Arc::default(),
             destinations: HashMap::new(),

@@ -11,6 +11,7 @@
 mod changes;
 mod control;
 mod failures;
+mod greedy;
 mod hostile;
 mod memory;
 mod streams;

@@ -177,7 +177,8 @@ impl<'a> Stand<'a> {
         let sidecar = self.stage.sidecar_in(
             &format!(
                 "node: {{ name: far, p2p: \"{server}\" }}\nlisteners:\n  peer:\n    identity: {}\n    quic: \"{ip}:0\"\n    \
-                 allow: [\"spiffe://kit.test/near\"]\n    inbound: [\"{ip}:0\"]\n    max_connections: 16384\n",
+                 allow: [\"spiffe://kit.test/near\"]\n    inbound: [\"{ip}:0\"]\n    max_connections: 16384\n    \
+                 max_connections_per_peer: 16384\n",
                 identity.yaml()
             ),
             self.far.namespace.as_ref(),
