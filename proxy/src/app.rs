@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use qudag_filter_api::Resolve;
+use qudag_filter_api::{Lanes, Resolve};
 use sd_notify::NotifyState;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -19,6 +19,7 @@ use crate::config::{self, ConfigFailure, Loaded, Source, last_good};
 use crate::control::{ConfigOrigin, Control, Parts, Status};
 use crate::flags::{DISABLE_ALL, Flags, KillFile, Operator, disabled_by};
 use crate::generation::Manager;
+use crate::lanes::Threads;
 use crate::resolve::SystemResolver;
 use crate::state_dir::{Instance, StateDir};
 use crate::telemetry::Telemetry;
@@ -78,8 +79,11 @@ pub fn run(options: RunOptions) -> Result<(), RunError> {
     let telemetry = Arc::new(telemetry);
     let data = runtime("data", config.runtime.workers)?;
     let admin = runtime("admin", NonZeroUsize::new(1))?;
-    let ended = admin.block_on(serve(options, source, state, instance_dir, boot, telemetry, &data));
+    let threads = Threads::default();
+    let plane = Plane { data: data.handle().clone(), lanes: threads.lanes(config.runtime.workers) };
+    let ended = admin.block_on(serve(options, source, state, instance_dir, boot, telemetry, plane));
     data.shutdown_timeout(Duration::from_secs(1));
+    threads.shutdown(Duration::from_secs(1));
     admin.shutdown_timeout(Duration::from_secs(1));
     ended
 }
@@ -90,6 +94,12 @@ fn runtime(name: &'static str, workers: Option<NonZeroUsize>) -> Result<Runtime,
         builder.worker_threads(workers.get());
     }
     builder.enable_all().thread_name(name).build().map_err(RunError::process("runtime"))
+}
+
+/// What carries traffic.
+struct Plane {
+    data: Handle,
+    lanes: Lanes,
 }
 
 /// The configurations to try at start.
@@ -161,7 +171,7 @@ async fn serve(
     instance_dir: PathBuf,
     boot: Boot,
     telemetry: Arc<Telemetry>,
-    data: &Runtime,
+    plane: Plane,
 ) -> Result<(), RunError> {
     let config = boot.best.0.config.clone();
     let kill_file = Arc::new(KillFile::new(config.flags.kill_file.clone()));
@@ -176,7 +186,8 @@ async fn serve(
         Arc::clone(&kill_file),
         serials,
         resolve.clone(),
-        data.handle().clone(),
+        plane.data,
+        plane.lanes,
     );
     let stop = CancellationToken::new();
     let control = Control::new(Parts {

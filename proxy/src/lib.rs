@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod flags;
 pub mod generation;
+pub mod lanes;
 pub mod net;
 pub mod redirect;
 pub mod resolve;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
+use crate::Lanes;
 use crate::units::{Address, HostPort};
 
 /// The unmodified neighbour.
@@ -47,4 +48,6 @@ pub struct Env {
     pub resolve: Arc<dyn Resolve>,
     /// The names that a bypass moves.
     pub service: Arc<Service>,
+    /// Threads for connections that live long.
+    pub lanes: Lanes,
 }

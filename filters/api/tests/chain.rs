@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use qudag_filter_api::{
     BuildError, Chain, ChainSpec, ConfigError, ConfigPath, Env, FilterError, FilterSpec, Flow, FlowKey, Held,
-    Kind, Look, Looked, Node, Percent, Quick, Resolve, Slot, Svc, Tally, chain, service_fn,
+    Kind, Lanes, Look, Looked, Node, Percent, Quick, Resolve, Slot, Svc, Tally, chain, service_fn,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -154,7 +154,7 @@ fn env() -> Env {
         rpc: "127.0.0.1:2".parse().unwrap(),
         http: "127.0.0.1:3".parse().unwrap(),
     };
-    Env { node: Arc::new(node), resolve: Arc::new(NoNames), service: Arc::default() }
+    Env { node: Arc::new(node), resolve: Arc::new(NoNames), service: Arc::default(), lanes: Lanes::default() }
 }
 
 fn terminal() -> Svc<Numbers> {

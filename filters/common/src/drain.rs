@@ -3,11 +3,14 @@
 use std::future::Future;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// How long a request that was on its way when a drain began may take to arrive.
 const LAST_REQUEST: Duration = Duration::from_millis(500);
+/// How long work may take to end by itself after the abort. Shorter than what [`Drain::finish`] waits.
+const ABORT_GRACE: Duration = Duration::from_millis(500);
 
 /// Two signals and a count: *stopping* (accept nothing new, finish what is there), *aborted* (the deadline has passed), and the
 /// tasks under way.
@@ -30,6 +33,26 @@ impl Drain {
         F: Future<Output = ()> + Send + 'static,
     {
         drop(self.tasks.spawn(work));
+    }
+
+    /// The same on another runtime.
+    pub fn spawn_on<F>(&self, runtime: &Handle, work: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        drop(self.tasks.spawn_on(work, runtime));
+    }
+
+    /// Does some work; after the abort only for as long as it may take to say its last words.
+    pub async fn until_aborted(self, work: impl Future<Output = ()>) {
+        let mut work = std::pin::pin!(work);
+        tokio::select! {
+            biased;
+            () = &mut work => {}
+            () = self.aborted() => {
+                let _ = tokio::time::timeout(ABORT_GRACE, work).await;
+            }
+        }
     }
 
     /// Whether nothing new may be accepted.

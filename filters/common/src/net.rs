@@ -26,8 +26,6 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const WARN_EVERY: Duration = Duration::from_secs(5);
 /// When nothing more comes for so long, nothing waits to be accepted.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(2);
-/// How long a connection may take to end by itself after the abort. Shorter than what [`Drain::finish`] waits.
-const ABORT_GRACE: Duration = Duration::from_millis(500);
 
 /// A byte stream to a client or to an upstream.
 #[derive(Debug)]
@@ -76,12 +74,45 @@ impl Stream {
         found.as_socket().map(canonical).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
+    /// Takes the stream off the runtime that it is on.
+    ///
+    /// # Errors
+    /// When the operating system refuses; the stream is closed.
+    pub fn detach(self) -> io::Result<Detached> {
+        match self {
+            Self::Tcp(tcp) => tcp.into_std().map(Detached::Tcp),
+            Self::Unix(unix) => unix.into_std().map(Detached::Unix),
+        }
+    }
+
     /// Closes with RST, so that the peer sees a failure and not an end (RFC 9293 section 3.10.4). A Unix socket has no RST
     /// and is closed.
     pub fn reset(self) {
         if let Self::Tcp(tcp) = &self {
             // A socket that refuses the option is closed all the same.
             let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
+/// A stream between two runtimes.
+#[derive(Debug)]
+pub enum Detached {
+    /// TCP.
+    Tcp(std::net::TcpStream),
+    /// A Unix domain socket.
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Detached {
+    /// Puts it on the current runtime.
+    ///
+    /// # Errors
+    /// When the operating system refuses; the stream is closed.
+    pub fn attach(self) -> io::Result<Stream> {
+        match self {
+            Self::Tcp(tcp) => TcpStream::from_std(tcp).map(Stream::Tcp),
+            Self::Unix(unix) => UnixStream::from_std(unix).map(Stream::Unix),
         }
     }
 }
@@ -246,7 +277,7 @@ impl Socket {
                 accepted = self.accept() => accepted,
             };
             match accepted {
-                Ok(stream) => drain.spawn(until_aborted(drain.clone(), connection(stream))),
+                Ok(stream) => drain.spawn(drain.clone().until_aborted(connection(stream))),
                 Err(why) if is_of_connection(&why) => {}
                 Err(why) => {
                     metrics::counter!("qudag_sidecar_accept_errors_total").increment(1);
@@ -273,22 +304,10 @@ impl Socket {
     {
         for _ in 0..BACKLOG {
             match tokio::time::timeout(BACKLOG_PAUSE, self.accept()).await {
-                Ok(Ok(stream)) => drain.spawn(until_aborted(drain.clone(), connection(stream))),
+                Ok(Ok(stream)) => drain.spawn(drain.clone().until_aborted(connection(stream))),
                 Ok(Err(why)) if is_of_connection(&why) => {}
                 Ok(Err(_)) | Err(_) => return,
             }
-        }
-    }
-}
-
-/// Runs a connection; after the abort only as long as it may take to send its last words.
-async fn until_aborted(drain: Drain, connection: impl Future<Output = ()>) {
-    let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        biased;
-        () = &mut connection => {}
-        () = drain.aborted() => {
-            let _ = tokio::time::timeout(ABORT_GRACE, connection).await;
         }
     }
 }

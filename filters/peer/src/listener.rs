@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use qudag_filter_api::{Address, Chains, Env, FilterError, FilterSpec, HostPort, Kind, Lease};
+use qudag_filter_api::{Address, Chains, Env, FilterError, FilterSpec, HostPort, Kind, Lane, Lease};
 use qudag_filter_common::splice::Early;
 use qudag_filter_common::{
     ByteCounters, Drain, FlowLine, Front, Seat, Seats, Socket, SpliceOptions, Stream, splice_after,
@@ -73,6 +73,13 @@ impl Front for Tended {
 }
 
 impl Place {
+    /// The lane of the route's tunnel, where it has one and the filter is on.
+    fn lane(&self) -> Option<Arc<Lane>> {
+        let lease = (self.chains)()?;
+        let sidecar = lease.settings.route(&self.name, &self.bind)?.sidecar.as_ref()?;
+        lane(&lease, sidecar)
+    }
+
     /// Wants the tunnel of the route as long as there is one and the filter is on.
     async fn keep_warm(&self, at: &Address) {
         let at = if let Address::Tcp(at) = at { at.socket_addr() } else { None };
@@ -88,6 +95,12 @@ impl Place {
             warm(&lease, sidecar);
         }
     }
+}
+
+/// The lane of the tunnel to a sidecar, where there is an identity and the filter is on.
+pub(crate) fn lane(lease: &Lease<Peer>, sidecar: &Sidecar) -> Option<Arc<Lane>> {
+    let way = lease.settings.way.get().filter(|_| lease.chain.has(ConnectionPooling::NAME))?;
+    Some(way.lane(sidecar))
 }
 
 /// Wants the tunnel to a sidecar, where there is one and the filter is on.
@@ -121,7 +134,20 @@ impl Opened {
     }
 }
 
+/// Takes a client to the lane of its tunnel, where it has one.
 async fn connection(place: Arc<Place>, client: Stream, drain: Drain) {
+    let Some(lane) = place.lane() else { return on_lane(place, client, drain).await };
+    // Fails only for a socket that is no use to anybody.
+    let Ok(client) = client.detach() else { return };
+    let handle = lane.handle();
+    drain.clone().spawn_on(&handle, async move {
+        let _lane = lane;
+        let Ok(client) = client.attach() else { return };
+        drain.clone().until_aborted(on_lane(place, client, drain)).await;
+    });
+}
+
+async fn on_lane(place: Arc<Place>, client: Stream, drain: Drain) {
     let mut line = FlowLine::start(Peer::NAME, client.peer_addr());
     line.detail("listener", &place.name);
     let address = client.peer_addr();

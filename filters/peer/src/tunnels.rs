@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use qudag_filter_api::{BuildError, Env, Resolve};
+use qudag_filter_api::{BuildError, Env, Lane, Lanes, Resolve};
 use quinn::ServerConfig;
 
 use crate::capture::{Counts, Known};
@@ -12,7 +12,7 @@ use crate::discovery::Discovery;
 use crate::exchange::{Exchange, SidecarStatus};
 use crate::identity::{Identity, IdentitySettings, PeerName};
 use crate::kind::{PeerSettings, Sidecar};
-use crate::pool::{PeerPool, PoolStatus, Pools, Settings, Target};
+use crate::pool::{self, PeerPool, PoolStatus, Pools, Settings, Target};
 use crate::tunnel::transport;
 
 /// What outlives a reload: the identity with its watched files, the connections to other sidecars, and what is known of captured ones.
@@ -70,6 +70,7 @@ impl Tunnels {
             settings: pooling.pool_settings(),
             resolve: Arc::clone(&env.resolve),
             mark: settings.mark,
+            lanes: env.lanes.clone(),
             server: Mutex::new(None),
         })
     }
@@ -114,6 +115,7 @@ pub struct Way {
     resolve: Arc<dyn Resolve>,
     /// What packets to other sidecars are marked with.
     mark: Option<u32>,
+    lanes: Lanes,
     /// For connections from others, with the change of the identity that it was made for.
     server: Mutex<Option<(u64, Arc<ServerConfig>)>>,
 }
@@ -134,8 +136,14 @@ impl Way {
             exchange: Arc::clone(&self.exchange),
             settings: self.settings,
             mark: self.mark,
+            lanes: self.lanes.clone(),
         };
         self.pools.pool(&sidecar.name, sidecar.class, target)
+    }
+
+    /// The lane of the connections to a sidecar.
+    pub(crate) fn lane(&self, sidecar: &Sidecar) -> Arc<Lane> {
+        pool::lane(&self.lanes, &sidecar.name, sidecar.class)
     }
 
     /// The time limits of opening a stream.

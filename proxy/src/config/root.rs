@@ -232,7 +232,8 @@ impl FlowsConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RuntimeConfig {
-    /// How many threads carry traffic; one a processor where it is left out. Changes take a restart.
+    /// How many threads carry traffic, and as many more at most that carry tunnels; one a processor where it is left out. Changes take a
+    /// restart.
     pub workers: Option<NonZeroUsize>,
     /// How long work under way may take to end when the sidecar stops, or when a listener is removed.
     pub drain_timeout: Period,

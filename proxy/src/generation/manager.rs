@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use metrics::{counter, gauge};
-use qudag_filter_api::{Resolve, Service};
+use qudag_filter_api::{Lanes, Resolve, Service};
 use qudag_filter_common::Drain;
 use tokio::runtime::Handle;
 
@@ -29,6 +29,7 @@ pub struct Manager {
     serials: Serials,
     resolve: Arc<dyn Resolve>,
     data: Handle,
+    lanes: Lanes,
     /// Held while a generation is built; a swap is made by its holder only.
     listeners: tokio::sync::Mutex<Listeners>,
     /// A copy of the listeners' statuses, so that `status` never waits for a build.
@@ -39,13 +40,14 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// A manager that serves nothing yet. Listeners, filters and their tasks run on `data`.
+    /// A manager that serves nothing yet. Listeners, filters and their tasks run on `data`, connections that live long on `lanes`.
     pub fn new(
         flags: Arc<Flags>,
         kill_file: Arc<KillFile>,
         serials: Serials,
         resolve: Arc<dyn Resolve>,
         data: Handle,
+        lanes: Lanes,
     ) -> Self {
         Self {
             current: Arc::new(ArcSwap::from_pointee(Generation::empty())),
@@ -54,6 +56,7 @@ impl Manager {
             serials,
             resolve,
             data,
+            lanes,
             listeners: tokio::sync::Mutex::default(),
             statuses: ArcSwap::default(),
             drains: ArcSwap::default(),
@@ -153,7 +156,7 @@ impl Manager {
         let loaded = Arc::clone(&adopted.loaded);
         let config = &loaded.config;
         let service = Arc::new(self.service(&adopted));
-        let env = env(config, &self.resolve, Arc::clone(&service));
+        let env = env(config, &self.resolve, Arc::clone(&service), &self.lanes);
         let switches = self.switches(&adopted);
         let kinds = {
             // Filters may start tasks; these belong to the data plane.

@@ -16,7 +16,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use metrics::gauge;
 use qudag_filter_api::{
-    BuildError, Chain, ChainSpec, Chains, Decide, Env, Lease, Node, Resolve, Service, SlotInfo, Svc, Toggle,
+    BuildError, Chain, ChainSpec, Chains, Decide, Env, Lanes, Lease, Node, Resolve, Service, SlotInfo, Svc,
+    Toggle,
 };
 use qudag_filter_common::{KindOf, ListenerSpec};
 
@@ -197,7 +198,7 @@ pub fn question<'a>(slot: &SlotInfo, place: Option<&'a str>) -> Question<'a> {
 }
 
 /// What filters get from a configuration.
-fn env(config: &Config, resolve: &Arc<dyn Resolve>, service: Arc<Service>) -> Env {
+fn env(config: &Config, resolve: &Arc<dyn Resolve>, service: Arc<Service>, lanes: &Lanes) -> Env {
     let node = &config.node;
     Env {
         node: Arc::new(Node {
@@ -208,5 +209,6 @@ fn env(config: &Config, resolve: &Arc<dyn Resolve>, service: Arc<Service>) -> En
         }),
         resolve: Arc::clone(resolve),
         service,
+        lanes: lanes.clone(),
     }
 }

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
+use qudag_filter_api::Lanes;
+
 use super::{Adopted, Generation, Manager, Refused};
 use crate::bypass::Serials;
 use crate::config::parse;
@@ -27,8 +29,14 @@ impl House {
         let operator = Arc::new(Operator::open(state.path().join("operator.json")));
         let flags = Arc::new(Flags::new(Arc::clone(&kill_file), false, Arc::clone(&operator)));
         let serials = Serials::open(state.path().join("serial.json"));
-        let manager =
-            Manager::new(flags, kill_file, serials, Arc::new(SystemResolver::new()), Handle::current());
+        let manager = Manager::new(
+            flags,
+            kill_file,
+            serials,
+            Arc::new(SystemResolver::new()),
+            Handle::current(),
+            Lanes::default(),
+        );
         Self { manager, operator, _state: state }
     }
 

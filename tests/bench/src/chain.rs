@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use qudag_filter_api::{
-    Address, BuildError, ChainSpec, Env, FilterError, FilterSpec, Flow, FlowKey, HostPort, Kind, Node,
+    Address, BuildError, ChainSpec, Env, FilterError, FilterSpec, Flow, FlowKey, HostPort, Kind, Lanes, Node,
     Percent, Resolve, Slot, Svc, service_fn,
 };
 use schemars::JsonSchema;
@@ -155,7 +155,7 @@ impl Resolve for NoNames {
 fn env() -> Env {
     let here = |port| HostPort { host: qudag_filter_api::Host::Ip(Ipv4Addr::LOCALHOST.into()), port };
     let node = Node { name: "bench".into(), p2p: here(1), rpc: Address::Tcp(here(2)), http: here(3) };
-    Env { node: Arc::new(node), resolve: Arc::new(NoNames), service: Arc::default() }
+    Env { node: Arc::new(node), resolve: Arc::new(NoNames), service: Arc::default(), lanes: Lanes::default() }
 }
 
 /// One call as a listener makes it: clone the chain, call it once, poll it to its end.

@@ -215,7 +215,15 @@ async fn limits_of_the_pool_edited_under_load_act_as_edited_and_lose_nothing() {
 async fn outliers_edited_under_load_act_as_edited_and_lose_nothing() {
     needs_wan!();
     let (pair, load) = loaded().await;
-    pooling(&pair, "min_connections: 2, outliers: { interval: 1h }").await;
+    // Silence and long round trips, as on a busy machine, are not what is asked here.
+    let outliers = async |interval: &str, loss: u32| {
+        let more = format!(
+            "min_connections: 2, open_timeout: 5s, answer_timeout: 10s, outliers: {{ interval: {interval}, loss_percent: {loss}, \
+             rtt_times: 100, failures: 1000 }}"
+        );
+        pooling(&pair, &more).await;
+    };
+    outliers("1h", 5).await;
     let live = async || {
         let pool = pair.pool().await;
         let live = pool["connections"].as_array()?.iter().filter(|it| it["state"] == "live").count();
@@ -226,7 +234,7 @@ async fn outliers_edited_under_load_act_as_edited_and_lose_nothing() {
     let more = pair.load(STEADY, 0);
     more.under_way(STEADY as u64).await;
 
-    // Everyone is as good as the other until every fifth packet to one of them is dropped.
+    // Everyone is as good as the other until every eighth packet to one of them is dropped.
     let told = pair.left.run("ss", &["-uanpH"]).await.ok();
     let pid = format!("pid={},", pair.a.pid());
     let ports: Vec<&str> = told
@@ -237,25 +245,18 @@ async fn outliers_edited_under_load_act_as_edited_and_lose_nothing() {
     let port = ports.first().unwrap_or_else(|| panic!("no sockets in {told}"));
     let drop = format!(
         "add table inet lossy; add chain inet lossy in {{ type filter hook prerouting priority 0; }}; \
-         add rule inet lossy in udp sport {port} numgen random mod 5 == 0 drop"
+         add rule inet lossy in udp sport {port} numgen random mod 8 == 0 drop"
     );
     pair.right.run("nft", &[&drop]).await.ok();
     let ejected = async || pair.pool().await["ejected"].as_u64().unwrap();
     let lost = "qudag_sidecar_peer_packets_lost_total";
     let before = pair.metric(lost, &[]).await;
-    reaches(&pair, lost, &[], before + 50.0).await;
+    reaches(&pair, lost, &[], before + 30.0).await;
     assert_eq!(ejected().await, 0, "nobody looks for an hour");
-    // On a busy machine a round trip may take long, which is not what is asked here.
-    let outliers = async |loss: u32| {
-        let more = format!(
-            "min_connections: 2, outliers: {{ interval: 1s, loss_percent: {loss}, rtt_times: 100, failures: 1000 }}"
-        );
-        pooling(&pair, &more).await;
-    };
-    outliers(90).await;
+    outliers("1s", 90).await;
     sleep(Duration::from_millis(2500)).await;
     assert_eq!(ejected().await, 0, "so little does not matter");
-    outliers(5).await;
+    outliers("1s", 5).await;
     let out = async || (ejected().await >= 1).then_some(());
     eventually(DEADLINE, "the bad connection takes no more streams", out).await;
     load.goes(TUNNEL, Instant::now()).await;

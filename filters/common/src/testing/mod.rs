@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use qudag_filter_api::{Address, Env, Node, Resolve};
+use qudag_filter_api::{Address, Env, Lanes, Node, Resolve};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -60,7 +60,12 @@ pub fn nowhere() -> Node {
 
 /// A node nowhere, and a resolver that knows no names.
 pub fn env() -> Env {
-    Env { node: Arc::new(nowhere()), resolve: Arc::new(Names::default()), service: Arc::default() }
+    Env {
+        node: Arc::new(nowhere()),
+        resolve: Arc::new(Names::default()),
+        service: Arc::default(),
+        lanes: Lanes::default(),
+    }
 }
 
 /// Names for tests; none at first. Clones share them.

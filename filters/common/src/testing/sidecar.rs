@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use qudag_filter_api::{Address, Chain, ChainSpec, Chains, ConfigPath, Env, Kind, Lease, Node};
+use qudag_filter_api::{Address, Chain, ChainSpec, Chains, ConfigPath, Env, Kind, Lanes, Lease, Node};
 use serde_json::Value;
 
 use super::{Names, lock, record};
@@ -32,7 +32,12 @@ impl<L: ListenerSpec> Sidecar<L> {
     pub async fn start(node: Node, listener: Value, filters: Value) -> Self {
         record::start();
         let names = Names::default();
-        let env = Env { node: Arc::new(node), resolve: Arc::new(names.clone()), service: Arc::default() };
+        let env = Env {
+            node: Arc::new(node),
+            resolve: Arc::new(names.clone()),
+            service: Arc::default(),
+            lanes: Lanes::default(),
+        };
         let mut sidecar = Self {
             addresses: Vec::new(),
             names,

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use qudag_filter_api::{HostPort, Resolve};
+use qudag_filter_api::{HostPort, Lane, Lanes, Resolve};
 use quinn::{Connection, Endpoint, VarInt};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -40,6 +40,7 @@ pub(crate) struct Target {
     pub(crate) settings: Settings,
     /// What packets are marked with.
     pub(crate) mark: Option<u32>,
+    pub(crate) lanes: Lanes,
 }
 
 /// What can be chosen of a pool.
@@ -87,10 +88,17 @@ impl Pools {
     }
 }
 
+/// The lane of a pool and of the clients whose streams it carries.
+pub(crate) fn lane(lanes: &Lanes, name: &PeerName, class: Class) -> Arc<Lane> {
+    lanes.named(&format!("{} {name}", class.label()))
+}
+
 /// The connections to one peer for one class of streams.
 pub(crate) struct PeerPool {
     name: PeerName,
     class: Class,
+    /// Where its connections are driven.
+    lane: Arc<Lane>,
     inner: Mutex<Inner>,
     /// A connection came or went, or a stream ended.
     changed: Notify,
@@ -146,6 +154,7 @@ fn version(identity: &Identity) -> u64 {
 impl PeerPool {
     fn new(name: PeerName, class: Class, target: Target, home: Weak<Pools>) -> Self {
         let meters = Meters::new(&name, class);
+        let lane = lane(&target.lanes, &name, class);
         let inner = Inner {
             rules: Rules::new(Instant::now().into_std()),
             links: HashMap::new(),
@@ -154,7 +163,7 @@ impl PeerPool {
             tended: false,
             last: None,
         };
-        Self { name, class, inner: Mutex::new(inner), changed: Notify::new(), meters, home }
+        Self { name, class, lane, inner: Mutex::new(inner), changed: Notify::new(), meters, home }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -197,11 +206,11 @@ impl PeerPool {
             }
         }
         if let Some(dial) = dial {
-            tokio::spawn(dial::dial(Arc::clone(self), inner.target.clone(), dial));
+            self.lane.handle().spawn(dial::dial(Arc::clone(self), inner.target.clone(), dial));
         }
         if !inner.tended {
             inner.tended = true;
-            tokio::spawn(tend(Arc::downgrade(self)));
+            self.lane.handle().spawn(tend(Arc::downgrade(self)));
         }
     }
 

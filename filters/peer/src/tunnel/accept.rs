@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use metrics::counter;
-use qudag_filter_api::{Address, Chains, Env, FilterError, Host, HostPort, Kind};
+use qudag_filter_api::{Address, Chains, Env, FilterError, Host, HostPort, Kind, Lanes};
 use qudag_filter_common::splice::Early;
 use qudag_filter_common::{ByteCounters, Drain, FlowLine, Front, Seats, splice_after};
 use quinn::{Connection, EndpointConfig, Incoming, RecvStream, SendStream, VarInt};
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, timeout};
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::TunnelStream;
 use super::door::{self, Door, Entrance};
@@ -52,6 +52,7 @@ struct Place {
     chains: Chains<Peer>,
     open: Seats,
     shares: Arc<Shares>,
+    lanes: Lanes,
     handshakes: Arc<Semaphore>,
     /// Stays as long as the last connection.
     door: OnceLock<Arc<Door>>,
@@ -83,8 +84,15 @@ pub(crate) async fn bind(
             Ok(entrance) => {
                 let address = Address::Tcp(entrance.address()?.into());
                 let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-                let (open, shares, door) = (Seats::default(), Arc::default(), OnceLock::new());
-                let place = Place { name, chains, open, shares, handshakes, door };
+                let place = Place {
+                    name,
+                    chains,
+                    open: Seats::default(),
+                    shares: Arc::default(),
+                    lanes: env.lanes,
+                    handshakes,
+                    door: OnceLock::new(),
+                };
                 return Ok(Box::new(QuicFront { entrance, address, place: Arc::new(place) }));
             }
             Err(why) => last = why,
@@ -99,7 +107,12 @@ impl Front for QuicFront {
     }
 
     fn serve(self: Box<Self>, drain: Drain) -> BoxFuture<'static, ()> {
-        Box::pin(serve(self.entrance, self.place, drain))
+        // The lane of the first connection too, as long as nothing else is on it: the endpoint is not reckoned in.
+        let lane = self.place.lanes.any().handle();
+        Box::pin(async move {
+            // Fails when the process ends.
+            let _ = AbortOnDropHandle::new(lane.spawn(serve(self.entrance, self.place, drain))).await;
+        })
     }
 }
 
@@ -180,7 +193,9 @@ fn admit(place: &Arc<Place>, incoming: Incoming, drain: &Drain) {
         return;
     }
     let (place, drain) = (Arc::clone(place), drain.clone());
-    drain.clone().spawn(async move {
+    let lane = place.lanes.any();
+    drain.clone().spawn_on(&lane.handle(), async move {
+        let _lane = lane;
         let remote = incoming.remote_address();
         let shaken = match incoming.accept_with(config) {
             Ok(connecting) => timeout(HANDSHAKE_LIMIT, connecting).await,
