@@ -247,7 +247,7 @@ impl<'a> Stand<'a> {
     /// When a sidecar does not start.
     pub(super) fn pooled(&self, server: SocketAddr) -> Result<Way, Failure> {
         let filter = "memory_pooling: { enabled: true }";
-        let far = self.far_end_with("far", server, filter)?;
+        let far = self.far_end_with("far-pooled", server, filter)?;
         let route = Route { to: &far, class: "interactive" };
         let near = self.near_end_with(&[route], "", &format!(", {filter}"))?;
         let at = near.at_named("far-0")?;
