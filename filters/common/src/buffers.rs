@@ -117,7 +117,8 @@ impl BufferPool {
             recycled: took("recycled"),
             allocated: took("allocated"),
         };
-        meters.kept.set(0.0);
+        // Shown from now on; an earlier pool of the kind may have some still.
+        meters.kept.increment(0.0);
         Arc::new(Self {
             shares: (0..threads.clamp(1, SHARES)).map(|_| Mutex::default()).collect(),
             kept: AtomicUsize::new(0),
