@@ -296,6 +296,11 @@ pub const CATALOGUE: &[Metric] = &[
         "Handshakes of other sidecars with this one, by outcome.",
     ),
     counter(
+        "qudag_sidecar_peer_strays_total",
+        &["reason"],
+        "Datagrams at the tunnel's listener that are dropped: shorter than any packet (reason=short), of another version of QUIC or none (version), of a connection that is not this sidecar's (connection).",
+    ),
+    counter(
         "qudag_sidecar_peer_captured_total",
         &["outcome"],
         "Captured connections: to destinations of a route (outcome=routed), to others directly (direct) or not at all (refused), and connections made to the listener itself, which are refused (itself).",

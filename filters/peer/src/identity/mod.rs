@@ -24,6 +24,7 @@ use std::time::SystemTime;
 
 use quinn::EndpointConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn_proto::HashedConnectionIdGenerator;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -92,8 +93,9 @@ impl Identity {
         self.shared.current.load().facts.not_after
     }
 
-    /// For an endpoint that a restarted process has to know the old connections of, well enough to end them (RFC 9000 section 10.3).
-    pub fn endpoint_config(&self) -> EndpointConfig {
+    /// For an endpoint that a restarted process has to know the old connections of, well enough to end them (RFC 9000 section 10.3); and
+    /// what makes its connection IDs.
+    pub fn endpoint_config(&self) -> (EndpointConfig, HashedConnectionIdGenerator) {
         reset::endpoint_config(&self.shared)
     }
 

@@ -33,11 +33,13 @@ impl ResetSecret {
 }
 
 /// An endpoint's configuration with the keys of an identity; tokens follow its changes.
-pub(super) fn endpoint_config(shared: &Arc<Shared>) -> EndpointConfig {
+/// Comes with what makes its connection IDs.
+pub(super) fn endpoint_config(shared: &Arc<Shared>) -> (EndpointConfig, HashedConnectionIdGenerator) {
     let mut config = EndpointConfig::new(Arc::new(Tokens(Arc::clone(shared))));
     let ids = shared.current.load().reset.ids;
-    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
-    config
+    let generator = move || HashedConnectionIdGenerator::from_key(ids);
+    config.cid_generator(move || Box::new(generator()));
+    (config, generator())
 }
 
 struct Tokens(Arc<Shared>);

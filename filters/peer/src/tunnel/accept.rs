@@ -10,13 +10,13 @@ use metrics::counter;
 use qudag_filter_api::{Address, Chains, Env, FilterError, Host, HostPort, Kind, Lanes};
 use qudag_filter_common::splice::Early;
 use qudag_filter_common::{ByteCounters, Drain, FlowLine, Front, Seats, splice_after};
-use quinn::{Connection, EndpointConfig, Incoming, RecvStream, SendStream, VarInt};
+use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::TunnelStream;
-use super::door::{self, Door, Entrance};
+use super::door::{self, Beginning, Door, Entrance};
 use super::header::{Destination, Header, MAX_HEADER, Status};
 use super::pulse;
 use super::shares::{Shares, What};
@@ -165,7 +165,7 @@ impl Place {
     }
 
     /// What the endpoint begins with.
-    fn configs(&self) -> Option<(EndpointConfig, Arc<quinn::ServerConfig>)> {
+    fn configs(&self) -> Option<(Beginning, Arc<quinn::ServerConfig>)> {
         let server = self.config()?;
         let lease = (self.chains)()?;
         Some((lease.settings.way.get()?.identity.endpoint_config(), server))

@@ -9,9 +9,11 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use quinn::{Endpoint, EndpointConfig, ServerConfig};
+use quinn::{Endpoint, EndpointConfig, Runtime, ServerConfig, TokioRuntime};
+use quinn_proto::HashedConnectionIdGenerator;
 use tokio::time::{Instant, sleep};
 
+use super::stray::Listening;
 use super::transport;
 
 /// How long an address that was this process's own lately may take to become free: the last packets of its connections are waited for.
@@ -31,6 +33,9 @@ pub(super) struct Door {
     /// Whether a listener takes new connections.
     open: Mutex<bool>,
 }
+
+/// What an endpoint begins with: its configuration, and what makes its connection IDs.
+pub(super) type Beginning = (EndpointConfig, HashedConnectionIdGenerator);
 
 /// What a listener has before it serves.
 pub(super) enum Entrance {
@@ -80,12 +85,15 @@ impl Entrance {
     ///
     /// # Errors
     /// When the operating system refuses an option of the socket.
-    pub(super) fn open(self, endpoint: EndpointConfig, server: ServerConfig) -> io::Result<Arc<Door>> {
+    pub(super) fn open(self, beginning: Beginning, server: ServerConfig) -> io::Result<Arc<Door>> {
         let door = match self {
             Self::Door(door) => door,
             Self::Socket(socket) => {
                 let address = socket.local_addr()?;
-                let endpoint = transport::endpoint(endpoint, socket)?;
+                let (config, ids) = beginning;
+                let runtime = Arc::new(TokioRuntime);
+                let socket = Arc::new(Listening::new(runtime.wrap_udp_socket(socket)?, ids));
+                let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, runtime)?;
                 let door = Arc::new(Door { endpoint, open: Mutex::new(false) });
                 lock(&DOORS).insert(address, Arc::downgrade(&door));
                 door

@@ -7,6 +7,7 @@ pub mod header;
 mod open;
 pub(crate) mod pulse;
 mod shares;
+mod stray;
 mod stream;
 pub mod transport;
 

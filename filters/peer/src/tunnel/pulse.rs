@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Whoever is there sends a PING in this time ([`transport::KEEP_ALIVE`]).
 const QUIET: Duration = transport::KEEP_ALIVE.saturating_add(Duration::from_secs(2));
 /// What is sent: a byte that no packet of QUIC begins with (RFC 9000 section 17: the fixed bit is 0), so that an endpoint drops it.
-const KNOCK: [u8; 1] = [0];
+pub(super) const KNOCK: [u8; 1] = [0];
 
 /// Whether the other side owes an answer, looked at now and then.
 #[derive(Clone, Copy, Debug, Default)]

@@ -85,7 +85,7 @@ pub fn config(choices: Choices) -> Arc<TransportConfig> {
 /// # Errors
 /// When the operating system gives no socket, or does not let its packets be marked.
 pub(crate) fn client(to: SocketAddr, mark: Option<u32>) -> io::Result<Endpoint> {
-    endpoint(EndpointConfig::default(), socket(any(to), mark)?)
+    Endpoint::new(EndpointConfig::default(), None, socket(any(to), mark)?, Arc::new(TokioRuntime))
 }
 
 /// Any port of this host for packets to `to`.
@@ -94,14 +94,6 @@ pub(crate) fn any(to: SocketAddr) -> SocketAddr {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     }
-}
-
-/// An endpoint at a socket. It takes no connections before it has a configuration for them.
-///
-/// # Errors
-/// When the operating system refuses an option.
-pub(crate) fn endpoint(config: EndpointConfig, socket: UdpSocket) -> io::Result<Endpoint> {
-    Endpoint::new(config, None, socket, Arc::new(TokioRuntime))
 }
 
 /// A socket with large buffers. `mark` is what its packets are marked with.

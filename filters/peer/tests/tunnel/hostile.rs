@@ -53,17 +53,26 @@ async fn every_header_has_its_answer() {
 }
 
 #[tokio::test]
-async fn garbage_gets_nothing_and_harms_nobody() {
+async fn garbage_gets_nothing_harms_nobody_and_is_counted() {
     let pair = Pair::start("garbage", Unusual::default()).await;
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let mut random = fastrand::Rng::with_seed(7);
+    let counted = || -> f64 {
+        let reasons = ["short", "version", "connection"].map(|reason| format!("reason=\"{reason}\""));
+        reasons.iter().map(|reason| metric("qudag_sidecar_peer_strays_total", &[reason])).sum()
+    };
+    let mut sent = 0.0;
     for length in [1, 20, 1200, 1400, 9000] {
         for _ in 0..50 {
             let datagram: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(length).collect();
             socket.send_to(&datagram, quic(&pair.b)).await.unwrap();
+            // One zero byte is what sidecars knock with.
+            sent += if datagram == [0] { 0.0 } else { 1.0 };
         }
     }
+    until("all are counted", || counted() >= sent).await;
     assert_eq!(pair.greeted().await.unwrap().1, 't');
+    assert_eq!(counted(), sent, "what belongs to a connection is none of them");
 }
 
 /// A client of TLS as others may have one.

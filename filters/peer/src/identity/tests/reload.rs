@@ -164,7 +164,7 @@ async fn the_next_process_ends_the_connections_of_one_that_was_killed() {
         let socket = std::net::UdpSocket::bind(at).unwrap();
         let config = ServerConfig::with_crypto(identity.server(only("b")));
         let runtime = Arc::new(quinn::TokioRuntime);
-        Endpoint::new(identity.endpoint_config(), Some(config), socket, runtime).unwrap()
+        Endpoint::new(identity.endpoint_config().0, Some(config), socket, runtime).unwrap()
     };
     for known in [true, false] {
         // What is dropped with its runtime sends no more.
