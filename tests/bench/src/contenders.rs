@@ -1,10 +1,13 @@
 //! The programs that stand side by side, each on a free port and with a process of its own.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 
-use qudag_kit::{HaProxy, IdentityFiles, Namespace, Pki, Postgres, Setup, TestSidecar, ports, postgres};
+use qudag_kit::node::Host;
+use qudag_kit::{
+    HaProxy, HostedNode, IdentityFiles, Namespace, Pki, Postgres, Setup, TestSidecar, ports, postgres,
+};
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
@@ -44,6 +47,15 @@ impl Sidecar {
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.sidecar.pid()
+    }
+
+    /// The sum of the series of a metric whose labels include `labels`.
+    ///
+    /// # Errors
+    /// When there is no runtime to ask with.
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64, Failure> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        Ok(runtime.block_on(self.sidecar.metric(name, labels)))
     }
 
     /// A GET of its admin API.
@@ -151,6 +163,23 @@ impl Stage {
     /// A further identity of it.
     pub fn identity(&self, pki: &Pki, name: &str) -> IdentityFiles {
         self.runtime.block_on(pki.issue(name))
+    }
+
+    /// `ip ARGS` in a namespace: what it prints.
+    ///
+    /// # Errors
+    /// With what it says when it fails.
+    pub fn ip(&self, namespace: &Namespace, args: &[&str]) -> Result<String, Failure> {
+        let done = self.runtime.block_on(namespace.run("ip", args));
+        if done.code == 0 { Ok(done.stdout) } else { Err(done.stderr.trim().into()) }
+    }
+
+    /// The unmodified node crates, listening on an address.
+    pub fn node(&self, ip: IpAddr, namespace: Option<&Namespace>) -> HostedNode {
+        let family = if ip.is_ipv4() { "ip4" } else { "ip6" };
+        let listen = format!("/{family}/{ip}/tcp/0");
+        let host = Host { namespace, listen: Some(&listen), ..Host::default() };
+        self.runtime.block_on(HostedNode::start(&host))
     }
 
     /// PostgreSQL that lets everybody in without a password; `None` where it is not installed.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use qudag_e2e::Cables;
 use qudag_e2e::cables::{B_SEEN_FROM_A, NODE_A, NODE_B, TunnelEnd, peer_bytes};
+use qudag_kit::gossip::{Load, Published};
 use qudag_kit::node::Host;
 use qudag_kit::{HostedNode, Pki, QudagNode, TestSidecar, eventually, needs_namespaces, needs_node};
 use serde_json::Value;
@@ -91,4 +92,29 @@ async fn a_sidecar_that_was_killed_is_found_again() {
     connected(&side_a).await;
     a.dial(&way).await;
     a.next_event("connected", |event| event["event"] == "connected").await;
+}
+
+/// Everything that is published arrives, and once.
+#[tokio::test]
+async fn gossip_under_load_arrives_exactly_once() {
+    needs_node!();
+    needs_namespaces!();
+    let cables = Cables::new();
+    let (side_a, _side_b, _files) = sidecars(&cables).await;
+    connected(&side_a).await;
+    let host =
+        |namespace, listen| Host { namespace: Some(namespace), listen: Some(listen), ..Host::default() };
+    let mut a = HostedNode::start(&host(&cables.node_a, NODE_A)).await;
+    let mut b = HostedNode::start(&host(&cables.node_b, NODE_B)).await;
+    a.meet(&mut b, "10.91.1.1:4001".parse().unwrap(), "load").await;
+    let load = Load { topic: "load", bytes: 2_000, per_second: 250.0, time: Duration::from_secs(2) };
+    assert_eq!(a.load(load).await, Published { taken: 500, refused: 0 });
+    let all = async || Some(b.tally("load").await).filter(|tally| tally.received == 500);
+    let tally = eventually(Duration::from_secs(10), "all messages arrive", all).await;
+    println!("{tally:?}");
+    assert_eq!((tally.bytes, tally.duplicates), (500 * 2_000, 0));
+    let (up, _) = peer_bytes(&side_a).await;
+    assert!(up > 1e6, "{up} bytes through the sidecar");
+    let labels = [("side", "out"), ("outcome", "ok")];
+    assert_eq!(side_a.metric("qudag_sidecar_peer_streams_total", &labels).await, 1.0);
 }

@@ -1,6 +1,5 @@
 //! Real QuDAG nodes: the stock program, and the published crates hosted by `tests/node`.
 
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,6 +9,7 @@ use tempfile::TempDir;
 
 use crate::netns::Namespace;
 use crate::program::{Program, Start};
+use crate::talker::Talker;
 
 /// The version of the stock program.
 pub const VERSION: &str = "0.5.0";
@@ -45,9 +45,14 @@ fn host() -> PathBuf {
     if let Some(path) = std::env::var_os("QUDAG_NODE_HOST") {
         return path.into();
     }
+    newest("node-", "qudag-node-host")
+}
+
+/// A file of the newest of the cache's folders whose name begins so; the rest of the name is a key of what is inside.
+pub(crate) fn newest(prefix: &str, file: &str) -> PathBuf {
     let built = std::fs::read_dir(cache()).into_iter().flatten().flatten();
-    let built = built.filter(|entry| entry.file_name().to_string_lossy().starts_with("node-"));
-    let built = built.map(|entry| entry.path().join("qudag-node-host")).filter(|path| path.is_file());
+    let built = built.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
+    let built = built.map(|entry| entry.path().join(file)).filter(|path| path.is_file());
     built.max_by_key(|path| path.metadata().and_then(|meta| meta.modified()).ok()).unwrap_or_default()
 }
 
@@ -116,9 +121,8 @@ pub struct Host<'a> {
 
 /// The published crates with their RPC server open, mDNS off.
 pub struct HostedNode {
-    program: Program,
+    talker: Talker,
     ready: Value,
-    read: usize,
     _dir: TempDir,
 }
 
@@ -129,8 +133,7 @@ impl HostedNode {
     /// When it does not come up.
     pub async fn start(host_settings: &Host<'_>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut start =
-            Start::new(host()).named("node-host").in_namespace(host_settings.namespace).with_stdin();
+        let mut start = Start::new(host()).in_namespace(host_settings.namespace);
         if let Some(listen) = host_settings.listen {
             start = start.args(["--listen", listen]);
         }
@@ -140,10 +143,8 @@ impl HostedNode {
         if let Some(path) = host_settings.rpc_unix {
             start = start.arg("--rpc-unix").arg(path);
         }
-        let program = start.spawn(dir.path());
-        let mut node = Self { program, ready: Value::Null, read: 0, _dir: dir };
-        node.ready = node.next_event("ready", |event| event["event"] == "ready").await;
-        node
+        let (talker, ready) = Talker::start("node-host", start, dir.path()).await;
+        Self { talker, ready, _dir: dir }
     }
 
     /// Its peer id.
@@ -173,10 +174,7 @@ impl HostedNode {
     /// # Errors
     /// With what the node says when it fails.
     pub async fn command(&mut self, command: &Value) -> Result<Value, String> {
-        writeln!(self.program.stdin().unwrap(), "{command}").unwrap();
-        let answer = |event: &Value| event["event"] == "done" || event["event"] == "failed";
-        let event = self.next_event("an answer", answer).await;
-        if event["event"] == "done" { Ok(event["value"].clone()) } else { Err(event["why"].to_string()) }
+        self.talker.command(command).await
     }
 
     /// Subscribes to a gossip topic.
@@ -202,23 +200,7 @@ impl HostedNode {
     /// # Panics
     /// When none comes.
     pub async fn next_event(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        let read = self.read;
-        let next = |log: &str| {
-            let events = log.lines().enumerate().skip(read);
-            let mut events =
-                events.filter_map(|(at, line)| Some((at, serde_json::from_str::<Value>(line).ok()?)));
-            events.find(|(_, event)| wanted(event))
-        };
-        let expected = format!("the node says {what}");
-        let found = crate::eventually(Duration::from_secs(40), &expected, async || {
-            if let Some(status) = self.program.ended() {
-                panic!("the node host ended: {status}");
-            }
-            next(&self.program.log())
-        });
-        let (at, event) = found.await;
-        self.read = at + 1;
-        event
+        self.talker.next_event(what, wanted).await
     }
 }
 

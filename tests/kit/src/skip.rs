@@ -48,6 +48,16 @@ macro_rules! needs_node {
     };
 }
 
+/// Leaves the test as skipped when js-libp2p cannot run here.
+#[macro_export]
+macro_rules! needs_js_libp2p {
+    () => {
+        if let Err(reason) = $crate::js_libp2p::available() {
+            $crate::skip!("{reason}");
+        }
+    };
+}
+
 /// Notes that the running test is skipped.
 pub fn note(reason: &str) {
     let thread = std::thread::current();

@@ -3,19 +3,23 @@
 //!
 //! Standard output carries JSON lines: first `{"event":"ready",…}`, then what happens on the network, and one
 //! answer to each command. Standard input takes JSON lines: `{"do":"dial","to":MULTIADDR}`,
-//! `{"do":"subscribe","topic":T}`, `{"do":"publish","topic":T,"text":S}`, `{"do":"peers"}`. The log of the crates
-//! goes to standard error. The program ends when standard input does, so it never outlives the test that
-//! started it.
+//! `{"do":"subscribe","topic":T}`, `{"do":"publish","topic":T,"text":S}`, `{"do":"peers"}`, and for loads
+//! `{"do":"load","topic":T,"bytes":N,"per_second":N,"for_seconds":N}` and `{"do":"tally","topic":T,"forget":BOOL}`, see
+//! `load.rs`; their messages are counted rather than printed. The log of the crates goes to standard error. The program ends
+//! when standard input does, so it never outlives the test that started it.
 
 mod bound;
+mod load;
 
 use std::error::Error;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::Parser;
 use libp2p::gossipsub::{ConfigBuilder, ValidationMode};
+use load::{Load, Tallies};
 use qudag_network::p2p::{NetworkConfig, P2PEvent};
 use qudag_network::P2PHandle;
 use qudag_protocol::rpc_server::RpcCommand;
@@ -52,6 +56,15 @@ enum Command {
     Subscribe { topic: String },
     Publish { topic: String, text: String },
     Peers,
+    Load(Load),
+    Tally { topic: String, forget: bool },
+}
+
+/// What has been published and received of loads.
+#[derive(Default)]
+struct Loads {
+    next: AtomicU64,
+    tallies: Mutex<Tallies>,
 }
 
 #[tokio::main]
@@ -92,9 +105,10 @@ async fn main() -> Result<(), Failure> {
         "rpc": listening,
     }));
 
-    let events = tokio::spawn(report(peer.clone()));
+    let loads = Arc::new(Loads::default());
+    let events = tokio::spawn(report(peer.clone(), Arc::clone(&loads)));
     tokio::select! {
-        result = serve_commands(peer) => result?,
+        result = serve_commands(peer, &loads) => result?,
         _ = stopped.recv() => {}
     }
     events.abort();
@@ -131,30 +145,34 @@ async fn obey(mut commands: Commands, stop: mpsc::Sender<()>) {
     }
 }
 
-/// Prints what happens on the network.
-async fn report(peer: P2PHandle) {
+/// Prints what happens on the network, and counts what belongs to a load.
+async fn report(peer: P2PHandle, loads: Arc<Loads>) {
     while let Some(event) = peer.next_event().await {
         match event {
             P2PEvent::PeerConnected(id) => say(json!({ "event": "connected", "peer_id": id.to_string() })),
             P2PEvent::PeerDisconnected(id) => {
                 say(json!({ "event": "disconnected", "peer_id": id.to_string() }))
             }
-            P2PEvent::MessageReceived { peer_id, topic, data } => say(json!({
-                "event": "message",
-                "from": peer_id.to_string(),
-                "topic": topic,
-                "text": String::from_utf8_lossy(&data),
-            })),
+            P2PEvent::MessageReceived { peer_id, topic, data } => {
+                if !loads.tallies.lock().expect("no panic").take(&topic, &data) {
+                    say(json!({
+                        "event": "message",
+                        "from": peer_id.to_string(),
+                        "topic": topic,
+                        "text": String::from_utf8_lossy(&data),
+                    }));
+                }
+            }
             _ => {}
         }
     }
 }
 
-async fn serve_commands(peer: P2PHandle) -> Result<(), Failure> {
+async fn serve_commands(peer: P2PHandle, loads: &Loads) -> Result<(), Failure> {
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while let Some(line) = lines.next_line().await? {
         let answer = match serde_json::from_str(&line) {
-            Ok(command) => execute(&peer, command).await,
+            Ok(command) => execute(&peer, loads, command).await,
             Err(error) => Err(error.into()),
         };
         match answer {
@@ -165,7 +183,7 @@ async fn serve_commands(peer: P2PHandle) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn execute(peer: &P2PHandle, command: Command) -> Result<Value, Failure> {
+async fn execute(peer: &P2PHandle, loads: &Loads, command: Command) -> Result<Value, Failure> {
     match command {
         Command::Dial { to } => peer.dial(to.parse()?).await?,
         Command::Subscribe { topic } => peer.subscribe(&topic).await?,
@@ -173,6 +191,15 @@ async fn execute(peer: &P2PHandle, command: Command) -> Result<Value, Failure> {
         Command::Peers => {
             let peers = peer.connected_peers().await;
             return Ok(peers.iter().map(ToString::to_string).collect());
+        }
+        Command::Load(load) => {
+            let told = load::publish(peer, load, loads.next.load(Ordering::Relaxed)).await?;
+            let next = told["next"].as_u64().unwrap_or_default();
+            loads.next.store(next, Ordering::Relaxed);
+            return Ok(told);
+        }
+        Command::Tally { topic, forget } => {
+            return Ok(loads.tallies.lock().expect("no panic").tell(&topic, forget));
         }
     }
     Ok(Value::Null)

@@ -20,7 +20,7 @@ const DELAYS: [u32; 3] = [0, 20, 75];
 /// In each direction, percent.
 const LOSSES: [u32; 3] = [0, 1, 3];
 /// Nothing between, and a sender with BBR.
-const DIRECT_BBR: &str = "direct, bbr";
+pub(super) const DIRECT_BBR: &str = "direct, bbr";
 /// Ours, direct, HAProxy, and ours and direct with the other congestion control.
 const WAYS: usize = 5;
 /// The aim at a round trip of 40 ms and 1 % loss, as a ratio to direct TCP.

@@ -7,6 +7,7 @@ mod bulk;
 mod connect;
 mod fairness;
 mod goodput;
+mod gossip;
 mod memory;
 mod round_trip;
 mod scaling;
@@ -31,6 +32,8 @@ pub enum Part {
     Bulk,
     /// What arrives over links with delay and loss.
     Goodput,
+    /// Messages between two real nodes: what arrives, and when, near by and over a link with delay and loss.
+    Gossip,
     /// What a TCP connection keeps beside a tunnel on a narrow link.
     Fairness,
     /// Resident memory with idle streams.
@@ -66,6 +69,7 @@ pub fn run(
             Part::Connect => connect::rows(&stage, plan)?,
             Part::Bulk => bulk::rows(&stage, plan)?,
             Part::Goodput => goodput::rows(&stage, plan)?,
+            Part::Gossip => gossip::rows(&stage, plan)?,
             Part::Fairness => fairness::rows(&stage, plan)?,
             Part::Memory => memory::rows(&stage, plan)?,
             Part::Scaling => scaling::rows(&stage, plan)?,

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use qudag_kit::{HaProxy, IdentityFiles, Namespace, Pki};
+use qudag_kit::{HaProxy, HostedNode, IdentityFiles, Namespace, Pki};
 use qudag_wan::{Settings, Wan};
 
 use crate::Failure;
@@ -18,6 +18,17 @@ pub(super) const OFF: &str = "tunnel off";
 pub(super) const WITHOUT: &str = "without";
 /// A pair of HAProxy.
 pub(super) const HAPROXY: &str = "haproxy ×2";
+
+/// Makes a way to a server; `None` where its programs are not installed.
+pub(super) type MakeWay = fn(&Stand<'_>, SocketAddr) -> Result<Option<Way>, Failure>;
+
+/// A pair of sidecars with the tunnel, nothing, two HAProxy, two sidecars without the tunnel.
+pub(super) const WAYS: [MakeWay; 4] = [
+    |stand, server| stand.tunnel(server, "").map(Some),
+    |stand, server| Ok(Some(stand.direct(server))),
+    |stand, server| stand.haproxy(server),
+    |stand, server| stand.without_tunnel(server).map(Some),
+];
 
 /// One place: a namespace with an address, or this host's loopback.
 struct Place {
@@ -116,6 +127,23 @@ impl<'a> Stand<'a> {
         Ok(Some(Self { stage, pki, identity, _wan: Some(wan), near, far }))
     }
 
+    /// Sets the congestion control of the TCP connections between the two places that begin from now on, one of the kernel's.
+    /// Others have the host's.
+    ///
+    /// # Errors
+    /// When the kernel does not have it.
+    pub(super) fn congestion(&self, name: &str) -> Result<(), Failure> {
+        for namespace in [&self.near, &self.far].into_iter().filter_map(|place| place.namespace.as_ref()) {
+            // A namespace may choose few of them for itself, a route may have any.
+            for route in self.stage.ip(namespace, &["route", "show"])?.lines() {
+                let words = ["route", "replace"].into_iter().chain(route.split_whitespace());
+                let words: Vec<_> = words.chain(["congctl", name]).collect();
+                self.stage.ip(namespace, &words)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Does something where the clients are.
     ///
     /// # Errors
@@ -136,15 +164,18 @@ impl<'a> Stand<'a> {
         self.far.inside(move || start(ip))?
     }
 
-    /// A pair of sidecars with the tunnel, two sidecars without it, two HAProxy, nothing: ours first.
+    /// All ways to a server: ours first.
     ///
     /// # Errors
     /// When one does not start.
     pub(super) fn ways(&self, server: SocketAddr) -> Result<Vec<Way>, Failure> {
-        let mut ways = vec![self.tunnel(server, "")?, self.direct(server)];
-        ways.extend(self.haproxy(server)?);
-        ways.push(self.without_tunnel(server)?);
-        Ok(ways)
+        WAYS.iter().filter_map(|make| make(self, server).transpose()).collect()
+    }
+
+    /// A node in the near place and one in the far one, which do not know each other.
+    pub(super) fn nodes(&self) -> (HostedNode, HostedNode) {
+        let node = |place: &Place| self.stage.node(place.ip, place.namespace.as_ref());
+        (node(&self.near), node(&self.far))
     }
 
     /// Nothing between.
