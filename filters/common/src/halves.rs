@@ -10,6 +10,7 @@ use tokio::io::{Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::Stream;
+use crate::buffers::Buffer;
 
 /// A byte stream with two directions that end apart, one end of a [`splice`](crate::splice()).
 pub trait Duplex: Send {
@@ -57,6 +58,14 @@ pub trait ReadSide: Send {
 pub trait WriteSide: Send {
     /// Writes some of the bytes, at least one.
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
+
+    /// Writes some of what a buffer holds, at least one byte, and takes it out of the buffer. Who has to keep bytes until they have arrived
+    /// may keep the buffer with them and spare a copy ([`Buffer::share`]).
+    fn poll_write_buffer(&mut self, cx: &mut Context<'_>, buffer: &mut Buffer) -> Poll<io::Result<usize>> {
+        let written = ready!(self.poll_write(cx, buffer.filled()))?;
+        buffer.consume(written);
+        Poll::Ready(Ok(written))
+    }
 
     /// Ends this direction: FIN.
     ///

@@ -1,6 +1,7 @@
 //! What several kinds of traffic share: listeners and their drain, splicing, and the layers that
 //! know nothing of a protocol.
 
+pub mod buffers;
 pub mod circuit_breaker;
 pub mod drain;
 pub mod flow;
@@ -8,6 +9,7 @@ mod generic;
 pub mod halves;
 pub mod listener;
 pub mod live;
+pub mod memory_pooling;
 pub mod net;
 pub mod rate_limit;
 pub mod retry;
@@ -18,6 +20,7 @@ pub mod testing;
 pub mod unix;
 pub mod watch;
 
+pub use buffers::{Buffer, BufferPool, Buffers};
 pub use circuit_breaker::{CircuitBreaker, CircuitBreakerSettings, CircuitBreakerState};
 pub use drain::Drain;
 pub use flow::{Audience, FlowLine, FlowTally};
@@ -25,6 +28,7 @@ pub use generic::ForKind;
 pub use halves::{Abort, Duplex, ReadSide, WriteSide};
 pub use listener::{Front, KindOf, ListenerSpec, Terminal};
 pub use live::LiveGauge;
+pub use memory_pooling::{Buffered, MemoryPooling, MemoryPoolingSettings};
 pub use net::{Socket, Stream, canonical, connect, connect_addresses, connect_marked};
 pub use rate_limit::{Limit, RateLimit, RateLimitSettings, RateLimitState, RateLimited};
 pub use retry::{Retry, RetrySettings, RetryState};

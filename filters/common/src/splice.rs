@@ -7,16 +7,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use metrics::{Counter, counter};
-use tokio::io::ReadBuf;
 use tokio::time::{Instant, sleep_until};
 
 use crate::Drain;
+use crate::buffers::{Buffer, Buffers, LARGE, SMALL};
 use crate::halves::{Abort, Duplex, ReadSide, WriteSide};
 
-/// The size of a buffer at first, and again after idle time.
-const SMALL: usize = 4 << 10;
-/// The size that a buffer grows to while reads fill it.
-const LARGE: usize = 64 << 10;
 /// How long a direction without traffic keeps its buffer.
 const KEEP: Duration = Duration::from_secs(1);
 /// How much one direction copies before the other one and other tasks have their turn.
@@ -100,7 +96,7 @@ pub async fn splice<C: Duplex, U: Duplex>(
     drain: &Drain,
     counters: &ByteCounters,
 ) -> Spliced {
-    splice_after(Early::default(), client, upstream, options, drain, counters).await
+    splice_after(Early::default(), client, upstream, options, &Buffers::default(), drain, counters).await
 }
 
 /// What was read of both sides before a splice, and is to be written first.
@@ -112,17 +108,19 @@ pub struct Early {
     pub down: Vec<u8>,
 }
 
-/// Copies as [`splice`] does, after what was read earlier. That counts among the bytes of the splice.
+/// Copies as [`splice`] does, after what was read earlier. That counts among the bytes of the splice. `buffers` are used, one for each direction
+/// as long as there is traffic: [`SMALL`] bytes at first, and twice as many whenever a read has filled it, up to [`LARGE`].
 pub async fn splice_after<C: Duplex, U: Duplex>(
     early: Early,
     mut client: C,
     mut upstream: U,
     options: SpliceOptions,
+    buffers: &Buffers,
     drain: &Drain,
     counters: &ByteCounters,
 ) -> Spliced {
-    let mut up = Direction::after(early.up, options);
-    let mut down = Direction::after(early.down, options);
+    let mut up = Direction::after(early.up, options, buffers);
+    let mut down = Direction::after(early.down, options, buffers);
     let end = {
         let (mut client_read, mut client_write, client_failed) = client.split();
         let (mut upstream_read, mut upstream_write, upstream_failed) = upstream.split();
@@ -191,14 +189,13 @@ pub async fn splice_after<C: Duplex, U: Duplex>(
 }
 
 /// One direction of a splice.
-struct Direction {
+struct Direction<'a> {
     options: SpliceOptions,
-    /// Empty when there has been no traffic for a while.
-    buffer: Vec<u8>,
-    /// What is to be written of the buffer.
-    filled: std::ops::Range<usize>,
-    /// The last read filled the buffer.
-    grow: bool,
+    buffers: &'a Buffers,
+    /// Without room when there has been no traffic for a while, or when the receiver has kept it.
+    buffer: Buffer,
+    /// How large a buffer is wanted.
+    size: usize,
     total: u64,
     state: State,
     /// The other direction has finished.
@@ -215,14 +212,14 @@ enum State {
     Done,
 }
 
-impl Direction {
+impl<'a> Direction<'a> {
     /// A direction of which some bytes were read earlier.
-    fn after(early: Vec<u8>, options: SpliceOptions) -> Self {
+    fn after(early: Vec<u8>, options: SpliceOptions, buffers: &'a Buffers) -> Self {
         Self {
             options,
-            filled: 0..early.len(),
-            buffer: early,
-            grow: false,
+            buffers,
+            buffer: Buffer::from(early),
+            size: SMALL,
             total: 0,
             state: State::Reading,
             alone: false,
@@ -243,8 +240,11 @@ impl Direction {
         loop {
             match self.state {
                 State::Done => return Poll::Ready(Ok(())),
-                _ if !self.filled.is_empty() => {
-                    let written = std::task::ready!(self.poll_write(cx, to))?;
+                _ if !self.buffer.is_empty() => {
+                    let written = std::task::ready!(to.poll_write_buffer(cx, &mut self.buffer))?;
+                    if written == 0 {
+                        return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                    }
                     self.moved = now;
                     self.total += written as u64;
                     count.increment(written as u64);
@@ -253,7 +253,7 @@ impl Direction {
                 State::Ending => {
                     to.finish()?;
                     self.state = State::Done;
-                    self.buffer = Vec::new();
+                    self.buffer = Buffer::default();
                 }
                 State::Reading if turn >= TURN => {
                     cx.waker().wake_by_ref();
@@ -262,7 +262,7 @@ impl Direction {
                 State::Reading => {
                     std::task::ready!(self.poll_read(cx, from))?;
                     self.moved = now;
-                    if self.filled.is_empty() {
+                    if self.buffer.is_empty() {
                         self.state = State::Ending;
                     }
                 }
@@ -272,32 +272,19 @@ impl Direction {
 
     /// Fills the empty buffer; nothing is filled at the end of the stream.
     fn poll_read(&mut self, cx: &mut Context<'_>, from: &mut impl ReadSide) -> Poll<io::Result<()>> {
-        if self.buffer.len() < SMALL {
-            // No buffer before there is something to put into it; what was read earlier may have had a smaller one.
-            std::task::ready!(from.poll_readable(cx))?;
-            self.buffer = vec![0; SMALL];
-        } else if self.grow && self.buffer.len() < LARGE {
-            // A new one, since there is nothing in the old one that were worth copying.
-            self.buffer = vec![0; self.buffer.len() * 2];
+        if self.buffer.size() != self.size {
+            if self.buffer.size() < SMALL {
+                // No buffer before there is something to put into it; what was read earlier may have had a smaller one.
+                std::task::ready!(from.poll_readable(cx))?;
+            }
+            // The old one goes first, and there is nothing in it that were worth copying.
+            self.buffer = Buffer::default();
+            self.buffer = self.buffers.take(self.size);
         }
-        self.grow = false;
-        let mut buffer = ReadBuf::new(&mut self.buffer);
-        std::task::ready!(from.poll_read(cx, &mut buffer))?;
-        self.filled = 0..buffer.filled().len();
-        self.grow = buffer.remaining() == 0;
+        if std::task::ready!(self.buffer.poll_fill(cx, from))? {
+            self.size = (2 * self.size).min(LARGE);
+        }
         Poll::Ready(Ok(()))
-    }
-
-    fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut impl WriteSide) -> Poll<io::Result<usize>> {
-        let Some(rest) = self.buffer.get(self.filled.clone()) else {
-            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
-        };
-        let written = std::task::ready!(to.poll_write(cx, rest))?;
-        if written == 0 {
-            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-        }
-        self.filled.start += written;
-        Poll::Ready(Ok(written))
     }
 
     fn other_finished(&mut self, now: Instant) {
@@ -311,7 +298,7 @@ impl Direction {
     fn limit(&self) -> Option<Instant> {
         match self.state {
             State::Done => None,
-            _ if !self.filled.is_empty() => self.moved.checked_add(self.options.stall),
+            _ if !self.buffer.is_empty() => self.moved.checked_add(self.options.stall),
             _ if self.alone => self.moved.checked_add(self.options.half_close),
             _ => None,
         }
@@ -319,7 +306,8 @@ impl Direction {
 
     /// When the idle buffer is given back.
     fn release(&self) -> Option<Instant> {
-        (self.filled.is_empty() && !self.buffer.is_empty()).then(|| self.moved + KEEP)
+        let kept = self.buffer.size() > 0 || self.size > SMALL;
+        (self.buffer.is_empty() && self.state != State::Done && kept).then(|| self.moved + KEEP)
     }
 
     fn due(&self) -> Option<Instant> {
@@ -329,8 +317,8 @@ impl Direction {
     /// Whether the time limit has passed. Gives back the buffer when its time has come.
     fn is_late(&mut self, now: Instant) -> bool {
         if self.release().is_some_and(|release| release <= now) {
-            self.buffer = Vec::new();
-            self.grow = false;
+            self.buffer = Buffer::default();
+            self.size = SMALL;
         }
         self.limit().is_some_and(|limit| limit <= now)
     }
@@ -352,7 +340,8 @@ mod tests {
         let ((mut from, ..), (_, mut to, _)) = (from.split(), to.split());
         let limit = Duration::from_secs(60);
         let options = SpliceOptions { stall: limit, half_close: limit };
-        let mut direction = Direction::after(Vec::new(), options);
+        let buffers = Buffers::default();
+        let mut direction = Direction::after(Vec::new(), options, &buffers);
         let start = Instant::now();
 
         let mut copied = 0;
@@ -372,12 +361,12 @@ mod tests {
                 }
                 tokio::task::yield_now().await;
             }
-            assert_eq!(direction.buffer.len(), size * kib, "after {length} bytes");
+            assert_eq!(direction.buffer.size(), size * kib, "after {length} bytes");
             receiver.read_exact(&mut vec![0; length]).await.unwrap();
         }
 
         assert_eq!(direction.due(), Some(start + KEEP));
         assert!(!direction.is_late(start + KEEP));
-        assert_eq!((direction.buffer.capacity(), direction.due()), (0, None));
+        assert_eq!((direction.buffer.size(), direction.due()), (0, None));
     }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use proptest::prelude::*;
 use qudag_filter_common::{
-    ByteCounters, Drain, Early, SpliceEnd, SpliceOptions, Spliced, Stream, splice, splice_after,
+    BufferPool, Buffers, ByteCounters, Drain, Early, SpliceEnd, SpliceOptions, Spliced, Stream, splice,
+    splice_after,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -296,7 +297,16 @@ async fn what_was_read_earlier_comes_first_in_both_directions() {
         let (early, drain) = (early.clone(), drain.clone());
         async move {
             let counters = ByteCounters::new("test", "a");
-            splice_after(early, Stream::from(front), Stream::from(back), PATIENT, &drain, &counters).await
+            splice_after(
+                early,
+                Stream::from(front),
+                Stream::from(back),
+                PATIENT,
+                &Buffers::default(),
+                &drain,
+                &counters,
+            )
+            .await
         }
     });
     let rest = noise(100_000, 2);
@@ -318,4 +328,41 @@ async fn what_was_read_earlier_comes_first_in_both_directions() {
     assert_eq!(up, b"hello world");
     assert!(down == [early.up, rest].concat());
     assert_eq!(soon(splice).await.unwrap(), Spliced { up: 120_000, down: 11, end: SpliceEnd::Finished });
+}
+
+/// One after the other and at the same time, over buffers that are full of what earlier ones have sent.
+#[tokio::test]
+async fn connections_that_share_a_pool_see_nothing_of_each_other() {
+    let pool = BufferPool::new("test");
+    let wanted = pool.want(1 << 20);
+    let connection = async |seed: u64| {
+        let (client, front) = tcp_pair(V4).await;
+        let (back, upstream) = tcp_pair(V4).await;
+        let (drain, buffers) = (Drain::new(), wanted.buffers());
+        let splice = tokio::spawn(async move {
+            let (front, back) = (Stream::from(front), Stream::from(back));
+            let counters = ByteCounters::new("test", "a");
+            splice_after(Early::default(), front, back, PATIENT, &buffers, &drain, &counters).await
+        });
+        let (up, down) =
+            (noise(1 + 70_001 * seed as usize, seed), noise(123_456 / (1 + seed as usize), !seed));
+        let (to_upstream, to_client) = (client.into_split(), upstream.into_split());
+        let traffic = async {
+            tokio::join!(
+                send(to_upstream.1, &up, 10_000),
+                send(to_client.1, &down, 3_000),
+                receive(to_upstream.0),
+                receive(to_client.0)
+            )
+        };
+        let ((), (), got_down, got_up) = soon(traffic).await;
+        assert!(got_up == up && got_down == down, "other bytes arrived");
+        assert_eq!(soon(splice).await.unwrap().end, SpliceEnd::Finished);
+    };
+    for round in 0..4 {
+        tokio::join!(connection(round), connection(round + 1), connection(7 - round));
+        assert!(pool.kept() > 0, "buffers came back");
+    }
+    drop(wanted);
+    assert_eq!(pool.kept(), 0);
 }

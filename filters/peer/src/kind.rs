@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use qudag_filter_api::{Address, Flow, FlowKey, HostPort, Kind, chain};
-use qudag_filter_common::{CircuitBreaker, Retry, SpliceOptions, Stream};
+use qudag_filter_common::{Buffered, Buffers, CircuitBreaker, MemoryPooling, Retry, SpliceOptions, Stream};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -101,6 +101,12 @@ impl Flow for PeerConnect {
     }
 }
 
+impl Buffered for PeerConnect {
+    fn take_buffers_from(&self, buffers: &Buffers) {
+        self.opening.buffer_with(buffers);
+    }
+}
+
 /// One listener and the one place where its connections lead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
@@ -153,6 +159,10 @@ pub struct PeerSettings {
     pub splice: SpliceOptions,
     /// How many connections one listener carries at a time.
     pub max_connections: usize,
+    /// How many streams one peer may have here.
+    pub max_connections_per_peer: usize,
+    /// And how many QUIC connections.
+    pub max_tunnels_per_peer: usize,
     /// What the packets of sockets to peers are marked with.
     pub mark: Option<u32>,
     /// The peers whose sidecars may open connections through the tunnel.
@@ -194,6 +204,8 @@ chain! {
         route_table: RouteTable,
         /// Answers at once while a peer is known to be down. One breaker a route.
         circuit_breaker: CircuitBreaker<Peer>,
+        /// Uses buffers again. Here, where a connection passes once, however often it is tried, and none that is refused at once.
+        memory_pooling: MemoryPooling<Peer>,
         /// Tries a failed connection again.
         retry: Retry<Peer>,
         /// Leads to sidecars through pooled QUIC connections.
@@ -219,6 +231,8 @@ mod tests {
             connect_timeout: Duration::from_secs(1),
             splice: SpliceOptions { stall: Duration::from_secs(1), half_close: Duration::from_secs(1) },
             max_connections: 1,
+            max_connections_per_peer: 1,
+            max_tunnels_per_peer: 1,
             mark: None,
             allow: Arc::default(),
             destinations: HashMap::new(),

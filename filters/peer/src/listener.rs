@@ -198,17 +198,19 @@ pub(crate) async fn carry(
     };
     let counters = ByteCounters::new(Peer::NAME, &route.name);
     line.detail("path", upstream.label());
+    let buffers = opening.buffers();
     let spliced = match upstream {
         Link::Direct(upstream) => {
             let early = Early { up: opening.take(0), down: Vec::new() };
-            splice_after(early, client, upstream, options, &drain, &counters).await
+            splice_after(early, client, upstream, options, &buffers, &drain, &counters).await
         }
         Link::Tunnel(upstream) => {
             let sent = upstream.sent();
             let early = Early { up: opening.take(sent), down: Vec::new() };
             let before = sent as u64;
             counters.add(before, 0);
-            let mut spliced = splice_after(early, client, upstream, options, &drain, &counters).await;
+            let mut spliced =
+                splice_after(early, client, upstream, options, &buffers, &drain, &counters).await;
             spliced.up += before;
             spliced
         }

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, ready};
 
-use qudag_filter_common::{Duplex, ReadSide, Stream};
+use qudag_filter_common::{Buffers, Duplex, ReadSide, Stream};
 use tokio::io::ReadBuf;
 use tokio::sync::Notify;
 
@@ -15,7 +15,7 @@ pub(crate) const MOST: usize = 16 << 10;
 const PIECE: usize = 4 << 10;
 
 /// The opening of a client's connection: what it has sent already, which is kept until somebody has answered for it, and why the
-/// connection takes the way that it takes. Clones are the same opening.
+/// connection takes the way that it takes, and where the buffers of the open one come from. Clones are the same opening.
 ///
 /// Nothing is read before a filter asks, so that the bytes stay in the kernel where they are not needed.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +33,7 @@ struct State {
     kept: Vec<u8>,
     asked: bool,
     fallback: Option<&'static str>,
+    buffers: Buffers,
 }
 
 impl Opening {
@@ -112,5 +113,15 @@ impl Opening {
     /// Why the connection goes past the tunnel.
     pub(crate) fn fallback(&self) -> Option<&'static str> {
         self.state().fallback
+    }
+
+    /// Bytes of the open connection are copied in buffers from here.
+    pub(crate) fn buffer_with(&self, buffers: &Buffers) {
+        self.state().buffers = buffers.clone();
+    }
+
+    /// Where the buffers of the open connection come from.
+    pub(crate) fn buffers(&self) -> Buffers {
+        self.state().buffers.clone()
     }
 }

@@ -51,6 +51,14 @@ pub struct PeerListener {
     /// How many connections one listener carries at a time; what comes above is reset.
     #[schemars(range(min = 1))]
     pub max_connections: usize,
+    /// How many connections the nodes behind one sidecar may have through the tunnel, of the ones that `quic` carries; what comes above is refused
+    /// (status 4), and others are served.
+    #[schemars(range(min = 1))]
+    pub max_connections_per_peer: usize,
+    /// How many connections of the tunnel itself, which carry up to 128 of those, one sidecar may have with `quic`. It needs as many as its
+    /// `max_connections` of the filter `connection_pooling` for each class of its routes, and again as many while they are renewed.
+    #[schemars(range(min = 1))]
+    pub max_tunnels_per_peer: usize,
 }
 
 impl Default for PeerListener {
@@ -67,6 +75,8 @@ impl Default for PeerListener {
             stall_timeout: Period::secs(60),
             half_close_timeout: Period::secs(300),
             max_connections: 4096,
+            max_connections_per_peer: 1024,
+            max_tunnels_per_peer: 64,
         }
     }
 }
@@ -309,9 +319,13 @@ impl ListenerSpec for PeerListener {
                 errors.push(at.key(key).error(format!("{period} is out of range")).hint(hint));
             }
         }
-        if self.max_connections == 0 {
-            errors
-                .push(at.key("max_connections").error("0 would refuse every connection").hint("at least 1"));
+        let limits = [
+            ("max_connections", self.max_connections),
+            ("max_connections_per_peer", self.max_connections_per_peer),
+            ("max_tunnels_per_peer", self.max_tunnels_per_peer),
+        ];
+        for (key, _) in limits.into_iter().filter(|(_, limit)| *limit == 0) {
+            errors.push(at.key(key).error("0 would refuse every connection").hint("at least 1"));
         }
         errors
     }
@@ -341,6 +355,8 @@ impl ListenerSpec for PeerListener {
             connect_timeout: self.connect_timeout.0,
             splice: SpliceOptions { stall: self.stall_timeout.0, half_close: self.half_close_timeout.0 },
             max_connections: self.max_connections,
+            max_connections_per_peer: self.max_connections_per_peer,
+            max_tunnels_per_peer: self.max_tunnels_per_peer,
             mark: self.capture.as_ref().map(|capture| capture.mark.0),
             capture: OnceLock::new(),
         }
@@ -450,7 +466,9 @@ mod tests {
         ] {
             assert_eq!(wrong(&format!(r#"{{"{key}": "{value}"}}"#)), [key]);
         }
-        assert_eq!(wrong(r#"{"max_connections": 0}"#), ["max_connections"]);
+        for key in ["max_connections", "max_connections_per_peer", "max_tunnels_per_peer"] {
+            assert_eq!(wrong(&format!(r#"{{"{key}": 0}}"#)), [key]);
+        }
         assert!(serde_json::from_str::<PeerListener>(r#"{"outbounds": []}"#).is_err());
     }
 

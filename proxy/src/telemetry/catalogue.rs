@@ -88,6 +88,12 @@ pub const CATALOGUE: &[Metric] = &[
     ),
     counter("qudag_sidecar_breaker_opened_total", &["kind", "target"], "How often a circuit breaker opened."),
     counter("qudag_sidecar_retries_total", &["kind", "result"], "Attempts after the first one, by result."),
+    gauge("qudag_sidecar_buffers_kept_bytes", &["kind"], "Bytes of buffers that wait for their next use."),
+    counter(
+        "qudag_sidecar_buffers_taken_total",
+        &["kind", "result"],
+        "Buffers that connections took from the pool: used before (result=recycled) or new (result=allocated).",
+    ),
     // DNS.
     counter("qudag_sidecar_dns_cache_hits_total", &[], "Queries answered from the cache."),
     counter("qudag_sidecar_dns_cache_misses_total", &[], "Queries that had to wait for a server."),

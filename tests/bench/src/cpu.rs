@@ -1,4 +1,4 @@
-//! CPU time of another process.
+//! CPU time and page faults of another process.
 
 use std::io;
 use std::time::Duration;
@@ -23,6 +23,25 @@ pub fn of_all(pids: &[u32]) -> io::Result<Option<Duration>> {
     Ok((!times.is_empty()).then(|| times.iter().sum()))
 }
 
+/// How often processes, all their threads, touched memory that was not there: page faults without input or output; `None` of no process.
+///
+/// # Errors
+/// When one is gone.
+pub fn faults_of_all(pids: &[u32]) -> io::Result<Option<u64>> {
+    let of = |pid: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        faults(&stat).ok_or_else(|| io::Error::other(format!("cannot read /proc/{pid}/stat")))
+    };
+    let faults: Vec<u64> = pids.iter().map(of).collect::<io::Result<_>>()?;
+    Ok((!faults.is_empty()).then(|| faults.iter().sum()))
+}
+
+/// `minflt`, field 10 (proc_pid_stat(5)).
+fn faults(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(7)?.parse().ok()
+}
+
 /// `utime + stime`, fields 14 and 15 (proc_pid_stat(5)). The command's name may hold spaces and parentheses.
 fn ticks(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
@@ -39,8 +58,8 @@ mod tests {
     #[test]
     fn the_command_may_be_called_anything() {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194304 100 0 0 0 12 34 5 6 20 0 1 0 100 0 0";
-        assert_eq!(ticks(stat), Some(46));
-        assert_eq!(ticks("7 (a) S 1"), None);
+        assert_eq!((ticks(stat), faults(stat)), (Some(46), Some(100)));
+        assert_eq!((ticks("7 (a) S 1"), faults("7 (a) S 1")), (None, None));
     }
 
     #[test]

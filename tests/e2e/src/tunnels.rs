@@ -12,7 +12,7 @@ use qudag_wan::{Settings, Wan};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 /// How long anything may take.
@@ -21,6 +21,10 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const DOOR: &str = "127.0.0.1:4001";
 /// The same over IPv6.
 pub const DOOR_V6: &str = "[::1]:4001";
+/// Where clients on the left reach what [`Changes::plain`] leads to.
+pub const PLAIN_DOOR: &str = "127.0.0.1:4002";
+/// The name of that route.
+pub const PLAIN: &str = "plain";
 /// What the node greets with behind the tunnel.
 pub const TUNNEL: char = 't';
 /// What it greets with where connections arrive without the tunnel.
@@ -59,11 +63,21 @@ pub struct Changes {
     pub table: &'static str,
     /// More settings of it, as YAML: `max_connections: 1, `.
     pub more: String,
+    /// Other filters, as lines of YAML.
+    pub filters: String,
+    /// Where one more route leads, past every tunnel, from [`PLAIN_DOOR`].
+    pub plain: Option<&'static str>,
 }
 
 impl Default for Changes {
     fn default() -> Self {
-        Self { pooling: true, table: "enabled: false", more: String::new() }
+        Self {
+            pooling: true,
+            table: "enabled: false",
+            more: String::new(),
+            filters: String::new(),
+            plain: None,
+        }
     }
 }
 
@@ -90,7 +104,7 @@ impl Pair {
         node(&right, "10.90.0.2:4001", DIRECT);
         let pki = Pki::new().await;
         let (id_a, id_b) = (pki.issue("a").await, pki.issue("b").await);
-        let b = Setup { yaml: &yaml_b(&id_b, &id_a, true), namespace: Some(&right), env: &[] };
+        let b = Setup { yaml: &yaml_b(&id_b, &id_a, true, ""), namespace: Some(&right), env: &[] };
         let b = TestSidecar::with(b).await;
         let yaml = yaml_a(&id_a, &id_b, to, changes);
         let a = TestSidecar::with(Setup { yaml: &yaml, namespace: Some(&left), env: &[] }).await;
@@ -120,7 +134,12 @@ impl Pair {
 
     /// Reloads B with or without the tunnel's listener.
     pub async fn listen(&self, on: bool) {
-        self.b.reload_with(&yaml_b(&self.id_b, &self.id_a, on)).await.ok();
+        self.b.reload_with(&yaml_b(&self.id_b, &self.id_a, on, "")).await.ok();
+    }
+
+    /// Reloads B with more keys of `listeners.peer`, as lines of YAML.
+    pub async fn change_b(&self, more: &str) {
+        self.b.reload_with(&yaml_b(&self.id_b, &self.id_a, true, more)).await.ok();
     }
 
     /// What `peers` of A says of the pool.
@@ -161,7 +180,10 @@ impl Pair {
 }
 
 fn yaml_a(own: &IdentityFiles, other: &IdentityFiles, to: &str, changes: &Changes) -> String {
-    let (identity, name, Changes { pooling, table, more }) = (own.yaml(), &other.name, changes);
+    let (identity, name, Changes { pooling, table, more, filters, plain }) =
+        (own.yaml(), &other.name, changes);
+    let plain =
+        plain.map(|to| format!("      - {{ name: {PLAIN}, bind: \"{PLAIN_DOOR}\", to: \"{to}\" }}\n"));
     let route = |route: &str, bind: &str| {
         format!(
             "      - {{ name: {route}, bind: \"{bind}\", to: \"10.90.0.2:4001\", sidecar: {{ to: [\"{to}\"], name: \
@@ -169,28 +191,28 @@ fn yaml_a(own: &IdentityFiles, other: &IdentityFiles, to: &str, changes: &Change
         )
     };
     format!(
-        "listeners:\n  peer:\n    identity: {identity}\n    connect_timeout: 5s\n    outbound:\n{}{}filters:\n  peer:\n    \
-         connection_pooling: {{ {more}enabled: {pooling} }}\n    \
-         route_table: {{ {table} }}\n",
+        "listeners:\n  peer:\n    identity: {identity}\n    connect_timeout: 5s\n    outbound:\n{}{}{}filters:\n  peer:\n    \
+         connection_pooling: {{ {more}enabled: {pooling} }}\n    route_table: {{ {table} }}\n{filters}",
         route("there", DOOR),
-        route("there6", DOOR_V6)
+        route("there6", DOOR_V6),
+        plain.unwrap_or_default()
     )
 }
 
-fn yaml_b(own: &IdentityFiles, other: &IdentityFiles, quic: bool) -> String {
+fn yaml_b(own: &IdentityFiles, other: &IdentityFiles, quic: bool, more: &str) -> String {
     let (identity, name) = (own.yaml(), &other.name);
     let quic = if quic { "\n    quic: \"[::]:4433\"" } else { "" };
     format!(
         "node: {{ name: b, p2p: \"127.0.0.1:8000\" }}\nlisteners:\n  peer:\n    identity: {identity}\n    allow: \
-         [\"{name}\"]\n    inbound: [\"127.0.0.1:4101\"]{quic}\n"
+         [\"{name}\"]\n    inbound: [\"127.0.0.1:4101\"]{quic}\n{more}"
     )
 }
 
-/// A node that greets, and echoes what comes; FIN after FIN.
+/// A node that greets, and echoes what comes; FIN after FIN. It takes no more connections when the task is aborted.
 ///
 /// # Panics
 /// When it cannot listen.
-pub fn node(place: &Namespace, at: &str, greeting: char) {
+pub fn node(place: &Namespace, at: &str, greeting: char) -> JoinHandle<()> {
     let listener = place.inside(|| TcpListener::bind(at)).unwrap().unwrap();
     listener.set_nonblocking(true).unwrap();
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
@@ -204,7 +226,7 @@ pub fn node(place: &Namespace, at: &str, greeting: char) {
                 write.shutdown().await
             });
         }
-    });
+    })
 }
 
 /// A connection that a program in a namespace makes.
@@ -406,6 +428,13 @@ impl Load {
             found.map(|short| short.at + short.took - since)
         };
         eventually(2 * PATIENCE, &format!("a stream goes by {way}"), found).await
+    }
+
+    /// The longest time to a greeting of the short streams that began since then and have it.
+    pub fn slowest(&self, since: Instant) -> Duration {
+        let tally = self.shared.tally.lock().unwrap();
+        let recent = tally.shorts.iter().filter(|short| short.at > since && short.way.is_some());
+        recent.map(|short| short.took).max().unwrap_or_default()
     }
 
     /// Ends all streams and says what became of them.

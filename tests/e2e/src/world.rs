@@ -33,6 +33,7 @@ pub const FILTERS: &[&str] = &[
     "peer.peer_discovery",
     "peer.route_table",
     "peer.circuit_breaker",
+    "peer.memory_pooling",
     "peer.retry",
     "rpc.rate_limit",
     "rpc.circuit_breaker",

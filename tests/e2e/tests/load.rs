@@ -81,6 +81,7 @@ async fn toggles_under_load_drop_nothing() {
         "peer.peer_discovery",
         "peer.route_table",
         "peer.circuit_breaker",
+        "peer.memory_pooling",
         "peer.retry",
         "rpc.rate_limit",
         "rpc.circuit_breaker",

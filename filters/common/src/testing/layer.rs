@@ -41,11 +41,18 @@ pub(crate) struct Req {
     pub(crate) target: String,
     pub(crate) address: Option<Address>,
     pub(crate) safe: bool,
+    pub(crate) buffers: Arc<Mutex<crate::Buffers>>,
+}
+
+impl crate::Buffered for Req {
+    fn take_buffers_from(&self, buffers: &crate::Buffers) {
+        *self.buffers.lock().unwrap() = buffers.clone();
+    }
 }
 
 impl Req {
     pub(crate) fn to(target: &str) -> Self {
-        Self { client: None, target: target.into(), address: None, safe: true }
+        Self { client: None, target: target.into(), address: None, safe: true, buffers: Arc::default() }
     }
 
     pub(crate) fn from(client: &str) -> Self {

@@ -19,6 +19,7 @@ use super::TunnelStream;
 use super::door::{self, Beginning, Door, Entrance};
 use super::header::{Destination, Header, MAX_HEADER, Status};
 use super::pulse;
+use super::shares::{Shares, What};
 use crate::discovery::Announced;
 use crate::exchange::answer;
 use crate::identity::{HandshakeOutcome, PeerName, peer_name};
@@ -39,6 +40,8 @@ const HEADER_LIMIT: Duration = Duration::from_secs(5);
 const OWED: Duration = Duration::from_secs(3);
 /// The most that is read with a header.
 const PIECE: usize = 16 << 10;
+/// So many connections of a peer that has too many are told so at a time; others are closed without a word.
+const TURNED_AWAY: usize = 4;
 /// The codes with which connections are closed.
 const DONE: VarInt = VarInt::from_u32(0);
 const REFUSED: VarInt = VarInt::from_u32(1);
@@ -48,6 +51,7 @@ struct Place {
     name: String,
     chains: Chains<Peer>,
     open: Seats,
+    shares: Arc<Shares>,
     lanes: Lanes,
     handshakes: Arc<Semaphore>,
     /// Stays as long as the last connection.
@@ -84,6 +88,7 @@ pub(crate) async fn bind(
                     name,
                     chains,
                     open: Seats::default(),
+                    shares: Arc::default(),
                     lanes: env.lanes,
                     handshakes,
                     door: OnceLock::new(),
@@ -212,6 +217,12 @@ fn admit(place: &Arc<Place>, incoming: Incoming, drain: &Drain) {
         let own = (place.chains)().and_then(|lease| Some(lease.settings.way.get()?.identity.name()));
         match peer_name(&connection) {
             Some(name) if own.as_ref() != Some(&name) => {
+                let most = (place.chains)().map_or(0, |lease| lease.settings.max_tunnels_per_peer);
+                let Some(_share) = place.shares.take(&name, What::Tunnels, most) else {
+                    handshake("over_share");
+                    tracing::info!(%remote, peer = %name, most, "a tunnel was not accepted: its peer has too many");
+                    return turn_away(&place, connection, &name).await;
+                };
                 handshake("ok");
                 serve_connection(&place, connection, name, &drain).await;
             }
@@ -221,6 +232,16 @@ fn admit(place: &Arc<Place>, incoming: Incoming, drain: &Drain) {
             }
         }
     });
+}
+
+/// Says to whoever has too many connections that it is so, where it asks soon: its first stream is a question whether streams are taken at all.
+async fn turn_away(place: &Place, connection: Connection, name: &PeerName) {
+    if let Some(_share) = place.shares.take(name, What::TurnedAway, TURNED_AWAY)
+        && let Ok(Ok((mut send, mut receive))) = timeout(HEADER_LIMIT, connection.accept_bi()).await
+    {
+        last_word(&mut send, &mut receive, Status::Overloaded).await;
+    }
+    connection.close(REFUSED, b"");
 }
 
 /// Takes the streams of a connection until it ends; when the drain starts, no more, and the connection ends with the last one.
@@ -269,7 +290,12 @@ fn opened(outcome: &'static str) {
 
 /// Answers with a status other than ok.
 async fn refuse(send: &mut SendStream, receive: &mut RecvStream, status: Status) {
-    opened(status.label());
+    refuse_as(status.label(), send, receive, status).await;
+}
+
+/// Answers with a status other than ok, and counts it as `outcome`.
+async fn refuse_as(outcome: &'static str, send: &mut SendStream, receive: &mut RecvStream, status: Status) {
+    opened(outcome);
     last_word(send, receive, status).await;
 }
 
@@ -332,20 +358,24 @@ async fn stream(
     let settings: &PeerSettings = &lease.settings;
     let mut line = FlowLine::start(Peer::NAME, Some(remote));
     line.detail("listener", &place.name).detail("peer", name);
+    let (opening, mut greedy) = (Opening::default(), false);
     let opened = async {
         let route = settings
             .destinations
             .get(&header.destination)
             .ok_or((Status::UnknownDestination, FilterError::Refused("unknown destination".into())))?;
-        let seat = place
-            .open
-            .take(settings.max_connections)
-            .ok_or_else(|| (Status::Overloaded, FilterError::Overloaded("max_connections reached".into())))?;
+        let overloaded =
+            |key: &str| (Status::Overloaded, FilterError::Overloaded(format!("{key} reached").into()));
+        let share = place.shares.take(name, What::Streams, settings.max_connections_per_peer);
+        greedy = share.is_none();
+        let share = share.ok_or_else(|| overloaded("max_connections_per_peer"))?;
+        let seat = place.open.take(settings.max_connections);
+        let seat = (seat.ok_or_else(|| overloaded("max_connections"))?, share);
         line.detail("route", &route.name).detail("to", &route.to);
         let upstream = tokio::select! {
             biased;
             () = drain.aborted() => Err((Status::Draining, FilterError::Draining)),
-            answer = connect(&lease, route, remote) => answer.map_err(|why| (status(&why), why)),
+            answer = connect(&lease, route, remote, &opening) => answer.map_err(|why| (status(&why), why)),
         }?;
         Ok((seat, Arc::clone(route), upstream))
     };
@@ -353,7 +383,8 @@ async fn stream(
         Ok(opened) => opened,
         Err((status, why)) => {
             line.detail("error", &why);
-            refuse(&mut send, &mut receive, status).await;
+            let outcome = if greedy { "over_share" } else { status.label() };
+            refuse_as(outcome, &mut send, &mut receive, status).await;
             return line.end(why.label(), 0, 0);
         }
     };
@@ -373,7 +404,7 @@ async fn stream(
     }
     let client = TunnelStream::new(send, receive, 0, ());
     let early = Early { up: early, down: Vec::new() };
-    let spliced = splice_after(early, client, upstream, options, drain, &counters).await;
+    let spliced = splice_after(early, client, upstream, options, &opening.buffers(), drain, &counters).await;
     line.end(spliced.end.label(), spliced.up, spliced.down);
 }
 
@@ -401,12 +432,13 @@ async fn connect(
     lease: &qudag_filter_api::Lease<Peer>,
     route: &Arc<Route>,
     remote: SocketAddr,
+    opening: &Opening,
 ) -> Result<qudag_filter_common::Stream, FilterError> {
     let request = PeerConnect {
         client: Some(remote),
         route: Arc::clone(route),
         destination: None,
-        opening: Opening::default(),
+        opening: opening.clone(),
         way: None,
         routes: lease.settings.table.get().cloned(),
         follows: false,

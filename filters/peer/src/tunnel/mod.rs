@@ -6,6 +6,7 @@ mod door;
 pub mod header;
 mod open;
 pub(crate) mod pulse;
+mod shares;
 mod stray;
 mod stream;
 pub mod transport;

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use qudag_filter_common::{Abort, Duplex, ReadSide, WriteSide};
+use qudag_filter_common::{Abort, Buffer, Duplex, ReadSide, WriteSide};
 use quinn::{ReadError, RecvStream, SendStream, VarInt};
 use tokio::io::ReadBuf;
 use tokio::time::timeout;
@@ -158,6 +158,18 @@ pub struct TunnelWrite<'a>(&'a mut SendStream);
 impl WriteSide for TunnelWrite<'_> {
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut *self.0).poll_write(cx, bytes).map_err(Into::into)
+    }
+
+    /// QUIC keeps what it sends until it is acknowledged: where it can have the whole buffer, nothing is copied.
+    fn poll_write_buffer(&mut self, cx: &mut Context<'_>, buffer: &mut Buffer) -> Poll<io::Result<usize>> {
+        let Some(rest) = buffer.share() else {
+            let written = ready!(self.poll_write(cx, buffer.filled()))?;
+            buffer.consume(written);
+            return Poll::Ready(Ok(written));
+        };
+        // Takes what it writes out of the rest.
+        let written = ready!(pin!(self.0.write_chunks(std::slice::from_mut(rest))).poll(cx));
+        Poll::Ready(Ok(written.map_err(io::Error::from)?.bytes))
     }
 
     fn finish(&mut self) -> io::Result<()> {

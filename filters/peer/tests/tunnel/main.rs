@@ -11,6 +11,8 @@
 mod changes;
 mod control;
 mod failures;
+mod greedy;
 mod hostile;
+mod memory;
 mod streams;
 mod support;

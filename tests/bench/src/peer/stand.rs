@@ -14,6 +14,8 @@ use crate::suites::{DIRECT, OURS, contender};
 
 /// A pair of sidecars whose tunnel is off.
 pub(super) const OFF: &str = "tunnel off";
+/// The pair with the tunnel, where it stands beside one with another filter.
+pub(super) const WITHOUT: &str = "without";
 /// A pair of HAProxy.
 pub(super) const HAPROXY: &str = "haproxy ×2";
 
@@ -203,12 +205,18 @@ impl<'a> Stand<'a> {
     /// # Errors
     /// When it does not start.
     pub(super) fn far_end(&self, name: &str, server: SocketAddr) -> Result<FarEnd, Failure> {
+        self.far_end_with(name, server, "")
+    }
+
+    /// The same with filters.
+    fn far_end_with(&self, name: &str, server: SocketAddr, filters: &str) -> Result<FarEnd, Failure> {
         let identity = self.stage.identity(&self.pki, name);
         let ip = self.far.ip;
         let sidecar = self.stage.sidecar_in(
             &format!(
                 "node: {{ name: far, p2p: \"{server}\" }}\nlisteners:\n  peer:\n    identity: {}\n    quic: \"{ip}:0\"\n    \
-                 allow: [\"spiffe://kit.test/near\"]\n    inbound: [\"{ip}:0\"]\n    max_connections: 16384\n",
+                 allow: [\"spiffe://kit.test/near\"]\n    inbound: [\"{ip}:0\"]\n    max_connections: 16384\n    \
+                 max_connections_per_peer: 16384\nfilters: {{ peer: {{ {filters} }} }}\n",
                 identity.yaml()
             ),
             self.far.namespace.as_ref(),
@@ -226,6 +234,11 @@ impl<'a> Stand<'a> {
     /// # Errors
     /// When it does not start.
     pub(super) fn near_end(&self, routes: &[Route<'_>], pooling: &str) -> Result<Sidecar, Failure> {
+        self.near_end_with(routes, pooling, "")
+    }
+
+    /// The same with other filters, after a comma.
+    fn near_end_with(&self, routes: &[Route<'_>], pooling: &str, others: &str) -> Result<Sidecar, Failure> {
         let ip = self.near.ip;
         let routes: Vec<_> = routes
             .iter()
@@ -241,7 +254,7 @@ impl<'a> Stand<'a> {
         self.stage.sidecar_in(
             &format!(
                 "node: {{ name: near }}\nlisteners:\n  peer:\n    identity: {identity}\n    max_connections: 16384\n    \
-                 outbound:\n{}filters: {{ peer: {{ connection_pooling: {{ enabled: true{pooling} }} }} }}\n",
+                 outbound:\n{}filters: {{ peer: {{ connection_pooling: {{ enabled: true{pooling} }}{others} }} }}\n",
                 routes.concat()
             ),
             self.near.namespace.as_ref(),
@@ -285,6 +298,20 @@ impl<'a> Stand<'a> {
         let near = self.near_end(&[Route { to: &far, class: "interactive" }], pooling)?;
         let at = near.at_named("far-0")?;
         Ok(Way { name: OURS, at, processes: vec![Process::Sidecar(near), Process::Sidecar(far.sidecar)] })
+    }
+
+    /// A pair with the tunnel that uses its buffers again.
+    ///
+    /// # Errors
+    /// When a sidecar does not start.
+    pub(super) fn pooled(&self, server: SocketAddr) -> Result<Way, Failure> {
+        let filter = "memory_pooling: { enabled: true }";
+        let far = self.far_end_with("far-pooled", server, filter)?;
+        let route = Route { to: &far, class: "interactive" };
+        let near = self.near_end_with(&[route], "", &format!(", {filter}"))?;
+        let at = near.at_named("far-0")?;
+        let processes = vec![Process::Sidecar(near), Process::Sidecar(far.sidecar)];
+        Ok(Way { name: "memory_pooling", at, processes })
     }
 
     fn without_tunnel(&self, server: SocketAddr) -> Result<Way, Failure> {
