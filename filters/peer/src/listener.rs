@@ -1,5 +1,6 @@
 //! One bound listener and the life of its connections.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -147,24 +148,35 @@ impl Opened {
     }
 }
 
-/// Takes a client to the lane of its tunnel, where it has one.
 async fn connection(place: Arc<Place>, client: Stream, drain: Drain) {
-    let Some(lane) = place.lane() else { return on_lane(place, client, drain).await };
-    // Fails only for a socket that is no use to anybody.
+    let lane = place.lane();
+    let life = move |client: Stream, drain| async move {
+        let address = client.peer_addr();
+        let mut line = FlowLine::start(Peer::NAME, address);
+        line.detail("listener", &place.name);
+        carry(client, drain, line, async |opening, line| open(&place, address, opening, line).await).await;
+    };
+    on_lane(lane, client, drain, life).await;
+}
+
+/// Takes a client to a lane, that of its tunnel, and does the rest there; here where it has none.
+pub(crate) async fn on_lane<F>(
+    lane: Option<Arc<Lane>>,
+    client: Stream,
+    drain: Drain,
+    life: impl FnOnce(Stream, Drain) -> F + Send + 'static,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let Some(lane) = lane else { return life(client, drain).await };
+    // Fails only for a socket that is of no use to anybody.
     let Ok(client) = client.detach() else { return };
     let handle = lane.handle();
     drain.clone().spawn_on(&handle, async move {
         let _lane = lane;
         let Ok(client) = client.attach() else { return };
-        drain.clone().until_aborted(on_lane(place, client, drain)).await;
+        drain.clone().until_aborted(life(client, drain)).await;
     });
-}
-
-async fn on_lane(place: Arc<Place>, client: Stream, drain: Drain) {
-    let mut line = FlowLine::start(Peer::NAME, client.peer_addr());
-    line.detail("listener", &place.name);
-    let address = client.peer_addr();
-    carry(client, drain, line, async |opening, line| open(&place, address, opening, line).await).await;
 }
 
 /// The life of a client's connection: it is opened, and then both sides' bytes are passed on.

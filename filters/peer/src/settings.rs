@@ -205,6 +205,26 @@ impl PeerListener {
                 }
             }
         }
+        let sidecars = self
+            .outbound
+            .iter()
+            .enumerate()
+            .filter_map(|(index, outbound)| Some((index, outbound.sidecar.as_ref()?)));
+        let mut known = HashMap::new();
+        for (index, sidecar) in sidecars {
+            let (first, to) = *known.entry((&sidecar.name, sidecar.class)).or_insert((index, &sidecar.to));
+            if *to != sidecar.to {
+                let error = at
+                    .key("outbound")
+                    .index(index)
+                    .key("sidecar")
+                    .key("to")
+                    .error(format!("{} has other addresses on another route", sidecar.name));
+                errors.push(error.hint(format!(
+                    "routes to one sidecar share its connections: the same addresses in the same order as outbound {first}, or another `class`"
+                )));
+            }
+        }
         let named_quic = |outbound: &Outbound| outbound.name.as_deref() == Some(QUIC);
         if let (None, Some(index)) = (&self.quic, self.outbound.iter().position(named_quic)) {
             let error = at.key("outbound").index(index).key("name").error("the name `quic` is taken");
@@ -458,6 +478,17 @@ mod tests {
         assert_eq!(unbound(""), ["outbound.0"]);
         assert!(unbound(r#", "capture": {"bind": ["127.0.0.1:4180"], "ports": [4001]}"#).is_empty());
         assert_eq!(named("captured", "captured-0"), ["outbound.0.name", "outbound.1.name"]);
+        let shared = |second: &str, class: &str| {
+            let sidecar = |to: &str, class: &str| {
+                format!(r#"{{"to": ["{to}"], "name": "spiffe://t/b", "class": "{class}"}}"#)
+            };
+            let route = |sidecar: &str| format!(r#"{{"bind": "127.0.0.1:0", {to}, "sidecar": {sidecar}}}"#);
+            let (one, two) = (route(&sidecar("b.example:1", "bulk")), route(&sidecar(second, class)));
+            let identity = r#"{"certificate": "/no/a", "key": "/no/b", "authorities": "/no/c"}"#;
+            wrong(&format!(r#"{{"outbound": [{one}, {two}], "identity": {identity}}}"#))
+        };
+        assert!(shared("b.example:1", "bulk").is_empty() && shared("c.example:1", "interactive").is_empty());
+        assert_eq!(shared("c.example:1", "bulk"), ["outbound.1.sidecar.to"]);
         for (key, value) in [
             ("connect_timeout", "0s"),
             ("connect_timeout", "10001ms"),

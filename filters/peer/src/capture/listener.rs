@@ -4,13 +4,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use qudag_filter_api::{Address, Chains, Env, FilterError, Host, HostPort, Kind, Resolve};
+use qudag_filter_api::{Address, Chains, Env, FilterError, Host, HostPort, Kind, Lane, Resolve};
 use qudag_filter_common::{Drain, FlowLine, Front, Seats, Socket, Stream, connect_marked};
 use tokio::time::MissedTickBehavior;
 
 use super::status::Outcome;
 use super::{CaptureMode, CaptureSettings, Counts, Unmatched};
-use crate::listener::{Opened, Tended, WARM, ask, carry, follow, warm};
+use crate::listener::{Opened, Tended, WARM, ask, carry, follow, lane, on_lane, warm};
 use crate::opening::Opening;
 use crate::routes::Found;
 use crate::{Link, Peer, Route};
@@ -55,6 +55,14 @@ pub(crate) async fn bind(
 }
 
 impl Place {
+    /// The lane of the tunnel that a connection will take, as far as that is known already.
+    fn lane(&self, ends: &Ends) -> Option<Arc<Lane>> {
+        let lease = (self.chains)()?;
+        let capture = lease.settings.capture.get()?;
+        let route = capture.routes.known(ends.destination(capture.mode, &capture.ports)?)?;
+        lane(&lease, route.sidecar.as_ref()?)
+    }
+
     /// Wants the tunnels of all routes, as the listener of a route does for its own.
     async fn keep_warm(&self) {
         let mut ticks = tokio::time::interval(WARM);
@@ -72,15 +80,16 @@ impl Place {
 }
 
 async fn connection(place: Arc<Place>, client: Stream, drain: Drain) {
-    let mut line = FlowLine::start(Peer::NAME, client.peer_addr());
-    line.detail("listener", &place.name);
-    let address = client.peer_addr();
-    let local = client.local_addr();
-    let original = client.original_destination();
-    carry(client, drain, line, async |opening, line| {
-        open(&place, address, Ends { local, original }, opening, line).await
-    })
-    .await;
+    let ends = Ends { local: client.local_addr(), original: client.original_destination() };
+    let lane = place.lane(&ends);
+    let life = move |client: Stream, drain| async move {
+        let address = client.peer_addr();
+        let mut line = FlowLine::start(Peer::NAME, address);
+        line.detail("listener", &place.name);
+        carry(client, drain, line, async |opening, line| open(&place, address, ends, opening, line).await)
+            .await;
+    };
+    on_lane(lane, client, drain, life).await;
 }
 
 /// What the kernel says of the ends of a connection.

@@ -188,11 +188,16 @@ impl Routes {
         self.table.load().entry(&route.name).map(read)
     }
 
+    /// The route that leads to an address, as far as is known.
+    pub(crate) fn known(&self, destination: SocketAddr) -> Option<Arc<Route>> {
+        self.table.load().find(destination).cloned()
+    }
+
     /// The route that a captured connection takes. One that may be of a name that was never resolved waits for that for as long as
     /// `patience`, and so does one to a port of a route that requires the tunnel and whose name may have moved.
     pub(crate) async fn find(&self, destination: SocketAddr, patience: Duration) -> Found {
         let deadline = Instant::now() + patience;
-        let here = || self.table.load().find(destination).cloned();
+        let here = || self.known(destination);
         if let Some(route) = here() {
             return Found::Route(route);
         }
