@@ -58,6 +58,11 @@ impl Sidecar {
         Ok(runtime.block_on(self.sidecar.metric(name, labels)))
     }
 
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.sidecar.log()
+    }
+
     /// A GET of its admin API.
     ///
     /// # Errors

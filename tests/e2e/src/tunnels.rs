@@ -160,6 +160,14 @@ impl Pair {
         greeted(connect(&self.left, DOOR)).await
     }
 
+    /// A load ([`Pair::load`]) whose steady streams all talk already.
+    pub async fn under_load(&self, steady: usize, rows: usize) -> Load {
+        let load = self.load(steady, rows);
+        let all = async || (load.shared.talking.load(Ordering::SeqCst) >= steady as u64).then_some(());
+        eventually(PATIENCE, "all streams are open", all).await;
+        load
+    }
+
     /// Clients: `steady` streams that stay open and talk all the time, and short ones in so many `rows`, 25 a second each.
     pub fn load(&self, steady: usize, rows: usize) -> Load {
         let shared =
@@ -409,12 +417,6 @@ async fn short_stream(socket: TcpSocket, shared: Arc<Shared>) {
 }
 
 impl Load {
-    /// Waits until all steady streams talk.
-    pub async fn under_way(&self, steady: u64) {
-        let all = async || (self.shared.talking.load(Ordering::SeqCst) >= steady).then_some(());
-        eventually(PATIENCE, "all streams are open", all).await;
-    }
-
     /// How many steady streams were lost so far.
     pub fn lost(&self) -> usize {
         self.shared.tally.lock().unwrap().lost.len()

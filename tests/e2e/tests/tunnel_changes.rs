@@ -22,8 +22,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 async fn loaded() -> (Pair, Load) {
     let pair = Pair::start("delay=5ms").await;
     pair.up().await;
-    let load = pair.load(STEADY, ROWS);
-    load.under_way(STEADY as u64).await;
+    let load = pair.under_load(STEADY, ROWS).await;
     (pair, load)
 }
 

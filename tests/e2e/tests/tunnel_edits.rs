@@ -29,8 +29,7 @@ const PEER: &str = "10.90.0.2:4009";
 async fn loaded() -> (Pair, Load) {
     let pair = Pair::start("delay=5ms").await;
     pair.up().await;
-    let load = pair.load(STEADY, ROWS);
-    load.under_way(STEADY as u64).await;
+    let load = pair.under_load(STEADY, ROWS).await;
     (pair, load)
 }
 
@@ -227,8 +226,7 @@ async fn outliers_edited_under_load_act_as_edited_and_lose_nothing() {
     };
     eventually(DEADLINE, "there are two connections", live).await;
     // The new one needs streams of its own, over which enough packets go.
-    let more = pair.load(STEADY, 0);
-    more.under_way(STEADY as u64).await;
+    let more = pair.under_load(STEADY, 0).await;
 
     // Everyone is as good as the other until every eighth packet to one of them is dropped.
     let told = pair.left.run("ss", &["-uanpH"]).await.ok();

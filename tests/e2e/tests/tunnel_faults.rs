@@ -37,8 +37,7 @@ async fn a_killed_peer_costs_its_streams_and_no_other() {
     needs_wan!();
     let mut pair = Pair::start(LINK).await;
     pair.up().await;
-    let load = pair.load(STEADY, ROWS);
-    load.under_way(STEADY as u64).await;
+    let load = pair.under_load(STEADY, ROWS).await;
     load.goes(TUNNEL, Instant::now()).await;
     let killed = Instant::now();
     pair.b.kill();
@@ -124,8 +123,7 @@ async fn a_paused_peer_loses_nothing() {
     needs_wan!();
     let pair = Pair::start(LINK).await;
     pair.up().await;
-    let load = pair.load(STEADY, ROWS);
-    load.under_way(STEADY as u64).await;
+    let load = pair.under_load(STEADY, ROWS).await;
     let paused = Instant::now();
     pause(&pair.b, true).await;
     let direct = load.goes(DIRECT, paused).await;
@@ -147,8 +145,7 @@ async fn blocked_udp_loses_nothing_and_says_why() {
     needs_wan!();
     let pair = Pair::start(LINK).await;
     pair.up().await;
-    let load = pair.load(STEADY, ROWS);
-    load.under_way(STEADY as u64).await;
+    let load = pair.under_load(STEADY, ROWS).await;
     let blocked = Instant::now();
     pair.wan.block_udp(true).unwrap();
     let direct = load.goes(DIRECT, blocked).await;

@@ -42,8 +42,7 @@ async fn loaded_in(left: Namespace, names: NameServer, table: &'static str) -> (
     let device = devices.split_whitespace().nth(1).unwrap().to_owned();
     pair.right.plug(&device, &format!("{SECOND}/24"));
     pair.up().await;
-    let load = pair.load(STEADY, ROWS);
-    load.under_way(STEADY as u64).await;
+    let load = pair.under_load(STEADY, ROWS).await;
     (pair, names, load)
 }
 

@@ -70,8 +70,7 @@ async fn a_path_of_1300_bytes_that_tells_nobody_loses_nothing() {
         namespace.run("sh", &["-c", "echo 1 > /proc/sys/net/ipv4/tcp_mtu_probing"]).await.ok();
     }
     let before = eventually(PATIENCE, "the path's size is found", found).await;
-    let load = pair.load(10, 1);
-    load.under_way(10).await;
+    let load = pair.under_load(10, 1).await;
     pair.wan.change_both(|settings| *settings = "delay=2ms,mtu=1300/silent".parse().unwrap()).unwrap();
     assert_eq!(half_close(connect(&pair.left, DOOR), 2_000_000).await, TUNNEL);
     let after = pair.pool().await;
@@ -91,8 +90,7 @@ async fn batches_of_datagrams_that_the_kernel_refuses_lose_nothing() {
     let pair = Pair::start("delay=2ms").await;
     pair.up().await;
     assert_eq!(half_close(connect(&pair.left, DOOR), 2_000_000).await, TUNNEL);
-    let load = pair.load(10, 1);
-    load.under_way(10).await;
+    let load = pair.under_load(10, 1).await;
     for (namespace, device) in [&pair.left, &pair.right].into_iter().zip(pair.wan.devices()) {
         namespace.ip(&["link", "set", device, "mtu", "1300"]);
     }
@@ -108,8 +106,7 @@ async fn a_sidecar_without_descriptors_counts_what_it_refuses_and_recovers() {
     needs_wan!();
     let pair = Pair::start("delay=1ms").await;
     pair.up().await;
-    let load = pair.load(10, 0);
-    load.under_way(10).await;
+    let load = pair.under_load(10, 0).await;
     let limit = async |most: u64| {
         let (pid, most) = (pair.a.pid().to_string(), format!("--nofile={most}:"));
         Start::new("prlimit").args(["--pid", &pid, &most]).output().await.ok();

@@ -67,8 +67,8 @@ pub(super) fn rows(stage: &Stage, plan: Plan) -> Result<Vec<Row>, Failure> {
                 let panicked = |_| Err("a client panicked".into());
                 threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
             });
-            for (figures, rate) in figures.iter_mut().zip(round) {
-                figures.push(rate?);
+            for ((figures, (_, way, _)), rate) in figures.iter_mut().zip(&stands).zip(round) {
+                figures.push(rate.map_err(|why| way.failed(&why))?);
             }
         }
         drop(progress);

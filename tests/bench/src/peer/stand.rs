@@ -2,14 +2,15 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use qudag_kit::{HaProxy, HostedNode, IdentityFiles, Namespace, Pki};
 use qudag_wan::{Settings, Wan};
+use serde_json::Value;
 
 use crate::Failure;
 use crate::contenders::{Sidecar, Stage};
-use crate::measure::Client;
-use crate::measure::Contender;
+use crate::measure::{Client, Contender, pause};
 use crate::suites::{DIRECT, OURS, contender};
 
 /// A pair of sidecars whose tunnel is off.
@@ -29,6 +30,9 @@ pub(super) const WAYS: [MakeWay; 4] = [
     |stand, server| stand.haproxy(server),
     |stand, server| stand.without_tunnel(server).map(Some),
 ];
+
+/// How long tunnels may take to be up.
+const UP: Duration = Duration::from_secs(15);
 
 /// One place: a namespace with an address, or this host's loopback.
 struct Place {
@@ -80,6 +84,15 @@ impl Way {
             Process::HaProxy(haproxy) => haproxy.pid(),
         };
         self.processes.iter().map(pid).collect()
+    }
+
+    /// A failure, with what the sidecars between have logged.
+    pub(super) fn failed(&self, why: &Failure) -> Failure {
+        let logs = self.processes.iter().filter_map(|process| match process {
+            Process::Sidecar(sidecar) => Some(sidecar.log()),
+            Process::HaProxy(_) => None,
+        });
+        format!("{}: {why}\n{}", self.name, logs.collect::<String>()).into()
     }
 
     /// The same under another name.
@@ -251,14 +264,16 @@ impl<'a> Stand<'a> {
             })
             .collect();
         let identity = self.identity.yaml();
-        self.stage.sidecar_in(
+        let sidecar = self.stage.sidecar_in(
             &format!(
                 "node: {{ name: near }}\nlisteners:\n  peer:\n    identity: {identity}\n    max_connections: 16384\n    \
                  outbound:\n{}filters: {{ peer: {{ connection_pooling: {{ enabled: true{pooling} }}{others} }} }}\n",
                 routes.concat()
             ),
             self.near.namespace.as_ref(),
-        )
+        )?;
+        until_up(&sidecar)?;
+        Ok(sidecar)
     }
 
     /// A sidecar in the near place with a route of this name, whose connections go to a server past the far sidecar when that cannot be
@@ -327,6 +342,26 @@ impl<'a> Stand<'a> {
         )?;
         let at = near.at_named("outbound-0")?;
         Ok(Way { name: OFF, at, processes: vec![Process::Sidecar(near), Process::Sidecar(far)] })
+    }
+}
+
+/// Waits until there is a connection to each of the other sidecars: on a lossy link the first handshake may take longer than anybody
+/// waits for it.
+fn until_up(sidecar: &Sidecar) -> Result<(), Failure> {
+    let deadline = Instant::now() + UP;
+    loop {
+        let told = sidecar.get("/peers")?;
+        let pools = told.get("pools").and_then(Value::as_array).cloned().unwrap_or_default();
+        let is_up = |pool: &Value| {
+            pool.get("connections").and_then(Value::as_array).is_some_and(|links| !links.is_empty())
+        };
+        if !pools.is_empty() && pools.iter().all(is_up) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(format!("no tunnel after {UP:?}: {told}").into());
+        }
+        pause(Duration::from_millis(20));
     }
 }
 
