@@ -359,12 +359,8 @@ pub async fn connect_marked(
     timeout: Duration,
     mark: Option<u32>,
 ) -> Result<Stream, FilterError> {
-    let start = Instant::now();
-    let deadline = start.checked_add(timeout).unwrap_or(start + DAY);
-    let failed = |why: io::Error| match why.kind() {
-        io::ErrorKind::TimedOut => FilterError::Timeout { after: timeout },
-        _ => FilterError::connect(to.to_string(), why),
-    };
+    let deadline = after(timeout);
+    let failed = |why| not_connected(to, timeout, why);
     let (ips, port) = match to {
         Address::Unix(path) => {
             let connected = within(deadline, UnixStream::connect(path)).await;
@@ -394,12 +390,20 @@ pub async fn connect_addresses(
     mark: Option<u32>,
     failed: &mut (dyn FnMut(SocketAddr) + Send),
 ) -> Result<Stream, FilterError> {
-    let start = Instant::now();
-    let deadline = start.checked_add(timeout).unwrap_or(start + DAY);
-    one_of(addresses, deadline, mark, failed).await.map_err(|why| match why.kind() {
+    one_of(addresses, after(timeout), mark, failed).await.map_err(|why| not_connected(to, timeout, why))
+}
+
+/// When so much time will have passed.
+fn after(timeout: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(timeout).unwrap_or(now + DAY)
+}
+
+fn not_connected(to: &Address, timeout: Duration, why: io::Error) -> FilterError {
+    match why.kind() {
         io::ErrorKind::TimedOut => FilterError::Timeout { after: timeout },
         _ => FilterError::connect(to.to_string(), why),
-    })
+    }
 }
 
 async fn one_of(

@@ -121,6 +121,14 @@ pub struct Route {
 }
 
 impl Route {
+    /// Where it leads past the tunnel, if not to a Unix socket.
+    pub(crate) fn place(&self) -> Option<&HostPort> {
+        match &self.to {
+            Address::Tcp(place) => Some(place),
+            Address::Unix(_) => None,
+        }
+    }
+
     /// Whether nothing may go past the tunnel.
     pub fn requires_tunnel(&self) -> bool {
         self.sidecar.as_ref().is_some_and(|sidecar| sidecar.require_tunnel)

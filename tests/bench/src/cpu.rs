@@ -8,10 +8,7 @@ use std::time::Duration;
 /// # Errors
 /// When the process is gone.
 pub fn of(pid: u32) -> io::Result<Duration> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let ticks = ticks(&stat).ok_or_else(|| io::Error::other(format!("cannot read /proc/{pid}/stat")))?;
-    let per_second = rustix::param::clock_ticks_per_second();
-    Ok(Duration::from_nanos(ticks.saturating_mul(1_000_000_000) / per_second.max(1)))
+    stat(pid, ticks).map(time)
 }
 
 /// The same of several processes; `None` of none.
@@ -19,8 +16,7 @@ pub fn of(pid: u32) -> io::Result<Duration> {
 /// # Errors
 /// When one is gone.
 pub fn of_all(pids: &[u32]) -> io::Result<Option<Duration>> {
-    let times: Vec<Duration> = pids.iter().map(|pid| of(*pid)).collect::<io::Result<_>>()?;
-    Ok((!times.is_empty()).then(|| times.iter().sum()))
+    Ok(sum(pids, ticks)?.map(time))
 }
 
 /// How often processes, all their threads, touched memory that was not there: page faults without input or output; `None` of no process.
@@ -28,12 +24,23 @@ pub fn of_all(pids: &[u32]) -> io::Result<Option<Duration>> {
 /// # Errors
 /// When one is gone.
 pub fn faults_of_all(pids: &[u32]) -> io::Result<Option<u64>> {
-    let of = |pid: &u32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        faults(&stat).ok_or_else(|| io::Error::other(format!("cannot read /proc/{pid}/stat")))
-    };
-    let faults: Vec<u64> = pids.iter().map(of).collect::<io::Result<_>>()?;
-    Ok((!faults.is_empty()).then(|| faults.iter().sum()))
+    sum(pids, faults)
+}
+
+fn time(ticks: u64) -> Duration {
+    Duration::from_nanos(ticks.saturating_mul(1_000_000_000) / rustix::param::clock_ticks_per_second().max(1))
+}
+
+/// A figure of all processes together.
+fn sum(pids: &[u32], figure: fn(&str) -> Option<u64>) -> io::Result<Option<u64>> {
+    let figures: Vec<u64> = pids.iter().map(|pid| stat(*pid, figure)).collect::<io::Result<_>>()?;
+    Ok((!figures.is_empty()).then(|| figures.iter().sum()))
+}
+
+/// A figure of what the kernel says of a process.
+fn stat(pid: u32, figure: fn(&str) -> Option<u64>) -> io::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    figure(&stat).ok_or_else(|| io::Error::other(format!("cannot read /proc/{pid}/stat")))
 }
 
 /// `minflt`, field 10 (proc_pid_stat(5)).

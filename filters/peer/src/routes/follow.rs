@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use metrics::{counter, gauge};
-use qudag_filter_api::{Address, Answer, Host, HostPort, Resolve};
+use qudag_filter_api::{Answer, Host, HostPort, Resolve};
 use qudag_filter_common::{LiveGauge, canonical};
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
@@ -123,13 +123,6 @@ fn name_of(place: &HostPort) -> Option<&String> {
     }
 }
 
-fn place_of(route: &Route) -> Option<&HostPort> {
-    match &route.to {
-        Address::Tcp(place) => Some(place),
-        Address::Unix(_) => None,
-    }
-}
-
 impl Routes {
     /// The routes of a generation, of which captured connections take the first `captured`.
     pub(crate) fn new(
@@ -213,11 +206,10 @@ impl Routes {
             return Found::Nobody;
         }
         // The node may know of the name's new address already.
-        let guarded = |route: &&Arc<Route>| {
-            route.requires_tunnel() && place_of(route).is_some_and(|it| it.port == port)
-        };
+        let guarded =
+            |route: &&Arc<Route>| route.requires_tunnel() && route.place().is_some_and(|it| it.port == port);
         let places: Vec<_> =
-            self.captured().iter().filter(guarded).filter_map(|route| place_of(route)).collect();
+            self.captured().iter().filter(guarded).filter_map(|route| route.place()).collect();
         self.names.again(places, deadline).await;
         match here() {
             Some(route) => Found::Route(route),
@@ -250,7 +242,7 @@ impl Routes {
         let all = self.is_wanted(now);
         let to = self.routes.iter().enumerate().filter(move |(index, _)| all || *index < self.captured);
         let sidecars = self.routes.iter().filter(move |_| all).filter_map(|route| route.sidecar.as_ref());
-        to.filter_map(|(_, route)| place_of(route))
+        to.filter_map(|(_, route)| route.place())
             .chain(sidecars.flat_map(|sidecar| &sidecar.to))
             .filter_map(name_of)
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use qudag_filter_api::{Address, Host, HostPort};
+use qudag_filter_api::{Host, HostPort};
 use qudag_filter_common::canonical;
 
 use super::book::{Book, Over};
@@ -37,10 +37,7 @@ impl Table {
     pub(crate) fn compile(routes: &[Arc<Route>], captured: usize, book: &Book) -> Self {
         let mut table = Self { settled: true, ..Self::default() };
         for (index, route) in routes.iter().enumerate() {
-            let place = match &route.to {
-                Address::Tcp(place) => Some(place),
-                Address::Unix(_) => None,
-            };
+            let place = route.place();
             let to = book.addresses(Over::Tcp, place);
             if index < captured {
                 for address in &to {

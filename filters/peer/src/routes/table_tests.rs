@@ -1,6 +1,7 @@
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use qudag_filter_api::Address;
 
 use super::*;
 use crate::kind::Sidecar;

@@ -214,10 +214,12 @@ fn admit(place: &Arc<Place>, incoming: Incoming, drain: &Drain) {
             tracing::info!(%remote, outcome = outcome.label(), why, "a tunnel was not accepted");
             return;
         };
-        let own = (place.chains)().and_then(|lease| Some(lease.settings.way.get()?.identity.name()));
+        let (own, most) = (place.chains)().map_or((None, 0), |lease| {
+            let own = lease.settings.way.get().map(|way| way.identity.name());
+            (own, lease.settings.max_tunnels_per_peer)
+        });
         match peer_name(&connection) {
             Some(name) if own.as_ref() != Some(&name) => {
-                let most = (place.chains)().map_or(0, |lease| lease.settings.max_tunnels_per_peer);
                 let Some(_share) = place.shares.take(&name, What::Tunnels, most) else {
                     handshake("over_share");
                     tracing::info!(%remote, peer = %name, most, "a tunnel was not accepted: its peer has too many");
@@ -358,32 +360,33 @@ async fn stream(
     let settings: &PeerSettings = &lease.settings;
     let mut line = FlowLine::start(Peer::NAME, Some(remote));
     line.detail("listener", &place.name).detail("peer", name);
-    let (opening, mut greedy) = (Opening::default(), false);
+    let opening = Opening::default();
+    // What it is counted as, what the other side is told, and why.
+    let refused = |status: Status, why: FilterError| (status.label(), status, why);
     let opened = async {
-        let route = settings
-            .destinations
-            .get(&header.destination)
-            .ok_or((Status::UnknownDestination, FilterError::Refused("unknown destination".into())))?;
-        let overloaded =
-            |key: &str| (Status::Overloaded, FilterError::Overloaded(format!("{key} reached").into()));
+        let route = settings.destinations.get(&header.destination).ok_or_else(|| {
+            refused(Status::UnknownDestination, FilterError::Refused("unknown destination".into()))
+        })?;
+        let overloaded = |key: &str| FilterError::Overloaded(format!("{key} reached").into());
         let share = place.shares.take(name, What::Streams, settings.max_connections_per_peer);
-        greedy = share.is_none();
-        let share = share.ok_or_else(|| overloaded("max_connections_per_peer"))?;
+        let share = share
+            .ok_or_else(|| ("over_share", Status::Overloaded, overloaded("max_connections_per_peer")))?;
         let seat = place.open.take(settings.max_connections);
-        let seat = (seat.ok_or_else(|| overloaded("max_connections"))?, share);
+        let seat = seat.ok_or_else(|| refused(Status::Overloaded, overloaded("max_connections")))?;
         line.detail("route", &route.name).detail("to", &route.to);
         let upstream = tokio::select! {
             biased;
-            () = drain.aborted() => Err((Status::Draining, FilterError::Draining)),
-            answer = connect(&lease, route, remote, &opening) => answer.map_err(|why| (status(&why), why)),
+            () = drain.aborted() => Err(refused(Status::Draining, FilterError::Draining)),
+            answer = connect(&lease, route, remote, &opening) => {
+                answer.map_err(|why| refused(status(&why), why))
+            }
         }?;
-        Ok((seat, Arc::clone(route), upstream))
+        Ok((share, seat, Arc::clone(route), upstream))
     };
-    let (_seat, route, upstream) = match opened.await {
+    let (_share, _seat, route, upstream) = match opened.await {
         Ok(opened) => opened,
-        Err((status, why)) => {
+        Err((outcome, status, why)) => {
             line.detail("error", &why);
-            let outcome = if greedy { "over_share" } else { status.label() };
             refuse_as(outcome, &mut send, &mut receive, status).await;
             return line.end(why.label(), 0, 0);
         }
