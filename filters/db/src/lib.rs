@@ -1,4 +1,4 @@
-//! Databases: PostgreSQL sessions, passed through byte for byte.
+//! Databases: PostgreSQL sessions, passed through byte for byte; and the protocol machines of pooled sessions ([`wire`]).
 //!
 //! `LIFECYCLE.md` in the crate's folder tells the life of one connection.
 
@@ -7,6 +7,7 @@ mod listener;
 mod reply;
 mod settings;
 mod startup;
+pub mod wire;
 
 pub use kind::{Db, DbFilters, DbSession, DbSettings, DbStates};
 pub use settings::PostgresListener;
