@@ -5,6 +5,7 @@
 mod kind;
 mod listener;
 mod reply;
+pub mod session;
 mod settings;
 mod startup;
 pub mod wire;
