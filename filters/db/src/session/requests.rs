@@ -1,0 +1,392 @@
+//! From a client to its server: names of statements are replaced, and what the server lacks is sent before.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::{BufMut, BytesMut};
+
+use super::client::{Client, Violation};
+use super::pins::Pins;
+use super::relay::Relay;
+use super::seen::Undo;
+use super::server::{Copy, Kind, OUTSTANDING, Server, Unnamed};
+use super::statements::{Name, Statement, Texts, foreign};
+use crate::wire::frontend::{self, Bind, Parse, Target};
+use crate::wire::{HEADER, Head, WireError, build};
+
+/// How many batches of a pipeline go to a server at a time; the next ones go when these are answered, and if the server is free then,
+/// they wait for one like those of others.
+const TURN: usize = 64;
+/// How much of a long Parse or Bind must be there, for its names.
+const NAMES: usize = 16 << 10;
+
+/// How far a client's bytes were sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// Read on.
+    More,
+    /// There is more, but replies must come first: read nothing from the client, and ask again after the next
+    /// [`Server::down`].
+    Held,
+    /// The client ends the session: [`Server::leave`].
+    Terminate,
+}
+
+impl Client {
+    /// Takes what a client that has a server has sent from `inbox`, puts what the server is to get into `out`, and what can be
+    /// answered without it into `to_client`. An incomplete message stays in `inbox`, unless it is a long one.
+    ///
+    /// # Errors
+    /// When the client is to be closed with [`Violation::write`].
+    pub fn up(
+        &mut self,
+        server: &mut Server,
+        texts: &mut Texts,
+        inbox: &mut BytesMut,
+        out: &mut BytesMut,
+        to_client: &mut BytesMut,
+    ) -> Result<Sent, Violation> {
+        let mut relay = Relay::new(inbox, out);
+        let sent = self.walk(server, texts, &mut relay);
+        let relayed = relay.done();
+        relayed.finish(inbox, out);
+        server.settle(to_client);
+        sent
+    }
+
+    fn walk(
+        &mut self,
+        server: &mut Server,
+        texts: &mut Texts,
+        relay: &mut Relay<'_>,
+    ) -> Result<Sent, Violation> {
+        if server.queue.is_empty() {
+            self.turn = 0;
+        }
+        loop {
+            if self.seen.sending > 0 {
+                if !self.rest(relay) {
+                    return Ok(Sent::More);
+                }
+                continue;
+            }
+            let rest = relay.rest();
+            let Some(head) = frontend::head(rest)? else { return Ok(Sent::More) };
+            if server.queue.len() >= OUTSTANDING || (self.turn >= TURN && !server.open) {
+                return Ok(Sent::Held);
+            }
+            let names = matches!(head.kind, frontend::PARSE | frontend::BIND);
+            let wanted = match head.is_streamed() {
+                true if names => head.len.min(NAMES),
+                true => HEADER,
+                false => head.len,
+            };
+            if rest.len() < wanted {
+                return Ok(Sent::More);
+            }
+            if head.kind == frontend::TERMINATE {
+                return Ok(Sent::Terminate);
+            }
+            let here = head.len.min(rest.len());
+            let message = rest.get(..here).unwrap_or_default();
+            self.seen.sending = head.len - here;
+            if server.skipping && head.kind != frontend::SYNC {
+                self.dropping = self.seen.sending > 0;
+                relay.skip(here);
+                continue;
+            }
+            // Within COPY, what is not of it fails it and is not carried out.
+            let done = if matches!(server.copy, Copy::In | Copy::Both) {
+                expect_in_copy(server, head.kind);
+                0
+            } else {
+                self.message(server, texts, relay, head, message)?
+            };
+            relay.pass(here - done);
+        }
+    }
+
+    /// More of a long message; `false` when none is there.
+    fn rest(&mut self, relay: &mut Relay<'_>) -> bool {
+        let rest = relay.rest();
+        let piece = rest.get(..self.seen.sending).unwrap_or(rest);
+        if piece.is_empty() {
+            return false;
+        }
+        if let Some(look) = &mut self.look {
+            look.feed(piece);
+        }
+        self.seen.sending -= piece.len();
+        if self.dropping {
+            relay.skip(piece.len())
+        } else {
+            relay.pass(piece.len())
+        }
+        if self.seen.sending == 0 {
+            self.dropping = false;
+            if let Some(look) = self.look.take() {
+                self.seen.pins |= look.end();
+            }
+        }
+        true
+    }
+
+    /// One message, or what is there of a long one; how many of its bytes were replaced or left out.
+    fn message(
+        &mut self,
+        server: &mut Server,
+        texts: &mut Texts,
+        relay: &mut Relay<'_>,
+        head: Head,
+        message: &[u8],
+    ) -> Result<usize, Violation> {
+        let body = message.get(HEADER..).unwrap_or_default();
+        match head.kind {
+            frontend::QUERY => {
+                if head.is_streamed() {
+                    self.begin_look();
+                    if let Some(look) = &mut self.look {
+                        look.feed(body);
+                    }
+                } else {
+                    self.seen.pins |= self.look(frontend::query(body)?);
+                }
+                // A Query drops the unnamed statement.
+                let previous = self.seen.unnamed.take();
+                let undo = previous.map(|previous| Undo { name: Box::default(), previous: Some(previous) });
+                server.unnamed = Unnamed::None;
+                server.expect(Kind::Query, false, undo);
+                self.turn += 1;
+            }
+            frontend::FUNCTION_CALL => {
+                self.seen.pins |= Pins::CODE;
+                server.expect(Kind::FunctionCall, false, None);
+                self.turn += 1;
+            }
+            frontend::SYNC => {
+                server.expect(Kind::Sync, false, None);
+                self.turn += 1;
+            }
+            frontend::PARSE => return self.parse(server, texts, relay, head, body),
+            frontend::BIND => {
+                let names = bind_names(body, head)?;
+                let statement = self.ready_statement(server, relay, names.statement);
+                server.expect(Kind::Bind(statement.as_ref().map(|statement| statement.id)), false, None);
+                if let Some(statement) = &statement {
+                    self.seen.pins |= statement.pins;
+                }
+                let Some(name) = at_server(names.statement, statement.as_deref()) else { return Ok(0) };
+                let name = name.as_bytes();
+                let length = head.len - HEADER - names.statement.len() + name.len();
+                let out = relay.out();
+                build::header(out, frontend::BIND, length);
+                out.put_slice(names.portal);
+                out.put_u8(0);
+                out.put_slice(name);
+                out.put_u8(0);
+                return Ok(replaced(relay, HEADER + names.names_len()));
+            }
+            frontend::DESCRIBE => match Target::read(head.kind, body)? {
+                Target::Portal(_) => server.expect(Kind::DescribePortal, false, None),
+                Target::Statement(name) => {
+                    let statement = self.ready_statement(server, relay, name);
+                    let id = statement.as_ref().map(|statement| statement.id);
+                    server.expect(Kind::DescribeStatement(id), false, None);
+                    if let Some(name) = at_server(name, statement.as_deref()) {
+                        build::target(relay.out(), head.kind, name.as_bytes());
+                        return Ok(replaced(relay, head.len));
+                    }
+                }
+            },
+            frontend::CLOSE => match Target::read(head.kind, body)? {
+                Target::Portal(_) => server.expect(Kind::Close(None), false, None),
+                Target::Statement(b"") => {
+                    let undo = Undo { name: Box::default(), previous: self.seen.unnamed.take() };
+                    server.unnamed = Unnamed::None;
+                    server.expect(Kind::Close(None), false, Some(undo));
+                }
+                Target::Statement(name) => {
+                    let undo = Undo { name: name.into(), previous: self.seen.put(name.into(), None) };
+                    server.expect(Kind::Closed, false, Some(undo));
+                    // The batch is open all the same: what follows an error is not carried out.
+                    relay.skip(head.len);
+                    return Ok(head.len);
+                }
+            },
+            frontend::EXECUTE => server.expect(Kind::Execute, false, None),
+            frontend::COPY_DONE | frontend::COPY_FAIL => server.expect(Kind::CopyEnd, false, None),
+            _ => {}
+        }
+        Ok(0)
+    }
+
+    fn parse(
+        &mut self,
+        server: &mut Server,
+        texts: &mut Texts,
+        relay: &mut Relay<'_>,
+        head: Head,
+        body: &[u8],
+    ) -> Result<usize, Violation> {
+        let (name, statement) = if head.is_streamed() {
+            let end = body.iter().position(|byte| *byte == 0).ok_or(WireError::Body(head.kind))?;
+            let (name, text) = body.split_at(end);
+            self.begin_look();
+            if let Some(look) = &mut self.look {
+                look.feed(text.get(1..).unwrap_or_default());
+            }
+            self.seen.pins |= Pins::LONG_STATEMENT;
+            (name, texts.long())
+        } else {
+            let parse = Parse::read(body)?;
+            let parameters = &self.seen.parameters;
+            let statement = if parameters.escapes() || !parameters.is_ascii_safe() {
+                texts.single(parse.rest, self.look(parse.query))
+            } else {
+                texts.statement(parse.rest, || self.look(parse.query))
+            };
+            (parse.name, statement)
+        };
+        let id = statement.id;
+        if name.is_empty() {
+            let previous = self.seen.unnamed.replace(statement);
+            server.unnamed = Unnamed::Is(id);
+            server.expect(Kind::Parse(None), false, Some(Undo { name: Box::default(), previous }));
+            return Ok(0);
+        }
+        if self.seen.names.contains_key(name) {
+            return Ok(duplicate(server, relay, name, head, body));
+        }
+        let long = statement.rest.is_none();
+        self.seen.put(name.into(), Some(statement));
+        if !self.seen.is_within_limits() {
+            return Err(Violation::Statements);
+        }
+        let undo = Some(Undo { name: name.into(), previous: None });
+        if server.held.touch(id) {
+            server.expect(Kind::Parsed, false, undo);
+            relay.skip(head.len);
+            return Ok(head.len);
+        }
+        server.make_room(relay.out());
+        if long {
+            server.held.insert_for_good(id)
+        } else {
+            server.held.insert(id)
+        }
+        server.expect(Kind::Parse(Some(id)), false, undo);
+        let own = Name::of(id);
+        let out = relay.out();
+        build::header(out, frontend::PARSE, head.len - HEADER - name.len() + own.as_bytes().len());
+        out.put_slice(own.as_bytes());
+        Ok(replaced(relay, HEADER + name.len()))
+    }
+
+    /// The client's statement of a name, after the server has been made to have it.
+    fn ready_statement(
+        &mut self,
+        server: &mut Server,
+        relay: &mut Relay<'_>,
+        name: &[u8],
+    ) -> Option<Arc<Statement>> {
+        if !name.is_empty() {
+            let statement = self.seen.names.get(name).map(Arc::clone)?;
+            if !server.held.touch(statement.id)
+                && let Some(rest) = &statement.rest
+            {
+                let out = relay.out();
+                server.make_room(out);
+                build::parse(out, Name::of(statement.id).as_bytes(), rest);
+                server.held.insert(statement.id);
+                server.expect(Kind::Parse(Some(statement.id)), true, None);
+            }
+            return Some(statement);
+        }
+        match &self.seen.unnamed {
+            Some(statement) => {
+                if server.unnamed != Unnamed::Is(statement.id)
+                    && let Some(rest) = &statement.rest
+                {
+                    build::parse(relay.out(), b"", rest);
+                    server.unnamed = Unnamed::Is(statement.id);
+                    server.expect(Kind::Parse(None), true, None);
+                }
+                Some(Arc::clone(statement))
+            }
+            None => {
+                // What the server has under no name is another client's.
+                if server.unnamed != Unnamed::None {
+                    build::target(relay.out(), frontend::CLOSE, b"");
+                    server.unnamed = Unnamed::None;
+                    server.expect(Kind::Close(None), true, None);
+                }
+                None
+            }
+        }
+    }
+}
+
+/// The name that replaces a client's.
+enum Replacement {
+    Own(Name),
+    Other(Vec<u8>),
+}
+
+impl Replacement {
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Own(name) => name.as_bytes(),
+            Self::Other(name) => name,
+        }
+    }
+}
+
+/// The name at the server; `None` when it is the client's.
+fn at_server(name: &[u8], statement: Option<&Statement>) -> Option<Replacement> {
+    match statement {
+        _ if name.is_empty() => None,
+        Some(statement) => Some(Replacement::Own(Name::of(statement.id))),
+        None => match foreign(name) {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(other) => Some(Replacement::Other(other)),
+        },
+    }
+}
+
+fn bind_names(body: &[u8], head: Head) -> Result<Bind<'_>, WireError> {
+    let known = if head.is_streamed() { body.get(..NAMES).unwrap_or(body) } else { body };
+    Bind::read(known)
+}
+
+fn replaced(relay: &mut Relay<'_>, bytes: usize) -> usize {
+    relay.skip(bytes);
+    bytes
+}
+
+/// A Parse under a name that the client has already, which is an error of the server's own words. It has nothing under that name, so
+/// it gets an empty statement before, and is reset afterwards.
+fn duplicate(server: &mut Server, relay: &mut Relay<'_>, name: &[u8], head: Head, body: &[u8]) -> usize {
+    let known = foreign(name);
+    let out = relay.out();
+    build::target(out, frontend::CLOSE, &known);
+    server.expect(Kind::Close(None), true, None);
+    build::parse(out, &known, b"\0\0\0");
+    server.expect(Kind::Parse(None), true, None);
+    server.expect(Kind::Parse(None), false, None);
+    server.dirty = true;
+    build::header(out, frontend::PARSE, head.len - HEADER - name.len() + known.len());
+    out.put_slice(&known);
+    debug_assert!(body.starts_with(name));
+    replaced(relay, HEADER + name.len())
+}
+
+/// Notes a message within COPY.
+fn expect_in_copy(server: &mut Server, kind: u8) {
+    let kind = match kind {
+        frontend::COPY_DATA | frontend::FLUSH => return,
+        frontend::COPY_DONE | frontend::COPY_FAIL => Kind::CopyEnd,
+        frontend::SYNC => Kind::Sync,
+        _ => Kind::Query,
+    };
+    server.expect(kind, false, None);
+}
