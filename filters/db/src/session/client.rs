@@ -77,6 +77,8 @@ pub struct Client {
     scanned: usize,
     /// Whether all of that can be answered without a server.
     local: bool,
+    /// Whether a batch is there that a server is needed for.
+    batch: bool,
     discard: Discard,
     /// How many batches were sent since the server was taken.
     pub(super) turn: usize,
@@ -93,6 +95,7 @@ impl Client {
             seen: Seen::new(parameters),
             scanned: 0,
             local: true,
+            batch: false,
             discard: Discard::No,
             turn: 0,
             look: None,
@@ -105,6 +108,15 @@ impl Client {
     /// # Errors
     /// When the client is to be closed with [`Violation::write`].
     pub fn feed(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Result<Step, Violation> {
+        if self.batch {
+            return Ok(Step::Batch);
+        }
+        let step = self.scan(inbox, out)?;
+        self.batch = step == Step::Batch;
+        Ok(step)
+    }
+
+    fn scan(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Result<Step, Violation> {
         loop {
             if self.discard != Discard::No {
                 match self.discard(inbox, out)? {
@@ -176,6 +188,7 @@ impl Client {
     fn begin(&mut self) {
         self.scanned = 0;
         self.local = true;
+        self.batch = false;
     }
 
     /// Refuses the batch at the front of the inbox, without a server: one ErrorResponse (not fatal), and one ReadyForQuery where the

@@ -3,6 +3,7 @@
 mod cancel;
 mod client;
 mod lexer;
+mod model;
 mod parameters;
 mod pins;
 mod relay;
@@ -15,6 +16,7 @@ mod text;
 
 pub use cancel::CancelKeys;
 pub use client::{BATCH, Client, Step, Violation};
+pub use model::fuzz_session;
 pub use parameters::Parameters;
 pub use pins::Pins;
 pub use replies::Down;

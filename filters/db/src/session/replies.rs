@@ -139,6 +139,12 @@ impl Server {
                 Kind::DescribeStatement(_) | Kind::DescribePortal,
                 backend::ROW_DESCRIPTION | backend::NO_DATA,
             ) => true,
+            (Kind::StandIn, backend::CLOSE_COMPLETE) => {
+                if let Some(front) = self.queue.front_mut() {
+                    front.kind = Kind::Parsed;
+                }
+                return Ok(false);
+            }
             (Kind::Execute, backend::SUSPENDED) => true,
             (Kind::Query, backend::ROW_DESCRIPTION) => false,
             (Kind::Query | Kind::Execute, backend::DATA_ROW) => false,
@@ -327,7 +333,7 @@ impl Server {
 }
 
 fn is_unsent(kind: Kind) -> bool {
-    matches!(kind, Kind::Parsed | Kind::Closed | Kind::CopyEnd)
+    matches!(kind, Kind::Parsed | Kind::CopyEnd)
 }
 
 fn pin(seen: Option<&mut Seen>, pin: Pins) {

@@ -206,11 +206,13 @@ impl Client {
                     server.expect(Kind::Close(None), false, Some(undo));
                 }
                 Target::Statement(name) => {
+                    // The statement stays for others. The server knows nothing under the client's name, which is no error.
                     let undo = Undo { name: name.into(), previous: self.seen.put(name.into(), None) };
-                    server.expect(Kind::Closed, false, Some(undo));
-                    // The batch is open all the same: what follows an error is not carried out.
-                    relay.skip(head.len);
-                    return Ok(head.len);
+                    server.expect(Kind::Close(None), false, Some(undo));
+                    if let Cow::Owned(other) = foreign(name) {
+                        build::target(relay.out(), head.kind, &other);
+                        return Ok(replaced(relay, head.len));
+                    }
                 }
             },
             frontend::EXECUTE => server.expect(Kind::Execute, false, None),
@@ -264,7 +266,12 @@ impl Client {
         }
         let undo = Some(Undo { name: name.into(), previous: None });
         if server.held.touch(id) {
-            server.expect(Kind::Parsed, false, undo);
+            if server.may_copy() {
+                build::target(relay.out(), frontend::CLOSE, foreign(Name::of(id).as_bytes()).as_ref());
+                server.expect(Kind::StandIn, false, undo);
+            } else {
+                server.expect(Kind::Parsed, false, undo);
+            }
             relay.skip(head.len);
             return Ok(head.len);
         }

@@ -101,8 +101,9 @@ pub(super) enum Kind {
     CopyEnd,
     /// A Parse that was not sent since the server has the statement.
     Parsed,
-    /// A Close that was not sent since the statement stays for others.
-    Closed,
+    /// A Close of nothing that was sent for such a Parse, where a message must be: what comes before may turn out to be a COPY,
+    /// which a Parse behind it fails.
+    StandIn,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -323,6 +324,11 @@ impl Server {
         self.queue.is_empty() && !self.open && !self.skipping && self.passing == 0 && self.copy == Copy::None
     }
 
+    /// Whether something is outstanding that may turn out to be a COPY.
+    pub(super) fn may_copy(&self) -> bool {
+        self.queue.iter().rev().any(|sent| matches!(sent.kind, Kind::Execute | Kind::Query))
+    }
+
     fn own_query(&mut self, text: &[u8], out: &mut BytesMut) {
         build::query(out, text);
         self.unnamed = Unnamed::None;
@@ -385,7 +391,6 @@ impl Server {
         while let Some(front) = self.queue.front() {
             let said = match front.kind {
                 Kind::Parsed => build::PARSE_COMPLETE,
-                Kind::Closed => build::CLOSE_COMPLETE,
                 Kind::CopyEnd => b"",
                 _ => return,
             };
