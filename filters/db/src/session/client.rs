@@ -82,6 +82,8 @@ pub struct Client {
     discard: Discard,
     /// How many batches were sent since the server was taken.
     pub(super) turn: usize,
+    /// Whether the batch that is being sent has parsed the unnamed statement.
+    pub(super) parsed_unnamed: bool,
     /// The look at the text of a long message.
     pub(super) look: Option<Look>,
     /// Whether the rest of a long message is thrown away.
@@ -98,6 +100,7 @@ impl Client {
             batch: false,
             discard: Discard::No,
             turn: 0,
+            parsed_unnamed: false,
             look: None,
             dropping: false,
         }
@@ -280,6 +283,7 @@ impl Client {
         self.begin();
         self.seen.pins = Pins::default();
         self.seen.sending = 0;
+        self.parsed_unnamed = false;
         self.look = None;
         self.dropping = false;
     }

@@ -195,7 +195,7 @@ impl Server {
                 _ => {
                     self.copy = Copy::None;
                     if kind != Kind::CopyEnd {
-                        self.revert(next, seen);
+                        self.revert(1, next, seen);
                     }
                     break;
                 }
@@ -298,13 +298,15 @@ impl Server {
         self.unnamed = Unnamed::Unknown;
         let skipped = sync.unwrap_or(self.queue.len());
         for place in (0..skipped).rev() {
-            let Some(expect) = self.queue.remove(place) else { continue };
+            let Some(mut expect) = self.queue.remove(place) else { continue };
             // A Parse that fails itself leaves no unnamed statement (`exec_parse_message`).
-            let unnamed_failed = place == 0 && expect.kind == Kind::Parse(None) && !expect.ours;
-            self.revert(expect, seen.as_deref_mut());
-            if let Some(seen) = seen.as_deref_mut().filter(|_| unnamed_failed) {
-                seen.unnamed = None;
+            if place == 0
+                && expect.kind == Kind::Parse(None)
+                && let Some(undo) = &mut expect.undo
+            {
+                undo.previous = None;
             }
+            self.revert(place, expect, seen.as_deref_mut());
         }
     }
 

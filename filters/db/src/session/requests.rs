@@ -89,8 +89,8 @@ impl Client {
             }
             let here = head.len.min(rest.len());
             let message = rest.get(..here).unwrap_or_default();
-            self.seen.sending = head.len - here;
             if server.skipping && head.kind != frontend::SYNC {
+                self.seen.sending = head.len - here;
                 self.dropping = self.seen.sending > 0;
                 relay.skip(here);
                 continue;
@@ -100,9 +100,18 @@ impl Client {
                 expect_in_copy(server, head.kind);
                 0
             } else {
-                self.message(server, texts, relay, head, message)?
+                match self.message(server, texts, relay, head, message)? {
+                    Some(done) => done,
+                    None => return Ok(Sent::Held),
+                }
             };
             relay.pass(here - done);
+            self.seen.sending = head.len - here;
+            if matches!(head.kind, frontend::QUERY | frontend::FUNCTION_CALL | frontend::SYNC) {
+                self.turn += 1;
+                self.parsed_unnamed = false;
+                server.end_batch();
+            }
         }
     }
 
@@ -131,7 +140,7 @@ impl Client {
         true
     }
 
-    /// One message, or what is there of a long one; how many of its bytes were replaced or left out.
+    /// One message, or what is there of a long one; how many of its bytes were replaced or left out. `None` when it must wait.
     fn message(
         &mut self,
         server: &mut Server,
@@ -139,7 +148,7 @@ impl Client {
         relay: &mut Relay<'_>,
         head: Head,
         message: &[u8],
-    ) -> Result<usize, Violation> {
+    ) -> Result<Option<usize>, Violation> {
         let body = message.get(HEADER..).unwrap_or_default();
         match head.kind {
             frontend::QUERY => {
@@ -152,30 +161,29 @@ impl Client {
                     self.seen.pins |= self.look(frontend::query(body)?);
                 }
                 // A Query drops the unnamed statement.
-                let previous = self.seen.unnamed.take();
-                let undo = previous.map(|previous| Undo { name: Box::default(), previous: Some(previous) });
+                let undo = Some(Undo { name: Box::default(), previous: self.seen.unnamed.take() });
                 server.unnamed = Unnamed::None;
                 server.expect(Kind::Query, false, undo);
-                self.turn += 1;
             }
             frontend::FUNCTION_CALL => {
                 self.seen.pins |= Pins::CODE;
                 server.expect(Kind::FunctionCall, false, None);
-                self.turn += 1;
             }
             frontend::SYNC => {
                 server.expect(Kind::Sync, false, None);
-                self.turn += 1;
             }
             frontend::PARSE => return self.parse(server, texts, relay, head, body),
             frontend::BIND => {
                 let names = bind_names(body, head)?;
+                if self.must_wait(server, names.statement) {
+                    return Ok(None);
+                }
                 let statement = self.ready_statement(server, relay, names.statement);
                 server.expect(Kind::Bind(statement.as_ref().map(|statement| statement.id)), false, None);
                 if let Some(statement) = &statement {
                     self.seen.pins |= statement.pins;
                 }
-                let Some(name) = at_server(names.statement, statement.as_deref()) else { return Ok(0) };
+                let Some(name) = at_server(names.statement, statement.as_deref()) else { return Ok(Some(0)) };
                 let name = name.as_bytes();
                 let length = head.len - HEADER - names.statement.len() + name.len();
                 let out = relay.out();
@@ -184,22 +192,24 @@ impl Client {
                 out.put_u8(0);
                 out.put_slice(name);
                 out.put_u8(0);
-                return Ok(replaced(relay, HEADER + names.names_len()));
+                return Ok(Some(replaced(relay, HEADER + names.names_len())));
             }
             frontend::DESCRIBE => match Target::read(head.kind, body)? {
                 Target::Portal(_) => server.expect(Kind::DescribePortal, false, None),
+                Target::Statement(name) if self.must_wait(server, name) => return Ok(None),
                 Target::Statement(name) => {
                     let statement = self.ready_statement(server, relay, name);
                     let id = statement.as_ref().map(|statement| statement.id);
                     server.expect(Kind::DescribeStatement(id), false, None);
                     if let Some(name) = at_server(name, statement.as_deref()) {
                         build::target(relay.out(), head.kind, name.as_bytes());
-                        return Ok(replaced(relay, head.len));
+                        return Ok(Some(replaced(relay, head.len)));
                     }
                 }
             },
             frontend::CLOSE => match Target::read(head.kind, body)? {
                 Target::Portal(_) => server.expect(Kind::Close(None), false, None),
+                Target::Statement(name) if self.must_wait(server, name) => return Ok(None),
                 Target::Statement(b"") => {
                     let undo = Undo { name: Box::default(), previous: self.seen.unnamed.take() };
                     server.unnamed = Unnamed::None;
@@ -211,7 +221,7 @@ impl Client {
                     server.expect(Kind::Close(None), false, Some(undo));
                     if let Cow::Owned(other) = foreign(name) {
                         build::target(relay.out(), head.kind, &other);
-                        return Ok(replaced(relay, head.len));
+                        return Ok(Some(replaced(relay, head.len)));
                     }
                 }
             },
@@ -219,7 +229,13 @@ impl Client {
             frontend::COPY_DONE | frontend::COPY_FAIL => server.expect(Kind::CopyEnd, false, None),
             _ => {}
         }
-        Ok(0)
+        Ok(Some(0))
+    }
+
+    /// Whether it is not known yet what a statement's name means, since an earlier batch that changes it is not answered: an error in
+    /// that would leave the change undone.
+    fn must_wait(&self, server: &mut Server, name: &[u8]) -> bool {
+        server.is_guessing(!name.is_empty()) && !(name.is_empty() && self.parsed_unnamed)
     }
 
     fn parse(
@@ -229,10 +245,14 @@ impl Client {
         relay: &mut Relay<'_>,
         head: Head,
         body: &[u8],
-    ) -> Result<usize, Violation> {
+    ) -> Result<Option<usize>, Violation> {
+        let end = body.iter().position(|byte| *byte == 0).ok_or(WireError::Body(head.kind))?;
+        let (name, _) = body.split_at(end);
+        if !name.is_empty() && self.must_wait(server, name) {
+            return Ok(None);
+        }
         let (name, statement) = if head.is_streamed() {
-            let end = body.iter().position(|byte| *byte == 0).ok_or(WireError::Body(head.kind))?;
-            let (name, text) = body.split_at(end);
+            let text = body.get(end..).unwrap_or_default();
             self.begin_look();
             if let Some(look) = &mut self.look {
                 look.feed(text.get(1..).unwrap_or_default());
@@ -254,10 +274,11 @@ impl Client {
             let previous = self.seen.unnamed.replace(statement);
             server.unnamed = Unnamed::Is(id);
             server.expect(Kind::Parse(None), false, Some(Undo { name: Box::default(), previous }));
-            return Ok(0);
+            self.parsed_unnamed = true;
+            return Ok(Some(0));
         }
         if self.seen.names.contains_key(name) {
-            return Ok(duplicate(server, relay, name, head, body));
+            return Ok(Some(duplicate(server, relay, name, head, body)));
         }
         let long = statement.rest.is_none();
         self.seen.put(name.into(), Some(statement));
@@ -272,8 +293,7 @@ impl Client {
             } else {
                 server.expect(Kind::Parsed, false, undo);
             }
-            relay.skip(head.len);
-            return Ok(head.len);
+            return Ok(Some(replaced(relay, head.len)));
         }
         server.make_room(relay.out());
         if long {
@@ -286,7 +306,7 @@ impl Client {
         let out = relay.out();
         build::header(out, frontend::PARSE, head.len - HEADER - name.len() + own.as_bytes().len());
         out.put_slice(own.as_bytes());
-        Ok(replaced(relay, HEADER + name.len()))
+        Ok(Some(replaced(relay, HEADER + name.len())))
     }
 
     /// The client's statement of a name, after the server has been made to have it.

@@ -114,6 +114,15 @@ pub(super) enum Copy {
     Both,
 }
 
+/// Whether batches that are not answered change what names of statements mean.
+#[derive(Debug, Default)]
+struct Guesses {
+    /// The batch that is being sent: named ones, the unnamed one.
+    now: (bool, bool),
+    /// Those before it.
+    before: (bool, bool),
+}
+
 /// Which statement is the unnamed one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unnamed {
@@ -146,6 +155,7 @@ pub struct Server {
     /// Something of a client is left in the session.
     pub(super) dirty: bool,
     pub(super) unknown: Option<Unknown>,
+    guesses: Guesses,
     /// How much of a long reply is still to come, and whether it is the client's.
     pub(super) passing: usize,
     pub(super) passing_on: bool,
@@ -189,6 +199,7 @@ impl Server {
             defaults: parameters,
             dirty: false,
             unknown: None,
+            guesses: Guesses::default(),
             passing: 0,
             passing_on: false,
             failure: Vec::new(),
@@ -352,6 +363,12 @@ impl Server {
             return;
         }
         match kind {
+            Kind::Parse(None) | Kind::Query => self.guesses.now.1 = true,
+            Kind::Parse(Some(_)) | Kind::Parsed | Kind::StandIn => self.guesses.now.0 = true,
+            Kind::Close(_) => self.guesses.now = (true, true),
+            _ => {}
+        }
+        match kind {
             Kind::Sync => {
                 self.open = false;
                 self.skipping = false;
@@ -369,6 +386,26 @@ impl Server {
             _ => self.open = true,
         }
         self.queue.push_back(Expect { kind, ours, undo });
+    }
+
+    /// A batch has been sent to its end.
+    pub(super) fn end_batch(&mut self) {
+        let now = std::mem::take(&mut self.guesses.now);
+        self.guesses.before.0 |= now.0;
+        self.guesses.before.1 |= now.1;
+    }
+
+    /// Whether a batch before the present one is not answered and changes named statements, or the unnamed one.
+    pub(super) fn is_guessing(&mut self, named: bool) -> bool {
+        let guessing = |guesses: &Guesses| if named { guesses.before.0 } else { guesses.before.1 };
+        if !guessing(&self.guesses) {
+            return false;
+        }
+        let ends = |sent: &Expect| matches!(sent.kind, Kind::Query | Kind::FunctionCall | Kind::Sync);
+        if !self.queue.iter().any(ends) {
+            self.guesses.before = (false, false);
+        }
+        guessing(&self.guesses)
     }
 
     /// Closes statements until there is room for one more, and those that failed for good.
@@ -401,8 +438,9 @@ impl Server {
         }
     }
 
-    /// Takes back what a message that is not carried out has changed. In reverse order of sending.
-    pub(super) fn revert(&mut self, expect: Expect, seen: Option<&mut Seen>) {
+    /// Takes back what a message that is not carried out has changed. It stood at `place` of the queue, where it is no more; of several,
+    /// the last one goes first.
+    pub(super) fn revert(&mut self, place: usize, expect: Expect, seen: Option<&mut Seen>) {
         match expect.kind {
             Kind::Parse(Some(id)) => {
                 self.held.remove(id);
@@ -410,8 +448,16 @@ impl Server {
             Kind::Close(Some(id)) => self.held.insert(id),
             _ => {}
         }
-        if let Some((seen, undo)) = seen.zip(expect.undo) {
-            seen.revert(undo);
+        let Some(undo) = expect.undo else { return };
+        // What was sent later may have changed the same name again: then it is that which would be taken back to this.
+        let mut later = self.queue.iter_mut().skip(place).filter_map(|sent| sent.undo.as_mut());
+        match later.find(|later| later.name == undo.name) {
+            Some(later) => later.previous = undo.previous,
+            None => {
+                if let Some(seen) = seen {
+                    seen.revert(undo);
+                }
+            }
         }
     }
 }

@@ -55,8 +55,11 @@ impl ModelServer {
             && self.copying.is_none()
             && self.memory == b"4MB"
             && !self.listening
-            && self.out.is_empty()
-            && self.inbox.is_empty()
+    }
+
+    /// Whether nothing is on its way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.out.is_empty() && self.inbox.is_empty()
     }
 
     /// How many named statements it has.
