@@ -24,3 +24,4 @@ pub use requests::Sent;
 pub use seen::Seen;
 pub use server::{Server, Tidy, Unknown};
 pub use statements::Texts;
+pub use text::fuzz_text;

@@ -223,6 +223,25 @@ impl State {
     }
 }
 
+/// The entry for fuzzing: a text gives the same answer in any pieces, and no panic.
+///
+/// # Panics
+/// When it does not.
+pub fn fuzz_text(bytes: &[u8]) {
+    let Some((first, text)) = bytes.split_first() else { return };
+    let (mut reported, escapes) = (Reported::default(), first & 1 == 1);
+    reported.insert(b"timezone");
+    let whole = look(text, reported, escapes);
+    let mut pieces = Look::new(reported, escapes);
+    for piece in text.chunks(usize::from(first >> 4) + 1) {
+        pieces.feed(piece);
+    }
+    assert!(pieces.end() == whole, "pieces change the answer");
+    // A comment in front or a statement behind takes nothing away.
+    let before = [b"/* ' $ */", text].concat();
+    assert!(look(&before, reported, escapes).contains(whole), "a comment hides a pin");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
