@@ -185,24 +185,32 @@ impl Server {
 
     /// The server wants data. What was sent behind the COPY before is read by it now: Syncs are ignored, an end ends it, and
     /// anything else fails it without being carried out (`CopyGetData` in `copyfromparse.c`).
-    fn copy_in(&mut self, seen: Option<&mut Seen>) {
+    fn copy_in(&mut self, mut seen: Option<&mut Seen>) {
         self.copy = Copy::In;
+        let extended = self.queue.front().is_some_and(|front| front.kind == Kind::Execute);
         while let Some(next) = self.queue.get(1) {
-            let kind = next.kind;
-            let Some(next) = self.queue.remove(1) else { break };
-            match kind {
+            match next.kind {
                 Kind::Sync => self.copy_syncs += 1,
-                _ => {
+                Kind::CopyEnd => self.copy = Copy::None,
+                // The error that it leads to takes it back, with all that follows it up to the Sync.
+                _ if extended => {
                     self.copy = Copy::None;
-                    if kind != Kind::CopyEnd {
-                        self.revert(1, next, seen);
-                    }
                     break;
                 }
+                _ => {
+                    self.copy = Copy::None;
+                    // What follows is carried out, and may rely on it.
+                    self.dirty = true;
+                }
+            }
+            let Some(next) = self.queue.remove(1) else { break };
+            self.revert(1, next, seen.as_deref_mut());
+            if self.copy == Copy::None {
+                break;
             }
         }
         let synced = self.queue.iter().skip(1).any(|next| next.kind == Kind::Sync);
-        self.open |= !synced && self.queue.front().is_some_and(|front| front.kind == Kind::Execute);
+        self.open |= extended && !synced;
     }
 
     /// A statement has been carried out.

@@ -96,9 +96,9 @@ impl Client {
                 continue;
             }
             // Within COPY, what is not of it fails it and is not carried out.
-            let done = if matches!(server.copy, Copy::In | Copy::Both) {
-                expect_in_copy(server, head.kind);
-                0
+            let in_copy = matches!(server.copy, Copy::In | Copy::Both);
+            let done = if in_copy {
+                within_copy(server, relay, head.kind, here)
             } else {
                 match self.message(server, texts, relay, head, message)? {
                     Some(done) => done,
@@ -107,6 +107,7 @@ impl Client {
             };
             relay.pass(here - done);
             self.seen.sending = head.len - here;
+            self.dropping = in_copy && done == here;
             if matches!(head.kind, frontend::QUERY | frontend::FUNCTION_CALL | frontend::SYNC) {
                 self.turn += 1;
                 self.parsed_unnamed = false;
@@ -407,13 +408,22 @@ fn duplicate(server: &mut Server, relay: &mut Relay<'_>, name: &[u8], head: Head
     replaced(relay, HEADER + name.len())
 }
 
-/// Notes a message within COPY.
-fn expect_in_copy(server: &mut Server, kind: u8) {
-    let kind = match kind {
-        frontend::COPY_DATA | frontend::FLUSH => return,
-        frontend::COPY_DONE | frontend::COPY_FAIL => Kind::CopyEnd,
-        frontend::SYNC => Kind::Sync,
-        _ => Kind::Query,
-    };
-    server.expect(kind, false, None);
+/// A message within COPY; how many of its bytes were replaced. What does not belong there fails a COPY without being carried out.
+/// Whether the server is still in it cannot be known, so CopyFail is sent for it, which does nothing outside of COPY.
+fn within_copy(server: &mut Server, relay: &mut Relay<'_>, kind: u8, here: usize) -> usize {
+    match kind {
+        frontend::COPY_DATA | frontend::FLUSH => {}
+        frontend::COPY_DONE | frontend::COPY_FAIL => server.expect(Kind::CopyEnd, false, None),
+        frontend::SYNC => server.expect(Kind::Sync, false, None),
+        _ if server.copy == Copy::Both => {}
+        _ => {
+            build::copy_fail(
+                relay.out(),
+                &format!("unexpected message type 0x{kind:02X} during COPY from stdin"),
+            );
+            server.expect(Kind::CopyEnd, false, None);
+            return replaced(relay, here);
+        }
+    }
+    0
 }

@@ -120,7 +120,8 @@ impl ModelServer {
                 frontend::COPY_DATA | frontend::FLUSH | frontend::SYNC => return,
                 frontend::COPY_DONE => self.say(backend::COMMAND_COMPLETE, b"COPY 1\0"),
                 frontend::COPY_FAIL => self.error("57014", b"copy failed"),
-                _ => self.error("08P01", b"unexpected message"),
+                // PostgreSQL says 08P01, and in a pool also 57014.
+                _ => self.error("57014", b"copy failed"),
             }
             self.copying = None;
             if simple {
