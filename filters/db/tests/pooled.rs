@@ -271,10 +271,10 @@ async fn pgbench_runs_with_more_clients_than_servers() {
         for script in [&["-S"][..], &["-b", "simple-update"], &["-b", "tpcb-like"]] {
             let mut pgbench = postgres.client("pgbench", HOST, port);
             // In prepared mode, a thread of pgbench waits for one client's Parse while others hold servers: a thread for each.
-            pgbench.args(["-n", "-c", "6", "-j", "6", "-t", "30", "-M", mode]).args(script);
+            pgbench.args(["-n", "-c", "6", "-j", "6", "-t", "15", "-M", mode]).args(script);
             let report = Postgres::run(&mut pgbench).await.unwrap();
             assert!(
-                report.contains("number of transactions actually processed: 180/180"),
+                report.contains("number of transactions actually processed: 90/90"),
                 "{mode} {script:?}: {report}"
             );
         }
