@@ -33,7 +33,7 @@
 //!             Ok(Down::More) => {}
 //!             Ok(Down::Ready) => ready = true,
 //!             Ok(Down::Free) => break,
-//!             Ok(Down::SetupFailed) => { client.refuse_with(&from_client, &mut to_client, server.failure()); break }  // after leave
+//!             Ok(Down::SetupFailed) => { client.refuse_with(&from_client, &mut to_client, server.failure()); break }
 //!             Ok(Down::Tidy) => unreachable while a client has it,
 //!             Err(unknown) => { client.lost(&server, &mut to_client); flush; break and end the client }
 //!         }
@@ -71,6 +71,9 @@ mod seen;
 mod server;
 mod statements;
 mod text;
+
+#[cfg(test)]
+mod tests;
 
 pub use cancel::CancelKeys;
 pub use client::{BATCH, Client, Step, Violation};

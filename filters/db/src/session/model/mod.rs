@@ -2,7 +2,7 @@
 //! would see alone.
 
 mod script;
-mod server;
+pub(super) mod server;
 
 use std::sync::Arc;
 

@@ -12,9 +12,9 @@ use crate::wire::{HEADER, body};
 
 /// A session of the model. What it answers depends on everything that a session has.
 #[derive(Debug)]
-pub(super) struct ModelServer {
+pub(in crate::session) struct ModelServer {
     inbox: BytesMut,
-    pub(super) out: BytesMut,
+    pub(in crate::session) out: BytesMut,
     status: Status,
     ignoring: bool,
     copying: Option<bool>,
@@ -25,12 +25,12 @@ pub(super) struct ModelServer {
     memory: Vec<u8>,
     defaults: Vec<u8>,
     listening: bool,
-    pub(super) ended: bool,
+    pub(in crate::session) ended: bool,
 }
 
 impl ModelServer {
     /// With this application name.
-    pub(super) fn new(name: &[u8]) -> Self {
+    pub(in crate::session) fn new(name: &[u8]) -> Self {
         Self {
             inbox: BytesMut::new(),
             out: BytesMut::new(),
@@ -49,7 +49,7 @@ impl ModelServer {
     }
 
     /// Whether it is as after its login, but for prepared statements and its name.
-    pub(super) fn is_clean(&self) -> bool {
+    pub(in crate::session) fn is_clean(&self) -> bool {
         self.status == Status::Idle
             && !self.ignoring
             && self.copying.is_none()
@@ -58,12 +58,12 @@ impl ModelServer {
     }
 
     /// Whether nothing is on its way.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(in crate::session) fn is_idle(&self) -> bool {
         self.out.is_empty() && self.inbox.is_empty()
     }
 
     /// How many named statements it has.
-    pub(super) fn statements(&self) -> usize {
+    pub(in crate::session) fn statements(&self) -> usize {
         self.statements.len()
     }
 
@@ -71,7 +71,7 @@ impl ModelServer {
     ///
     /// # Panics
     /// When what comes is no message.
-    pub(super) fn take(&mut self, bytes: &[u8]) {
+    pub(in crate::session) fn take(&mut self, bytes: &[u8]) {
         self.inbox.extend_from_slice(bytes);
         loop {
             let head = frontend::head(&self.inbox);
@@ -316,7 +316,7 @@ impl ModelServer {
     }
 
     /// Takes so many of the bytes that it says.
-    pub(super) fn give(&mut self, bytes: usize, to: &mut BytesMut) {
+    pub(in crate::session) fn give(&mut self, bytes: usize, to: &mut BytesMut) {
         let bytes = bytes.min(self.out.len());
         to.extend_from_slice(self.out.get(..bytes).unwrap_or_default());
         self.out.advance(bytes);
@@ -334,7 +334,7 @@ fn ends_transaction(text: &[u8]) -> bool {
 }
 
 /// The longest prefix of bytes that is whole messages of a server, with their types.
-pub(super) fn kinds(mut bytes: &[u8]) -> Vec<u8> {
+pub(in crate::session) fn kinds(mut bytes: &[u8]) -> Vec<u8> {
     let mut kinds = Vec::new();
     while let Ok(Some(head)) = backend::head(bytes) {
         let Some(rest) = bytes.get(head.len.max(HEADER)..) else { break };
