@@ -8,7 +8,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use libfuzzer_sys::fuzz_target;
-use qudag_filter_api::{Address, Env, FilterError, FilterSpec, Host, HostPort, Lanes, Node, Resolve, Svc, service_fn};
+use qudag_filter_api::{
+    Address, Env, FilterError, FilterSpec, Host, HostPort, Lanes, Node, Resolve, Svc, service_fn,
+};
 use qudag_filter_dns::dns_cache::SnapshotFile;
 use qudag_filter_dns::wire::parse_reply;
 use qudag_filter_dns::{Dns, DnsCache, DnsQuery, Transport};
@@ -80,7 +82,12 @@ fuzz_target!(|input: &[u8]| {
     let settings = DnsCache { snapshot: Some(SnapshotFile { file: path, key: None }), ..DnsCache::default() };
     let here = |port| HostPort { host: Host::Ip(Ipv4Addr::LOCALHOST.into()), port };
     let node = Node { name: "fuzz".into(), p2p: here(1), rpc: Address::Tcp(here(2)), http: here(3) };
-    let env = Env { node: Arc::new(node), resolve: Arc::new(NoNames), service: Arc::default(), lanes: Lanes::default() };
+    let env = Env {
+        node: Arc::new(node),
+        resolve: Arc::new(NoNames),
+        service: Arc::default(),
+        lanes: Lanes::default(),
+    };
     RUNTIME.block_on(async {
         let state = settings.state(&env, None).expect("a state, whatever the file is");
         let stats = state.stats();
