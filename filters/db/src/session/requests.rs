@@ -72,8 +72,18 @@ impl Client {
             }
             let rest = relay.rest();
             let Some(head) = frontend::head(rest)? else { return Ok(Sent::More) };
-            if server.queue.len() >= OUTSTANDING || (self.turn >= TURN && !server.open) {
-                return Ok(Sent::Held);
+            // COPY goes on: the server answers nothing before it has the data.
+            if server.copy == Copy::None {
+                if server.queue.len() >= OUTSTANDING {
+                    if server.open {
+                        // The server may keep short replies to itself until it is asked for them.
+                        relay.out().extend_from_slice(build::FLUSH);
+                    }
+                    return Ok(Sent::Held);
+                }
+                if self.turn >= TURN && !server.open {
+                    return Ok(Sent::Held);
+                }
             }
             let names = matches!(head.kind, frontend::PARSE | frontend::BIND);
             let wanted = match head.is_streamed() {

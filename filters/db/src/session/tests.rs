@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use super::model::server::ModelServer;
 use super::{Client, Down, Parameters, Pins, Sent, Server, Step, Texts, Tidy, Unknown, Violation};
 use crate::wire::backend::{self, Report};
-use crate::wire::build::{self, ErrorResponse, SYNC};
+use crate::wire::build::{self, ErrorResponse, FLUSH, SYNC};
 use crate::wire::{HEADER, STREAM, WireError, body, frontend};
 
 const BUSY: ErrorResponse<'_> = ErrorResponse {
@@ -46,7 +46,6 @@ fn bind(name: &str) -> BytesMut {
 }
 
 const EXECUTE: &[u8] = b"E\0\0\0\x09\0\0\0\0\0";
-const FLUSH: &[u8] = b"H\0\0\0\x04";
 
 /// The messages, as their types; an ErrorResponse is its SQLSTATE, a row its text.
 fn told(bytes: &[u8]) -> String {
@@ -392,4 +391,54 @@ fn nonsense_ends_a_client_with_fatal_and_a_server_without_a_word() {
     let fatal = written(|out| ErrorResponse { fatal: true, sqlstate: "57P01", ..BUSY }.write(out));
     assert_eq!(rig.says(Some(&mut client), &fatal).1, "57P01");
     assert_eq!(rig.leave(&mut client), Tidy::Close(Unknown::Fatal));
+}
+
+#[test]
+fn a_pipeline_waits_for_its_replies_and_copy_does_not() {
+    let (mut rig, mut client) = (Rig::new(), Client::new(named("pool")));
+    rig.attach(&mut client);
+    let mut inbox = BytesMut::new();
+    for _ in 0..63 {
+        inbox.extend_from_slice(&query("SELECT 'x'"));
+    }
+    inbox.extend_from_slice(&query("COPY t FROM STDIN"));
+    inbox.extend_from_slice(b"d\0\0\0\x06x\nc\0\0\0\x04");
+    inbox.extend_from_slice(&query("SELECT 'y'"));
+    let mut said = BytesMut::new();
+    let mut up = |rig: &mut Rig, client: &mut Client| {
+        client.up(&mut rig.server, &mut rig.texts, &mut inbox, &mut rig.up, &mut said).unwrap()
+    };
+    assert_eq!((up(&mut rig, &mut client), rig.server.outstanding()), (Sent::Held, 64));
+    assert_eq!(rig.answers(Some(&mut client)).0, Ok(Down::More));
+    assert_eq!(
+        (up(&mut rig, &mut client), rig.server.outstanding()),
+        (Sent::Held, 1),
+        "the data, not the next query"
+    );
+    let (down, told) = rig.answers(Some(&mut client));
+    assert_eq!((down, told.as_str()), (Ok(Down::Free), "C Z"));
+}
+
+#[test]
+fn a_batch_without_end_is_bounded_and_asks_for_its_replies() {
+    let (mut rig, mut client) = (Rig::new(), Client::new(named("pool")));
+    rig.run(&mut client, &[&parse("s", "SELECT 'x'")[..], SYNC].concat());
+    rig.attach(&mut client);
+    let mut inbox = bind("s");
+    for name in 0..5000 {
+        inbox.extend_from_slice(&parse(&format!("s{name}"), "SELECT 'x'"));
+    }
+    inbox.extend_from_slice(SYNC);
+    let mut said = BytesMut::new();
+    let mut rounds = 0;
+    loop {
+        let sent = client.up(&mut rig.server, &mut rig.texts, &mut inbox, &mut rig.up, &mut said).unwrap();
+        assert_eq!(rig.up.ends_with(FLUSH), sent == Sent::Held);
+        rounds += 1;
+        let (down, told) = rig.answers(Some(&mut client));
+        if down == Ok(Down::Free) {
+            assert!(told.ends_with("Z") && inbox.is_empty() && rounds == 2);
+            return;
+        }
+    }
 }

@@ -11,6 +11,8 @@ pub const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
 pub const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
 /// Sync.
 pub const SYNC: &[u8] = b"S\0\0\0\x04";
+/// Flush.
+pub const FLUSH: &[u8] = b"H\0\0\0\x04";
 /// Terminate.
 pub const TERMINATE: &[u8] = b"X\0\0\0\x04";
 
@@ -160,7 +162,11 @@ mod tests {
     #[test]
     fn fixed_messages_are_whole() {
         assert!(from_server(PARSE_COMPLETE).is_empty() && from_server(CLOSE_COMPLETE).is_empty());
-        assert!(from_client(SYNC).is_empty() && from_client(TERMINATE).is_empty());
+        assert!(
+            from_client(SYNC).is_empty()
+                && from_client(FLUSH).is_empty()
+                && from_client(TERMINATE).is_empty()
+        );
         assert_eq!(Status::read(from_server(&ready(Status::Failed))), Ok(Status::Failed));
     }
 
