@@ -1,12 +1,14 @@
-//! Databases: PostgreSQL sessions, passed through byte for byte.
+//! Databases: PostgreSQL sessions, passed through byte for byte; and the protocol machines of pooled sessions ([`wire`]).
 //!
 //! `LIFECYCLE.md` in the crate's folder tells the life of one connection.
 
 mod kind;
 mod listener;
 mod reply;
+pub mod session;
 mod settings;
 mod startup;
+pub mod wire;
 
 pub use kind::{Db, DbFilters, DbSession, DbSettings, DbStates};
 pub use settings::PostgresListener;

@@ -1,0 +1,314 @@
+//! The client's side of a pooled session while it has no server: batches are collected, and refused or answered here.
+
+use std::sync::Arc;
+
+use bytes::{Buf, BytesMut};
+
+use super::parameters::Parameters;
+use super::pins::Pins;
+use super::seen::Seen;
+use super::text::{Look, look};
+use crate::wire::backend::Status;
+use crate::wire::build::ErrorResponse;
+use crate::wire::frontend::{self, Target};
+use crate::wire::{Head, WireError, body, build};
+
+/// How much of a batch is waited for; of a longer one a server is taken before it is complete.
+pub const BATCH: usize = 256 << 10;
+/// What a client may not do. It is told with FATAL, and the connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// What it sends is no message.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// More prepared statements than are kept for one client.
+    #[error("too many prepared statements")]
+    Statements,
+}
+
+impl Violation {
+    /// Writes the FATAL ErrorResponse.
+    pub fn write(self, out: &mut BytesMut) {
+        let sqlstate = match self {
+            Self::Wire(_) => "08P01",
+            Self::Statements => "53400",
+        };
+        let message = format!("qudag-sidecar: {self}");
+        ErrorResponse { fatal: true, sqlstate, message: &message, detail: None, hint: None }.write(out);
+    }
+}
+
+/// What a client without a server wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Read on.
+    More,
+    /// A server for the batch at the front of the inbox: [`Server::attach`](super::Server::attach), then [`Client::up`]; or
+    /// [`Client::refuse`].
+    Batch,
+    /// The end.
+    Terminate,
+}
+
+/// What is thrown away after a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Discard {
+    /// Nothing.
+    No,
+    /// Everything up to a Sync, which is answered.
+    ToSync,
+    /// So many bytes of a message, and then back to what was before.
+    Bytes { left: usize, then: After },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    Nothing,
+    ToSync,
+    Ready,
+}
+
+/// A client after its start-up.
+#[derive(Debug)]
+pub struct Client {
+    /// What replies have told it; for [`Server::down`](super::Server::down).
+    pub seen: Seen,
+    /// How far the inbox has been looked at.
+    scanned: usize,
+    /// Whether all of that can be answered without a server.
+    local: bool,
+    /// Whether a batch is there that a server is needed for.
+    batch: bool,
+    discard: Discard,
+    /// How many batches were sent since the server was taken.
+    pub(super) turn: usize,
+    /// Whether the batch that is being sent has parsed the unnamed statement.
+    pub(super) parsed_unnamed: bool,
+    /// The look at the text of a long message.
+    pub(super) look: Option<Look>,
+    /// Whether the rest of a long message is thrown away.
+    pub(super) dropping: bool,
+}
+
+impl Client {
+    /// A client that has been told these parameters at its login.
+    pub fn new(parameters: Arc<Parameters>) -> Self {
+        Self {
+            seen: Seen::new(parameters),
+            scanned: 0,
+            local: true,
+            batch: false,
+            discard: Discard::No,
+            turn: 0,
+            parsed_unnamed: false,
+            look: None,
+            dropping: false,
+        }
+    }
+
+    /// Looks at what a client without a server has sent; what needs no server is taken from `inbox` and answered into `out`.
+    ///
+    /// # Errors
+    /// When the client is to be closed with [`Violation::write`].
+    pub fn feed(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Result<Step, Violation> {
+        if self.batch {
+            return Ok(Step::Batch);
+        }
+        let step = self.scan(inbox, out)?;
+        self.batch = step == Step::Batch;
+        Ok(step)
+    }
+
+    fn scan(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Result<Step, Violation> {
+        loop {
+            if self.discard != Discard::No {
+                match self.discard(inbox, out)? {
+                    Some(step) => return Ok(step),
+                    None => continue,
+                }
+            }
+            let rest = inbox.get(self.scanned..).unwrap_or_default();
+            let Some(head) = frontend::head(rest)? else { return Ok(Step::More) };
+            let first = self.scanned == 0;
+            if head.kind == frontend::TERMINATE {
+                return Ok(Step::Terminate);
+            }
+            if first && is_ignored(head.kind) {
+                self.discard = Discard::Bytes { left: head.len, then: After::Nothing };
+                continue;
+            }
+            if head.is_streamed() {
+                return Ok(Step::Batch);
+            }
+            let Some(body) = body(rest, head) else {
+                return Ok(if self.scanned > BATCH { Step::Batch } else { Step::More });
+            };
+            self.local &= match head.kind {
+                frontend::SYNC | frontend::FLUSH => true,
+                frontend::CLOSE => matches!(Target::read(head.kind, body)?, Target::Statement(_)),
+                _ => false,
+            };
+            self.scanned += head.len;
+            match head.kind {
+                frontend::SYNC | frontend::FLUSH if self.local => self.answer(inbox, out)?,
+                frontend::SYNC | frontend::FLUSH | frontend::QUERY | frontend::FUNCTION_CALL => {
+                    return Ok(Step::Batch);
+                }
+                _ if self.scanned > BATCH => return Ok(Step::Batch),
+                _ => {}
+            }
+        }
+    }
+
+    /// Answers a batch that only closes statements.
+    fn answer(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Result<(), Violation> {
+        let mut batch = inbox.split_to(self.scanned);
+        self.begin();
+        while let Some(head) = frontend::head(&batch)? {
+            if let (frontend::CLOSE, Some(body)) = (head.kind, body(&batch, head))
+                && let Target::Statement(name) = Target::read(head.kind, body)?
+            {
+                if name.is_empty() {
+                    self.seen.unnamed = None;
+                } else {
+                    self.seen.put(name.into(), None);
+                }
+                out.extend_from_slice(build::CLOSE_COMPLETE);
+            } else if head.kind == frontend::SYNC {
+                self.ready(out);
+            }
+            batch.advance(head.len.min(batch.len()));
+        }
+        Ok(())
+    }
+
+    fn ready(&mut self, out: &mut BytesMut) {
+        self.seen.status = Status::Idle;
+        out.extend_from_slice(&build::ready(Status::Idle));
+    }
+
+    /// From here a batch begins.
+    fn begin(&mut self) {
+        self.scanned = 0;
+        self.local = true;
+        self.batch = false;
+    }
+
+    /// Refuses the batch at the front of the inbox, without a server: one ErrorResponse (not fatal), and one ReadyForQuery where the
+    /// server would send it, which is after the Sync of an extended batch, however much of it has not arrived yet. Go on with
+    /// [`Client::feed`]: what follows is another batch.
+    pub fn refuse(&mut self, inbox: &BytesMut, out: &mut BytesMut, error: &ErrorResponse<'_>) {
+        debug_assert!(!error.fatal, "the connection is kept");
+        error.write(out);
+        self.refused(inbox);
+    }
+
+    /// Like [`Client::refuse`], with an ErrorResponse of a server as it came.
+    pub fn refuse_with(&mut self, inbox: &BytesMut, out: &mut BytesMut, error: &[u8]) {
+        out.extend_from_slice(error);
+        self.refused(inbox);
+    }
+
+    fn refused(&mut self, inbox: &BytesMut) {
+        self.begin();
+        self.discard = match frontend::head(inbox) {
+            Ok(Some(Head { kind: frontend::QUERY | frontend::FUNCTION_CALL, len })) => {
+                Discard::Bytes { left: len, then: After::Ready }
+            }
+            _ => Discard::ToSync,
+        };
+    }
+
+    /// Throws away what is to be. `Some` when nothing more can be done.
+    fn discard(&mut self, inbox: &mut BytesMut, out: &mut BytesMut) -> Result<Option<Step>, Violation> {
+        match self.discard {
+            Discard::No => {}
+            Discard::Bytes { left, then } => {
+                let now = left.min(inbox.len());
+                inbox.advance(now);
+                if now < left {
+                    self.discard = Discard::Bytes { left: left - now, then };
+                    return Ok(Some(Step::More));
+                }
+                self.discard = if then == After::ToSync { Discard::ToSync } else { Discard::No };
+                if then == After::Ready {
+                    self.ready(out);
+                }
+            }
+            Discard::ToSync => {
+                let Some(head) = frontend::head(inbox)? else { return Ok(Some(Step::More)) };
+                let then = match head.kind {
+                    frontend::TERMINATE => return Ok(Some(Step::Terminate)),
+                    frontend::SYNC => After::Ready,
+                    _ => After::ToSync,
+                };
+                self.discard = Discard::Bytes { left: head.len, then };
+            }
+        }
+        Ok(None)
+    }
+
+    /// Tells a client that its server is lost in the middle of something; the connection ends with it. Nothing is written when the
+    /// client stands within a message of the server.
+    pub fn lost(&self, server: &super::Server, out: &mut BytesMut) {
+        if !server.is_amid_reply() {
+            let message = "qudag-sidecar: the connection to the server is lost";
+            ErrorResponse { fatal: true, sqlstate: "08006", message, detail: None, hint: None }.write(out);
+        }
+    }
+
+    /// Why it keeps its server.
+    pub fn pins(&self) -> Pins {
+        self.seen.pins
+    }
+
+    /// The transaction status that it was told last.
+    pub fn status(&self) -> Status {
+        self.seen.status
+    }
+
+    /// What it was told of parameters, and what it wants of a server therefore.
+    pub fn parameters(&self) -> &Arc<Parameters> {
+        &self.seen.parameters
+    }
+
+    /// It has a server.
+    pub(super) fn attached(&mut self) {
+        self.begin();
+        self.turn = 0;
+    }
+
+    /// The server is gone from it, and whatever pinned it.
+    pub(super) fn detached(&mut self) {
+        self.begin();
+        self.seen.pins = Pins::default();
+        self.seen.sending = 0;
+        self.parsed_unnamed = false;
+        self.look = None;
+        self.dropping = false;
+    }
+
+    /// The pins in a text.
+    pub(super) fn look(&self, text: &[u8]) -> Pins {
+        let parameters = &self.seen.parameters;
+        if !parameters.is_ascii_safe() {
+            return Pins::CODE;
+        }
+        look(text, parameters.reported(), parameters.escapes())
+    }
+
+    /// Begins the look at a text that comes in pieces.
+    pub(super) fn begin_look(&mut self) {
+        let parameters = &self.seen.parameters;
+        if parameters.is_ascii_safe() {
+            self.look = Some(Look::new(parameters.reported(), parameters.escapes()));
+        } else {
+            self.seen.pins |= Pins::CODE;
+        }
+    }
+}
+
+/// Messages that a server ignores when nothing is under way (`PostgresMain`): what is left of a COPY that failed, and Flush.
+fn is_ignored(kind: u8) -> bool {
+    matches!(kind, frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL | frontend::FLUSH)
+}
