@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod breaker;
 pub mod bucket;
 pub mod budget;
+pub mod limit;
 pub mod queue;
 pub mod rpc;
 
