@@ -7,6 +7,8 @@ pub mod backoff;
 pub mod breaker;
 pub mod bucket;
 pub mod budget;
+pub mod limit;
+pub mod queue;
 pub mod rpc;
 
 use std::time::Duration;

@@ -2,6 +2,7 @@
 //!
 //! `LIFECYCLE.md` in the crate's folder tells the life of one connection.
 
+pub mod auth;
 mod kind;
 mod listener;
 mod reply;
