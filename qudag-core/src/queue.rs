@@ -1,8 +1,9 @@
 //! A queue in front of places that stays useful under overload: it refuses early what would wait in vain, serves the newest first once
 //! it has stood for a while, and gives everybody a fair share.
 //!
-//! A queue that is long because of a burst is served in the order of arrival. One that has not been empty for [`Settings::standing`]
-//! is long because more comes than goes, and in the order of arrival everybody would wait until it is too late. Then the newest are
+//! A queue that is long because of a burst, or because as many wait as there are clients, is served in the order of arrival. One in which far more wait
+//! than have places and whoever comes would wait longer than is tolerable, and that for [`Settings::standing`], is long because more comes than goes: in the
+//! order of arrival everybody would wait until it is too late. Then the newest are
 //! served, and whoever has waited for [`Settings::age`] is refused: the controlled delay of Nichols and Jacobson (RFC 8289), as servers use it
 //! (B. Maurer, "Fail at Scale", ACM Queue 13(8), 2015).
 //!
@@ -21,6 +22,12 @@ const WINDOW: Duration = Duration::from_millis(500);
 /// Nothing is said of the rate before somebody has waited for so long in all.
 const KNOWN: Duration = Duration::from_millis(50);
 
+/// A queue is not overloaded any more when nobody was refused for so long.
+const CALM: Duration = Duration::from_secs(1);
+
+/// A queue is not overloaded while no more than so many wait for each place that is in use: what is done in the places takes long then.
+const FEW: usize = 4;
+
 /// A time that is as good as never.
 const FAR: Duration = Duration::from_secs(86_400);
 
@@ -33,7 +40,9 @@ pub struct Settings {
     pub bytes: usize,
     /// How long anybody waits.
     pub wait: Duration,
-    /// The queue is overloaded when it has not been empty for so long.
+    /// Whoever comes may wait so long in the order of arrival.
+    pub tolerable: Duration,
+    /// The queue is overloaded when that has not been so for so long.
     pub standing: Duration,
     /// How long anybody waits while it is.
     pub age: Duration,
@@ -95,10 +104,16 @@ pub struct Queue<K> {
     deadlines: BTreeSet<(Instant, Ticket)>,
     shares: BTreeMap<K, Share>,
     bytes: usize,
+    /// Places in use.
+    running: usize,
     next: u64,
     served: u64,
-    /// Since when somebody waits.
+    /// Since when whoever comes waits longer than is tolerable.
     since: Option<Instant>,
+    /// Overloaded, and when somebody was refused for that last.
+    overloaded: Option<Instant>,
+    /// When that was looked at last.
+    judged: Option<Instant>,
     drain: DrainRate,
 }
 
@@ -109,9 +124,12 @@ impl<K> Default for Queue<K> {
             deadlines: BTreeSet::new(),
             shares: BTreeMap::new(),
             bytes: 0,
+            running: 0,
             next: 0,
             served: 0,
             since: None,
+            overloaded: None,
+            judged: None,
             drain: DrainRate::default(),
         }
     }
@@ -133,6 +151,7 @@ impl<K: Clone + Ord> Queue<K> {
     ) -> Result<Ticket, (Refusal, Duration)> {
         let latest = now.checked_add(settings.wait).unwrap_or(now + FAR);
         let deadline = deadline.map_or(latest, |deadline| deadline.min(latest));
+        self.judge(settings, now);
         let overloaded = self.is_overloaded(settings, now);
         let expected = self.expected_wait(now);
         let refused = if self.entries.len() >= settings.most && !overloaded {
@@ -153,17 +172,18 @@ impl<K: Clone + Ord> Queue<K> {
         let ticket = Ticket(self.next);
         self.next += 1;
         self.tick(now);
-        self.since.get_or_insert(now);
         self.bytes += bytes;
         self.deadlines.insert((deadline, ticket));
         self.shares.entry(of.clone()).or_default().waiting.insert(ticket);
         self.entries.insert(ticket, Entry { of: of.clone(), bytes, since: now, deadline });
+        self.judge(settings, now);
         Ok(ticket)
     }
 
     /// A place is free: who gets it, [`Queue::expired`] having been asked. Of those who share the places it is one of who has the fewest, and of these of who has waited for one the
     /// longest; of its own, the first, or in an overloaded queue the last. The place counts as its own until [`Queue::finished`].
     pub fn next(&mut self, settings: &Settings, now: Instant) -> Option<Ticket> {
+        self.judge(settings, now);
         let overloaded = self.is_overloaded(settings, now);
         let waiting = self.shares.iter().filter(|(_, share)| !share.waiting.is_empty());
         let (of, _) = waiting.min_by_key(|(_, share)| (share.running, share.served))?;
@@ -171,6 +191,7 @@ impl<K: Clone + Ord> Queue<K> {
         let share = self.shares.get_mut(&of)?;
         let ticket = *if overloaded { share.waiting.last() } else { share.waiting.first() }?;
         self.served += 1;
+        self.running += 1;
         share.running += 1;
         share.served = self.served;
         self.tick(now);
@@ -179,8 +200,18 @@ impl<K: Clone + Ord> Queue<K> {
         Some(ticket)
     }
 
+    /// Somebody gets a place without waiting, since one was free and nobody waited. It counts until [`Queue::finished`].
+    pub fn take(&mut self, of: &K) {
+        self.served += 1;
+        self.running += 1;
+        let share = self.shares.entry(of.clone()).or_default();
+        share.running += 1;
+        share.served = self.served;
+    }
+
     /// The place of somebody is free again.
     pub fn finished(&mut self, of: &K) {
+        self.running = self.running.saturating_sub(1);
         if let Some(share) = self.shares.get_mut(of) {
             share.running = share.running.saturating_sub(1);
             if share.running == 0 && share.waiting.is_empty() {
@@ -198,6 +229,7 @@ impl<K: Clone + Ord> Queue<K> {
     /// Who is to be refused now, each of whom waits no longer.
     pub fn expired(&mut self, settings: &Settings, now: Instant) -> Vec<(Ticket, Refusal)> {
         self.tick(now);
+        self.judge(settings, now);
         let mut out = Vec::new();
         while let Some((_, ticket)) = self.deadlines.first().filter(|(deadline, _)| *deadline <= now).copied()
         {
@@ -219,6 +251,7 @@ impl<K: Clone + Ord> Queue<K> {
                 break;
             };
             self.remove(victim);
+            self.overloaded = Some(now);
             out.push((victim, Refusal::Overload));
         }
         out
@@ -227,8 +260,11 @@ impl<K: Clone + Ord> Queue<K> {
     /// When [`Queue::expired`] has to be asked again, if nothing happens before.
     pub fn wake(&self, settings: &Settings) -> Option<Instant> {
         let deadline = self.deadlines.first().map(|(deadline, _)| *deadline);
-        let standing = self.since.map(|since| since + settings.standing);
         let old = self.entries.first_key_value().map(|(_, oldest)| oldest.since + settings.age);
+        if self.overloaded.is_some() {
+            return deadline.into_iter().chain(old).min();
+        }
+        let standing = self.since.or(self.judged).map(|since| since + settings.standing);
         deadline.into_iter().chain(standing.zip(old).map(|(standing, old)| standing.max(old))).min()
     }
 
@@ -247,9 +283,10 @@ impl<K: Clone + Ord> Queue<K> {
         self.entries.first_key_value().map(|(_, oldest)| oldest.since)
     }
 
-    /// Whether the queue has not been empty for so long that the newest are served first.
+    /// Whether the newest are served first.
     pub fn is_overloaded(&self, settings: &Settings, now: Instant) -> bool {
-        self.since.is_some_and(|since| now.saturating_duration_since(since) >= settings.standing)
+        self.overloaded.is_some()
+            || self.since.is_some_and(|since| now.saturating_duration_since(since) >= settings.standing)
     }
 
     /// How long one more would wait in the order of arrival; zero while that is not known.
@@ -262,6 +299,30 @@ impl<K: Clone + Ord> Queue<K> {
     fn victim(&self) -> Option<Ticket> {
         let most = self.shares.values().max_by_key(|share| share.waiting.len())?;
         most.waiting.first().copied()
+    }
+
+    /// Looks whether the queue is overloaded. It stays so until nobody was refused for a while: a queue that is short because others are
+    /// refused says nothing of how much comes.
+    fn judge(&mut self, settings: &Settings, now: Instant) {
+        if let Some(refused) = self.overloaded {
+            if now.saturating_duration_since(refused) < CALM {
+                return;
+            }
+            self.overloaded = None;
+        }
+        if self.entries.is_empty() {
+            return;
+        }
+        self.judged = Some(now);
+        // Few wait for the end of something long.
+        if self.expected_wait(now) < settings.tolerable || self.entries.len() <= FEW * self.running {
+            self.since = None;
+            return;
+        }
+        let since = *self.since.get_or_insert(now);
+        if now.saturating_duration_since(since) >= settings.standing {
+            self.overloaded = Some(now);
+        }
     }
 
     fn tick(&mut self, now: Instant) {
