@@ -51,6 +51,22 @@ pub enum FilterError {
     /// A bounded queue is full.
     #[error("overloaded: {0}")]
     Overloaded(Cow<'static, str>),
+    /// Under overload: others are served instead, so that they are served in time.
+    #[error("overloaded ({why}), try again in {retry_after:?}")]
+    Shed {
+        /// Why, a label.
+        why: &'static str,
+        /// When it is worth while.
+        retry_after: Duration,
+    },
+    /// The upstream serves nobody at the moment; no payload byte was sent.
+    #[error("upstream is not available: {why}")]
+    Unavailable {
+        /// What is known of it.
+        why: Cow<'static, str>,
+        /// When it is tried again.
+        retry_after: Duration,
+    },
     /// Nothing came in time.
     #[error("no answer within {after:?}")]
     Timeout {
@@ -98,6 +114,7 @@ impl FilterError {
         match self {
             Self::Connect { source, .. } => format!("cannot connect to the upstream: {}", source.kind()),
             Self::Resolve { .. } => "cannot resolve the upstream's name".to_owned(),
+            Self::Unavailable { .. } => "the upstream is not available".to_owned(),
             Self::Internal(_) => "internal error".to_owned(),
             error => error.to_string(),
         }
@@ -111,6 +128,8 @@ impl FilterError {
             Self::RateLimited { .. } => "rate_limited",
             Self::BreakerOpen { .. } => "breaker_open",
             Self::Overloaded(_) => "overloaded",
+            Self::Shed { .. } => "shed",
+            Self::Unavailable { .. } => "unavailable",
             Self::Timeout { .. } => "timeout",
             Self::Connect { .. } => "connect",
             Self::Resolve { .. } => "resolve",
@@ -125,12 +144,15 @@ impl FilterError {
     pub fn origin(&self) -> Origin {
         match self {
             Self::Malformed(_) | Self::RateLimited { .. } | Self::ClientGone => Origin::Client,
-            Self::Timeout { .. } | Self::Connect { .. } | Self::Resolve { .. } | Self::Upstream(_) => {
-                Origin::Upstream
-            }
+            Self::Unavailable { .. }
+            | Self::Timeout { .. }
+            | Self::Connect { .. }
+            | Self::Resolve { .. }
+            | Self::Upstream(_) => Origin::Upstream,
             Self::Refused(_)
             | Self::BreakerOpen { .. }
             | Self::Overloaded(_)
+            | Self::Shed { .. }
             | Self::Draining
             | Self::Internal(_) => Origin::Sidecar,
         }
@@ -144,7 +166,10 @@ impl FilterError {
     /// When the client should come back, where that is known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::RateLimited { retry_after } | Self::BreakerOpen { retry_after } => Some(*retry_after),
+            Self::RateLimited { retry_after }
+            | Self::BreakerOpen { retry_after }
+            | Self::Shed { retry_after, .. }
+            | Self::Unavailable { retry_after, .. } => Some(*retry_after),
             _ => None,
         }
     }

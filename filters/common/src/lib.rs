@@ -2,9 +2,11 @@
 //! know nothing of a protocol.
 
 pub mod buffers;
+mod certificates;
 pub mod circuit_breaker;
 pub mod drain;
 pub mod flow;
+pub mod followed;
 mod generic;
 pub mod halves;
 pub mod listener;
@@ -21,9 +23,11 @@ pub mod unix;
 pub mod watch;
 
 pub use buffers::{Buffer, BufferPool, Buffers};
+pub use certificates::{certificates, system_certificates};
 pub use circuit_breaker::{CircuitBreaker, CircuitBreakerSettings, CircuitBreakerState};
 pub use drain::Drain;
 pub use flow::{Audience, FlowLine, FlowTally};
+pub use followed::{Followed, Source, read_file};
 pub use generic::ForKind;
 pub use halves::{Abort, Duplex, ReadSide, WriteSide};
 pub use listener::{Front, KindOf, ListenerSpec, Terminal};

@@ -34,6 +34,11 @@ pub type RateLimit<K> = ForKind<RateLimitSettings, K>;
 pub trait RateLimited: Kind {
     /// The limit of each client where the configuration says nothing.
     const PER_CLIENT: Limit = Limit { rate: 100, burst: 200 };
+
+    /// Whether a request counts.
+    fn counts(_request: &Self::Req) -> bool {
+        true
+    }
 }
 
 /// Settings of `rate_limit`. What they are by default depends on the kind: see [`RateLimited`].
@@ -118,12 +123,14 @@ impl Default for Limit {
 }
 
 impl Limit {
-    fn check(&self, at: &ConfigPath) -> Vec<ConfigError> {
+    /// Every problem of the limit at its place.
+    pub fn check(&self, at: &ConfigPath) -> Vec<ConfigError> {
         let rate = range(at.key("rate"), self.rate, 1, MOST);
         rate.into_iter().chain(range(at.key("burst"), self.burst, 1, MOST)).collect()
     }
 
-    fn rate(&self) -> Rate {
+    /// As buckets take it.
+    pub fn rate(&self) -> Rate {
         Rate::new(self.rate, self.burst)
     }
 }
@@ -238,18 +245,18 @@ impl Gate {
     }
 }
 
-struct Limited<K: Kind> {
+struct Limited<K: RateLimited> {
     gate: Arc<Gate>,
     inner: Svc<K>,
 }
 
-impl<K: Kind> Clone for Limited<K> {
+impl<K: RateLimited> Clone for Limited<K> {
     fn clone(&self) -> Self {
         Self { gate: Arc::clone(&self.gate), inner: self.inner.clone() }
     }
 }
 
-impl<K: Kind> Service<K::Req> for Limited<K> {
+impl<K: RateLimited> Service<K::Req> for Limited<K> {
     type Response = K::Rsp;
     type Error = FilterError;
     type Future = Either<Ready<Result<K::Rsp, FilterError>>, <Svc<K> as Service<K::Req>>::Future>;
@@ -259,6 +266,9 @@ impl<K: Kind> Service<K::Req> for Limited<K> {
     }
 
     fn call(&mut self, request: K::Req) -> Self::Future {
+        if !K::counts(&request) {
+            return Either::Right(self.inner.call(request));
+        }
         match self.gate.admit(request.client()) {
             Ok(()) => {
                 request.note("rate_limit", || "within the rate".to_owned());

@@ -1,28 +1,64 @@
-//! The kind of traffic, its request, and its chain.
+//! The kind of traffic, its requests, and its chain.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use qudag_filter_api::{Address, Flow, FlowKey, Kind, chain};
-use qudag_filter_common::{CircuitBreaker, RateLimit, SpliceOptions, Stream};
+use qudag_filter_common::{CircuitBreaker, SpliceOptions, Stream};
 
-use crate::StartupPacket;
+use crate::pool::{Access, DbBackpressure, DbPool, Lease, Pools, Transaction};
+use crate::{DbRateLimit, StartupPacket};
 
-/// Database traffic: a session to be opened, answered with a connection to the server on which nothing was sent yet.
+/// Database traffic. A connection asks once for how its session is to be carried; a pooled session asks again at each transaction.
 pub struct Db;
 
-impl qudag_filter_common::RateLimited for Db {}
+impl qudag_filter_common::RateLimited for Db {
+    /// Sessions count; transactions have limits of their own ([`DbRateLimit`]).
+    fn counts(request: &DbRequest) -> bool {
+        matches!(request, DbRequest::Session(_))
+    }
+}
 
 impl Kind for Db {
     const NAME: &'static str = "db";
-    type Req = DbSession;
-    type Rsp = Stream;
+    type Req = DbRequest;
+    type Rsp = DbAnswer;
     type Glance<'a> = std::convert::Infallible;
     type Settings = DbSettings;
 }
 
-/// A session that a client asks for. CancelRequests do not pass through the chain.
+/// What the chain is asked for. CancelRequests do not pass through it.
+#[derive(Debug)]
+pub enum DbRequest {
+    /// A session.
+    Session(DbSession),
+    /// A server for a transaction of a pooled session.
+    Transaction(Transaction),
+}
+
+/// What the chain answers.
+#[derive(Debug)]
+pub enum DbAnswer {
+    /// A connection to the server on which nothing was sent yet: the session is passed through.
+    PassThrough(Stream),
+    /// The session is to be pooled.
+    Pooled(Pooled),
+    /// A server for a transaction.
+    Server(Lease),
+    /// The session's own server, which it has, for a transaction.
+    Own,
+}
+
+/// How a session is pooled.
+#[derive(Debug)]
+pub struct Pooled {
+    pub(crate) pools: Arc<Pools>,
+    pub(crate) settings: Arc<DbPool>,
+    pub(crate) access: Arc<Access>,
+}
+
+/// A session that a client asks for.
 #[derive(Clone, Debug)]
 pub struct DbSession {
     /// The client; `None` for a Unix socket.
@@ -31,6 +67,31 @@ pub struct DbSession {
     pub first: StartupPacket,
     /// The server, as configured.
     pub server: Arc<str>,
+    /// Set by `db_pool`.
+    pub(crate) pooled: Option<(Arc<Pools>, Arc<DbPool>)>,
+}
+
+impl Flow for DbRequest {
+    fn key(&self) -> FlowKey {
+        match self {
+            Self::Session(session) => session.key(),
+            Self::Transaction(transaction) => transaction.session.key,
+        }
+    }
+
+    fn client(&self) -> Option<IpAddr> {
+        match self {
+            Self::Session(session) => session.client(),
+            Self::Transaction(transaction) => transaction.session.client.map(|addr| addr.ip().to_canonical()),
+        }
+    }
+
+    fn target(&self) -> &str {
+        match self {
+            Self::Session(session) => session.target(),
+            Self::Transaction(transaction) => transaction.session.pool.server(),
+        }
+    }
 }
 
 impl Flow for DbSession {
@@ -75,10 +136,14 @@ pub struct DbSettings {
 chain! {
     /// The filters of database sessions, in order.
     pub struct DbFilters for Db, states DbStates {
-        /// Refuses sessions over a rate with SQLSTATE 53400.
-        rate_limit: RateLimit<Db>,
+        /// Refuses sessions and transactions over a rate with SQLSTATE 53400.
+        rate_limit: DbRateLimit,
+        /// Refuses transactions early that would wait too long for a server, with SQLSTATE 53300.
+        db_backpressure: DbBackpressure,
         /// Refuses sessions at once, with SQLSTATE 57P03, while the server is known to be down.
         circuit_breaker: CircuitBreaker<Db>,
+        /// Lets sessions share connections to the server.
+        db_pool: DbPool,
     }
 }
 
@@ -100,6 +165,7 @@ mod tests {
                 None => StartupPacket::SslRequest,
             },
             server: "db".into(),
+            pooled: None,
         };
         let key = |client, names| session(client, names).key();
         assert_eq!(key("10.0.0.1:1", Some(("a", "b"))), key("10.0.0.2:1", Some(("a", "b"))));

@@ -5,12 +5,16 @@
 pub mod auth;
 mod kind;
 mod listener;
+pub mod pool;
+mod rate_limit;
 mod reply;
 pub mod session;
 mod settings;
 mod startup;
 pub mod wire;
 
-pub use kind::{Db, DbFilters, DbSession, DbSettings, DbStates};
+pub use kind::{Db, DbAnswer, DbFilters, DbRequest, DbSession, DbSettings, DbStates, Pooled};
+pub use pool::{Adaptive, DbBackpressure, DbPool, TRANSACTIONS};
+pub use rate_limit::{DbRateLimit, DbRateLimitState, TransactionLimits};
 pub use settings::PostgresListener;
-pub use startup::{StartupError, StartupMessage, StartupPacket, fuzz_startup};
+pub use startup::{Setting, StartupError, StartupMessage, StartupPacket, fuzz_startup};

@@ -5,17 +5,19 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use metrics::{counter, gauge};
-use qudag_filter_api::{Address, Chains, Env, FilterError, Kind, Resolve};
+use qudag_filter_api::{Address, Chains, Env, FilterError, Flow, FlowKey, Kind, Resolve};
 use qudag_filter_common::{
     ByteCounters, Drain, FlowLine, Front, Seat, Seats, Socket, SpliceOptions, Stream, connect, splice,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::pool::{Cancels, Coming, pooled};
 use crate::reply::error_response;
 use crate::startup::{Progress, StartupError, parse, shown};
-use crate::{Db, DbSession, DbSettings, StartupPacket};
+use crate::{Db, DbAnswer, DbRequest, DbSession, DbSettings, Pooled, StartupPacket};
 
 /// How many connections may be in their start-up or carry a CancelRequest at a time. They are counted apart from sessions, so that
 /// queries can be cancelled while there are as many sessions as may be.
@@ -31,12 +33,14 @@ struct Place {
     resolve: Arc<dyn Resolve>,
     starting: Seats,
     sessions: Seats,
+    cancels: Cancels,
 }
 
 pub(crate) async fn bind(address: Address, chains: Chains<Db>, env: Env) -> io::Result<Box<dyn Front>> {
     let socket = Socket::bind(&address, &*env.resolve).await?;
     let (starting, sessions) = (Seats::default(), Seats::default());
-    let place = Arc::new(Place { chains, resolve: env.resolve, starting, sessions });
+    let cancels = Cancels::default();
+    let place = Arc::new(Place { chains, resolve: env.resolve, starting, sessions, cancels });
     Ok(socket.into_front(move |client, drain| connection(Arc::clone(&place), client, drain)))
 }
 
@@ -63,6 +67,23 @@ struct Upstream {
     settings: Arc<DbSettings>,
     /// `None` for a CancelRequest.
     seat: Option<SessionSeat>,
+}
+
+/// How a connection goes on.
+enum Way {
+    /// Its bytes are passed on.
+    Through(Upstream),
+    /// Its session is pooled: what was read of it is read again there.
+    Pooled {
+        pooled: Pooled,
+        key: FlowKey,
+        settings: Arc<DbSettings>,
+        seat: SessionSeat,
+        read: Vec<u8>,
+        deadline: Instant,
+    },
+    /// It has carried a CancelRequest to a pooled session.
+    Cancelled,
 }
 
 /// Why a connection ends before its bytes were left to the splice.
@@ -99,7 +120,27 @@ async fn connection(place: Arc<Place>, client: Stream, drain: Drain) {
     };
     let Start { client, mut line, up, down, .. } = start;
     let upstream = match begun {
-        Some(Ok(upstream)) => upstream,
+        Some(Ok(Way::Through(upstream))) => upstream,
+        Some(Ok(Way::Cancelled)) => return line.end("ok", up, down),
+        Some(Ok(Way::Pooled { pooled: way, key, settings, seat: session, read, deadline })) => {
+            drop(seat);
+            let coming = Coming {
+                stream: client,
+                inbox: BytesMut::from(&read[..]),
+                key,
+                access: way.access,
+                pools: way.pools,
+                settings: way.settings,
+                chains: Arc::clone(&place.chains),
+                cancels: place.cancels.clone(),
+                deadline,
+                stall: settings.splice.stall,
+            };
+            let (outcome, up, down) = pooled(coming, drain, &mut line).await;
+            drop(session);
+            ByteCounters::new(Db::NAME, &settings.target).add(up, down);
+            return line.end(outcome, up, down);
+        }
         Some(Err(End::Refused(error))) => {
             line.detail("error", &error);
             let said = last_words(client, &error).await;
@@ -141,7 +182,7 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
-    async fn run(&mut self) -> Result<Upstream, End> {
+    async fn run(&mut self) -> Result<Way, End> {
         let time = (self.place.chains)().map_or(REFUSAL_TIME, |lease| lease.settings.startup_timeout);
         let deadline = Instant::now() + time;
         // What the chain said, once it has been asked.
@@ -150,7 +191,11 @@ impl Start<'_> {
         loop {
             let (packet, bytes) = self.read(deadline).await?;
             match &packet {
-                StartupPacket::CancelRequest => {
+                StartupPacket::CancelRequest { process, secret } => {
+                    if self.place.cancels.cancel(*process, secret) {
+                        self.line.detail("startup", packet.label());
+                        return Ok(Way::Cancelled);
+                    }
                     self.line.detail("startup", packet.label());
                     let upstream = match asked {
                         Some(Ok(upstream)) => upstream,
@@ -158,7 +203,8 @@ impl Start<'_> {
                             self.connect_past_the_chain().await.map_err(|error| End::Silent(error.label()))?
                         }
                     };
-                    return self.forward(upstream, &bytes).await.map_err(|error| End::Silent(error.label()));
+                    let forwarded = self.forward(upstream, &bytes).await;
+                    return forwarded.map(Way::Through).map_err(|error| End::Silent(error.label()));
                 }
                 StartupPacket::Startup(message) => {
                     self.line.detail("user", shown(&message.user));
@@ -177,7 +223,16 @@ impl Start<'_> {
             }
             let answer = match asked.take() {
                 Some(answer) => answer,
-                None => self.ask(packet.clone()).await,
+                None => match self.ask(packet.clone(), deadline).await {
+                    Ok(Way::Through(upstream)) => Ok(upstream),
+                    Ok(mut way) => {
+                        if let Way::Pooled { read, .. } = &mut way {
+                            *read = bytes;
+                        }
+                        return Ok(way);
+                    }
+                    Err(error) => Err(error),
+                },
             };
             match &packet {
                 StartupPacket::SslRequest | StartupPacket::GssEncRequest => {
@@ -195,7 +250,7 @@ impl Start<'_> {
                     match upstream {
                         Ok(upstream) if reply != b'N' => {
                             self.line.detail("startup", packet.label());
-                            return Ok(upstream);
+                            return Ok(Way::Through(upstream));
                         }
                         upstream => asked = Some(upstream),
                     }
@@ -204,11 +259,12 @@ impl Start<'_> {
                     self.line.detail("startup", packet.label());
                     // Within TLS, an ErrorResponse could not be understood.
                     let upstream = answer.map_err(|error| End::Silent(error.label()))?;
-                    return self.forward(upstream, &bytes).await.map_err(|error| End::Silent(error.label()));
+                    let forwarded = self.forward(upstream, &bytes).await;
+                    return forwarded.map(Way::Through).map_err(|error| End::Silent(error.label()));
                 }
-                StartupPacket::Startup(_) | StartupPacket::CancelRequest => {
+                StartupPacket::Startup(_) | StartupPacket::CancelRequest { .. } => {
                     self.line.detail("startup", packet.label());
-                    return Ok(self.forward(answer?, &bytes).await?);
+                    return Ok(Way::Through(self.forward(answer?, &bytes).await?));
                 }
             }
         }
@@ -237,15 +293,25 @@ impl Start<'_> {
     }
 
     /// Asks the current generation's chain for a connection.
-    async fn ask(&mut self, first: StartupPacket) -> Result<Upstream, FilterError> {
+    async fn ask(&mut self, first: StartupPacket, deadline: Instant) -> Result<Way, FilterError> {
         let lease = (self.place.chains)().ok_or(FilterError::Draining)?;
         let settings = Arc::clone(&lease.settings);
         let seat = SessionSeat::take(&self.place.sessions, settings.max_sessions)
             .ok_or(FilterError::Overloaded("too many sessions".into()))?;
         let server = Arc::clone(&settings.target);
-        let session = DbSession { client: self.client.peer_addr(), first, server };
-        let stream = lease.chain.call(session).await?;
-        Ok(Upstream { stream, settings, seat: Some(seat) })
+        let session = DbSession { client: self.client.peer_addr(), first, server, pooled: None };
+        let key = session.key();
+        match lease.chain.call(DbRequest::Session(session)).await? {
+            DbAnswer::PassThrough(stream) => {
+                Ok(Way::Through(Upstream { stream, settings, seat: Some(seat) }))
+            }
+            DbAnswer::Pooled(pooled) => {
+                Ok(Way::Pooled { pooled, key, settings, seat, read: Vec::new(), deadline })
+            }
+            DbAnswer::Server(_) | DbAnswer::Own => {
+                Err(FilterError::Internal("a server for a session that was not begun".into()))
+            }
+        }
     }
 
     /// A connection for a CancelRequest, which must get through when nothing else does.

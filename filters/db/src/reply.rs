@@ -27,8 +27,8 @@ pub(crate) fn sqlstate(error: &FilterError) -> &'static str {
         FilterError::Malformed(_) => PROTOCOL_VIOLATION,
         FilterError::Refused(_) => NOT_ALLOWED,
         FilterError::RateLimited { .. } => LIMIT_EXCEEDED,
-        FilterError::BreakerOpen { .. } => CANNOT_CONNECT_NOW,
-        FilterError::Overloaded(_) => TOO_MANY_CONNECTIONS,
+        FilterError::BreakerOpen { .. } | FilterError::Unavailable { .. } => CANNOT_CONNECT_NOW,
+        FilterError::Overloaded(_) | FilterError::Shed { .. } => TOO_MANY_CONNECTIONS,
         FilterError::Timeout { .. }
         | FilterError::Connect { .. }
         | FilterError::Resolve { .. }
@@ -57,6 +57,22 @@ pub(crate) fn error_response(error: &FilterError) -> Vec<u8> {
     fields.push(0);
     let length = u32::try_from(fields.len() + 4).unwrap_or(u32::MAX);
     [b"E", &length.to_be_bytes()[..], &fields].concat()
+}
+
+/// SQLSTATE, message and HINT of an error within a pooled session. By the HINT it is told from the server's own.
+pub(crate) fn refusal(error: &FilterError) -> (&'static str, String, String) {
+    let sqlstate = match error {
+        // Nothing was sent to the server: it cannot be used at the moment, which is no failure of a connection that the client has.
+        FilterError::Timeout { .. } | FilterError::Connect { .. } | FilterError::Resolve { .. } => {
+            CANNOT_CONNECT_NOW
+        }
+        error => sqlstate(error),
+    };
+    let hint = match error.retry_after() {
+        Some(after) => format!("qudag-sidecar: retry after {} ms", after.as_micros().div_ceil(1000).max(1)),
+        None => "said by qudag-sidecar, not by the server".to_owned(),
+    };
+    (sqlstate, format!("qudag-sidecar: {}", error.public()), hint)
 }
 
 /// Seconds with milliseconds, rounded up, so that whoever waits so long is not early.

@@ -12,7 +12,9 @@ use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Terminal, connect}
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Db, DbFilters, DbSettings, listener};
+use crate::auth::{AuthSettings, ClientTls, ClientTlsSettings, ServerTls, ServerTlsSettings, Users, Way};
+use crate::pool::{Access, Target};
+use crate::{Db, DbAnswer, DbFilters, DbRequest, DbSettings, Pooled, listener};
 
 /// The listener for PostgreSQL clients and the server that it leads to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -33,6 +35,14 @@ pub struct PostgresListener {
     /// How many sessions there are at a time; further ones are refused with SQLSTATE 53300.
     #[schemars(range(min = 1))]
     pub max_sessions: usize,
+    /// The certificate for TLS with clients, in pooled sessions; without it they get no TLS. Other sessions agree on TLS with the server
+    /// itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ClientTlsSettings>,
+    /// TLS to the server, in pooled sessions.
+    pub server_tls: ServerTlsSettings,
+    /// How clients prove who they are, in pooled sessions. In others the server asks them itself.
+    pub auth: AuthSettings,
 }
 
 impl Default for PostgresListener {
@@ -47,13 +57,52 @@ impl Default for PostgresListener {
             stall_timeout: Period::secs(3600),
             half_close_timeout: Period::secs(300),
             max_sessions: 1000,
+            tls: None,
+            server_tls: ServerTlsSettings::default(),
+            auth: AuthSettings::default(),
         }
+    }
+}
+
+/// What pooled sessions need of the listener, which is made anew only when its settings change: it follows files and remembers users.
+pub struct DbUpstream {
+    made_of: MadeOf,
+    access: Arc<Access>,
+}
+
+#[derive(PartialEq)]
+struct MadeOf {
+    server: Address,
+    tls: Option<ClientTlsSettings>,
+    server_tls: ServerTlsSettings,
+    auth: AuthSettings,
+    connect_timeout: Period,
+}
+
+impl DbUpstream {
+    fn new(made_of: MadeOf, env: &Env) -> Result<Self, BuildError> {
+        let tls = Arc::new(ClientTls::open(&made_of.server_tls)?);
+        let (server, resolve) = (made_of.server.clone(), Arc::clone(&env.resolve));
+        let connect_timeout = made_of.connect_timeout.0;
+        let way = Way {
+            server: server.clone(),
+            resolve: Arc::clone(&resolve),
+            tls: Arc::clone(&tls),
+            connect_timeout,
+        };
+        let users = Users::open(&made_of.auth, way).map(Arc::new).map_err(|error| error.why);
+        let clients = made_of.tls.as_ref().map(ServerTls::open).transpose()?.map(Arc::new);
+        let target =
+            Target { name: server.to_string().into(), address: server, resolve, tls, connect_timeout };
+        let admins = made_of.auth.admins.clone();
+        let access = Access { target: Arc::new(target), tls: clients, admins, users };
+        Ok(Self { made_of, access: Arc::new(access) })
     }
 }
 
 impl ListenerSpec for PostgresListener {
     type Filters = DbFilters;
-    type Upstream = ();
+    type Upstream = DbUpstream;
 
     fn check(&self, at: &ConfigPath) -> Vec<ConfigError> {
         let mut errors = Vec::new();
@@ -78,6 +127,9 @@ impl ListenerSpec for PostgresListener {
         if self.max_sessions == 0 {
             errors.push(at.key("max_sessions").error("0 would refuse every session").hint("at least 1"));
         }
+        errors.extend(self.tls.iter().flat_map(|tls| tls.check(&at.key("tls"))));
+        errors.extend(self.server_tls.check(&at.key("server_tls")));
+        errors.extend(self.auth.check(&at.key("auth")));
         errors
     }
 
@@ -98,17 +150,48 @@ impl ListenerSpec for PostgresListener {
 
     fn terminal(
         &self,
-        _: &DbFilters,
+        filters: &DbFilters,
         settings: &Arc<DbSettings>,
         env: &Env,
-        previous: Option<&Arc<()>>,
+        previous: Option<&Arc<DbUpstream>>,
     ) -> Result<Terminal<Self>, BuildError> {
-        let (settings, resolve) = (Arc::clone(settings), Arc::clone(&env.resolve));
-        let server = service_fn::<Db, _, _>(move |_| {
-            let (settings, resolve) = (Arc::clone(&settings), Arc::clone(&resolve));
-            async move { connect(&settings.server, &*resolve, settings.connect_timeout).await }
+        let made_of = MadeOf {
+            server: self.server.clone(),
+            tls: self.tls.clone(),
+            server_tls: self.server_tls.clone(),
+            auth: self.auth.clone(),
+            connect_timeout: self.connect_timeout,
+        };
+        let upstream = match previous {
+            Some(previous) if previous.made_of == made_of => Arc::clone(previous),
+            _ => Arc::new(DbUpstream::new(made_of, env)?),
+        };
+        if let (true, Err(why)) = (filters.db_pool.enabled, &upstream.access.users) {
+            return Err(BuildError::new("listeners.postgres.auth", why));
+        }
+        let (settings, resolve, access) =
+            (Arc::clone(settings), Arc::clone(&env.resolve), Arc::clone(&upstream.access));
+        let server = service_fn::<Db, _, _>(move |request| {
+            let (settings, resolve, access) =
+                (Arc::clone(&settings), Arc::clone(&resolve), Arc::clone(&access));
+            async move {
+                match request {
+                    DbRequest::Session(session) => match session.pooled {
+                        Some((pools, settings)) => Ok(DbAnswer::Pooled(Pooled { pools, settings, access })),
+                        None => {
+                            let stream =
+                                connect(&settings.server, &*resolve, settings.connect_timeout).await?;
+                            Ok(DbAnswer::PassThrough(stream))
+                        }
+                    },
+                    DbRequest::Transaction(transaction) if transaction.own => Ok(DbAnswer::Own),
+                    DbRequest::Transaction(transaction) => {
+                        transaction.session.pool.dedicated().await.map(DbAnswer::Server)
+                    }
+                }
+            }
         });
-        Ok((server, previous.cloned().unwrap_or_default()))
+        Ok((server, upstream))
     }
 
     fn bind(

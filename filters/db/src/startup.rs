@@ -34,7 +34,12 @@ pub enum StartupPacket {
     /// Asks for GSSAPI encryption. Answered with one byte, `G` or `N`.
     GssEncRequest,
     /// Asks to cancel the query of another connection. Not answered.
-    CancelRequest,
+    CancelRequest {
+        /// The number that the other connection was told.
+        process: u32,
+        /// And its secret.
+        secret: Vec<u8>,
+    },
     /// Begins a session.
     Startup(StartupMessage),
     /// A TLS handshake without an SSLRequest before it.
@@ -47,12 +52,15 @@ impl StartupPacket {
         match self {
             Self::SslRequest => "ssl_request",
             Self::GssEncRequest => "gssenc_request",
-            Self::CancelRequest => "cancel_request",
+            Self::CancelRequest { .. } => "cancel_request",
             Self::Startup(_) => "startup",
             Self::DirectTls => "direct_tls",
         }
     }
 }
+
+/// Name and value of a parameter.
+pub type Setting = (Vec<u8>, Vec<u8>);
 
 /// What a StartupMessage says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,6 +73,80 @@ pub struct StartupMessage {
     pub database: Vec<u8>,
     /// `application_name`; may be empty.
     pub application_name: Vec<u8>,
+    /// All parameters but `user` and `database`, in their order.
+    pub parameters: Vec<Setting>,
+}
+
+impl StartupMessage {
+    /// Whether the client wants to replicate, which is another protocol.
+    pub(crate) fn is_replication(&self) -> bool {
+        let asks = |value: &[u8]| !matches!(value, b"" | b"false" | b"off" | b"no" | b"0");
+        self.parameters.iter().any(|(name, value)| name == b"replication" && asks(value))
+    }
+
+    /// The names of protocol options (`_pq_.`), of which none is known.
+    pub(crate) fn protocol_options(&self) -> impl Iterator<Item = &[u8]> {
+        self.parameters.iter().map(|(name, _)| &name[..]).filter(|name| name.starts_with(b"_pq_."))
+    }
+
+    /// The parameters that are set for the session: those of `options` first, as in PostgreSQL (`process_startup_options` in
+    /// `postinit.c`), then those that are named.
+    ///
+    /// # Errors
+    /// When `options` holds something else than settings.
+    pub(crate) fn given(&self) -> Result<Vec<Setting>, String> {
+        let mut given = Vec::new();
+        for (_, options) in self.parameters.iter().filter(|(name, _)| name == b"options") {
+            settings(options, &mut given)?;
+        }
+        let special = |name: &[u8]| matches!(name, b"options" | b"replication") || name.starts_with(b"_pq_.");
+        given.extend(self.parameters.iter().filter(|(name, _)| !special(name)).cloned());
+        Ok(given)
+    }
+}
+
+/// The settings in a command line, as `pg_split_opts` splits it: words at white space, in which a backslash takes the next character as it
+/// is; `-c name=value`, `-cname=value` or `--name=value`, with `-` for `_` in a name.
+fn settings(options: &[u8], given: &mut Vec<Setting>) -> Result<(), String> {
+    let mut words: Vec<Vec<u8>> = Vec::new();
+    let (mut within, mut escaped) = (false, false);
+    for &byte in options {
+        if !escaped && byte.is_ascii_whitespace() {
+            within = false;
+            continue;
+        }
+        if !std::mem::replace(&mut within, true) {
+            words.push(Vec::new());
+        }
+        if !escaped && byte == b'\\' {
+            escaped = true;
+            continue;
+        }
+        escaped = false;
+        if let Some(word) = words.last_mut() {
+            word.push(byte);
+        }
+    }
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        let setting = match &word[..] {
+            b"-c" => words.next(),
+            _ => word.strip_prefix(b"-c").or_else(|| word.strip_prefix(b"--")).map(<[u8]>::to_vec),
+        };
+        let pair = setting.as_deref().and_then(|setting| {
+            let mut parts = setting.splitn(2, |byte| *byte == b'=');
+            parts.next().zip(parts.next()).filter(|(name, _)| !name.is_empty())
+        });
+        let Some((name, value)) = pair else {
+            return Err(format!(
+                "qudag-sidecar: unsupported command-line argument for the server: {}",
+                shown(&word)
+            ));
+        };
+        let name = name.iter().map(|byte| if *byte == b'-' { b'_' } else { *byte });
+        given.push((name.collect(), value.to_vec()));
+    }
+    Ok(())
 }
 
 /// A name of unknown encoding for a log line: at most 63 bytes, without control characters.
@@ -133,7 +215,10 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Progress, StartupError> {
     let packet = match code {
         SSL_REQUEST => StartupPacket::SslRequest,
         GSSENC_REQUEST => StartupPacket::GssEncRequest,
-        CANCEL_REQUEST => StartupPacket::CancelRequest,
+        CANCEL_REQUEST => {
+            let (process, secret) = int32(body).ok_or(StartupError::RequestLength("CancelRequest"))?;
+            StartupPacket::CancelRequest { process, secret: secret.to_vec() }
+        }
         version => StartupPacket::Startup(parameters((version & 0xffff) as u16, body)?),
     };
     Ok(Progress::Packet(packet, length))
@@ -162,8 +247,12 @@ fn parameters(minor: u16, mut body: &[u8]) -> Result<StartupMessage, StartupErro
         match name {
             b"user" => message.user = value.to_vec(),
             b"database" => message.database = value.to_vec(),
-            b"application_name" => message.application_name = value.to_vec(),
-            _ => {}
+            _ => {
+                if name == b"application_name" {
+                    message.application_name = value.to_vec();
+                }
+                message.parameters.push((name.to_vec(), value.to_vec()));
+            }
         }
         body = rest;
     }
@@ -241,11 +330,17 @@ mod tests {
     fn every_packet_is_recognised() {
         assert_eq!(parsed(&[0, 0, 0, 8, 4, 210, 22, 47]), StartupPacket::SslRequest);
         assert_eq!(parsed(&[0, 0, 0, 8, 4, 210, 22, 48]), StartupPacket::GssEncRequest);
-        assert_eq!(parsed(&packet(CANCEL_REQUEST, &[0; 8])), StartupPacket::CancelRequest);
-        assert_eq!(parsed(&packet(CANCEL_REQUEST, &[0; 260])), StartupPacket::CancelRequest);
+        let cancel =
+            |process, secret: &[u8]| StartupPacket::CancelRequest { process, secret: secret.to_vec() };
+        assert_eq!(parsed(&packet(CANCEL_REQUEST, &[0, 0, 1, 2, 9, 8, 7, 6])), cancel(258, &[9, 8, 7, 6]));
+        assert_eq!(parsed(&packet(CANCEL_REQUEST, &[1; 260])), cancel(0x0101_0101, &[1; 256]));
         assert_eq!(parsed(&[0x16, 3, 1, 2]), StartupPacket::DirectTls);
         let message = |minor, user: &str, database: &str, name: &str| {
+            let parameter = |name: &str, value: &str| (name.as_bytes().to_vec(), value.as_bytes().to_vec());
+            let named = (!name.is_empty())
+                .then(|| vec![parameter("options", "-c a=b"), parameter("application_name", name)]);
             StartupPacket::Startup(StartupMessage {
+                parameters: named.unwrap_or_default(),
                 minor,
                 user: user.into(),
                 database: database.into(),
@@ -257,6 +352,28 @@ mod tests {
         assert_eq!(parsed(&startup(2, &[("user", "ann")])), message(2, "ann", "ann", ""));
         assert_eq!(parsed(&startup(0, &[("user", "a"), ("user", "b")])), message(0, "b", "b", ""));
         assert_eq!(parsed(&startup(0, &[])), message(0, "", "", ""));
+    }
+
+    #[test]
+    fn options_are_settings_as_the_server_reads_them() {
+        let given = |options: &str| {
+            let pairs = [("user", "ann"), ("options", options), ("TimeZone", "UTC"), ("_pq_.x", "1")];
+            let StartupPacket::Startup(message) = parsed(&startup(2, &pairs)) else { panic!("{options}") };
+            assert_eq!(message.protocol_options().collect::<Vec<_>>(), [b"_pq_.x"]);
+            message.given().map(|given| {
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                given
+                    .iter()
+                    .map(|(name, value)| format!("{}={}", text(name), text(value)))
+                    .collect::<Vec<_>>()
+            })
+        };
+        let settings = r"-c a=b\ c  -cd=e=f --work-mem=1MB\\ -c x=";
+        assert_eq!(given(settings).unwrap(), ["a=b c", "d=e=f", r"work_mem=1MB\", "x=", "TimeZone=UTC"]);
+        assert_eq!(given(" ").unwrap(), ["TimeZone=UTC"]);
+        for wrong in ["-d 3", "-c", "-c a", "a=b", "--", "-c =b"] {
+            assert!(given(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -11,210 +11,201 @@
 
 mod postgres;
 
+use std::net::SocketAddr;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use postgres::Postgres;
-use qudag_filter_common::testing::PATIENCE;
-use qudag_filter_db::session::{Client, Down, Parameters, Sent, Server, Step, Texts, Tidy};
-use qudag_filter_db::wire::{HEADER, backend, body, build};
+use qudag_filter_common::testing::{self, PATIENCE, metric, nowhere, until};
+use qudag_filter_db::PostgresListener;
+use qudag_filter_db::wire::{backend, build};
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
 
-/// A connection to the server with its machine.
-struct Link {
-    machine: Server,
+type Sidecar = testing::Sidecar<PostgresListener>;
+
+fn listener(postgres: &Postgres) -> Value {
+    json!({
+        "bind": "127.0.0.1:0",
+        "server": format!("{HOST}:{}", postgres.port),
+        "auth": { "method": "trust", "admins": ["ann"] },
+    })
+}
+
+fn filters(pool: Value) -> Value {
+    let mut pool = pool;
+    pool["enabled"] = true.into();
+    json!({ "db_pool": pool })
+}
+
+/// A sidecar with a pool of so many connections; its port.
+async fn pooled(postgres: &Postgres, size: usize) -> (Sidecar, u16) {
+    let sidecar = Sidecar::start(nowhere(), listener(postgres), filters(json!({ "size": size }))).await;
+    let port = sidecar.tcp().port();
+    (sidecar, port)
+}
+
+fn connects() -> f64 {
+    metric("qudag_sidecar_db_connects_total", &[])
+}
+
+fn closed(reason: &str) -> f64 {
+    metric("qudag_sidecar_db_servers_closed_total", &[&format!("reason=\"{reason}\"")])
+}
+
+/// A client that sends its own messages.
+struct Raw {
     stream: TcpStream,
-    up: BytesMut,
-    down: BytesMut,
+    inbox: BytesMut,
+    process: u32,
+    secret: Vec<u8>,
+    parameters: Vec<(String, String)>,
 }
 
-/// The least pooler that drives the machines.
-struct Pooler {
-    server: u16,
-    idle: Mutex<Vec<Link>>,
-    places: Semaphore,
-    texts: Mutex<Texts>,
-    seen: Mutex<Seen>,
-}
+/// A message: its type, and its body as text.
+type Message = (u8, String);
 
-#[derive(Default)]
-struct Seen {
-    connects: usize,
-    sessions: usize,
-    closed: Vec<String>,
-}
-
-async fn login(port: u16) -> (Link, Arc<Parameters>) {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    let body = b"\0\x03\0\0user\0ann\0database\0postgres\0\0";
-    stream.write_u32(body.len() as u32 + 4).await.unwrap();
-    stream.write_all(body).await.unwrap();
-    let mut parameters = Parameters::default();
-    loop {
-        let mut header = [0; HEADER];
-        stream.read_exact(&mut header).await.unwrap();
-        let mut body = vec![0; u32::from_be_bytes(header[1..].try_into().unwrap()) as usize - 4];
-        stream.read_exact(&mut body).await.unwrap();
-        match header[0] {
-            b'R' => assert_eq!(body, [0; 4]),
-            backend::PARAMETER => {
-                let (name, value) = backend::parameter(&body).unwrap();
-                parameters.report(name, value);
-            }
-            backend::KEY_DATA => drop(backend::key_data(&body).unwrap()),
-            backend::READY => break,
-            other => panic!("{other}"),
-        }
-    }
-    stream.set_nodelay(true).unwrap();
-    let parameters = Arc::new(parameters);
-    let machine = Server::new(Arc::clone(&parameters), 3);
-    (Link { machine, stream, up: BytesMut::new(), down: BytesMut::new() }, parameters)
-}
-
-impl Pooler {
-    /// Listens; the port.
-    async fn start(server: u16, places: usize) -> (Arc<Self>, u16) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let pooler = Arc::new(Self {
-            server,
-            idle: Mutex::default(),
-            places: Semaphore::new(places),
-            texts: Mutex::new(Texts::new(100)),
-            seen: Mutex::default(),
-        });
-        let accepting = Arc::clone(&pooler);
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                accepting.seen.lock().unwrap().sessions += 1;
-                let pooler = Arc::clone(&accepting);
-                tokio::spawn(async move { pooler.serve(stream).await });
-            }
-        });
-        (pooler, port)
+impl Raw {
+    async fn connect(port: u16, user: &str, database: &str) -> Self {
+        let body = format!("\0\x03\0\0user\0{user}\0database\0{database}\0\0");
+        Self::with(port, body.as_bytes()).await.unwrap()
     }
 
-    async fn take(&self) -> Link {
-        if let Some(link) = self.idle.lock().unwrap().pop() {
-            return link;
-        }
-        self.seen.lock().unwrap().connects += 1;
-        login(self.server).await.0
-    }
-
-    async fn serve(&self, mut stream: TcpStream) {
-        let name = loop {
-            let length = stream.read_u32().await.unwrap() as usize;
-            let mut packet = vec![0; length - 4];
-            stream.read_exact(&mut packet).await.unwrap();
-            if packet[..2] == [0, 3] {
-                let mut words = packet[4..].split(|byte| *byte == 0);
-                words.by_ref().find(|word| *word == b"application_name");
-                break words.next().unwrap_or_default().to_vec();
-            }
-            stream.write_all(b"N").await.unwrap();
-        };
+    /// With a StartupMessage; the ErrorResponse when there is one.
+    async fn with(port: u16, startup: &[u8]) -> Result<Self, String> {
+        let stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        let (link, parameters) = login(self.server).await;
-        drop(link);
-        let mut parameters = Parameters::clone(&parameters);
-        parameters.report(b"application_name", &name);
-        let (mut inbox, mut out) = (BytesMut::new(), BytesMut::from(&b"R\0\0\0\x08\0\0\0\0"[..]));
-        for (name, value) in parameters.iter() {
-            build::parameter(&mut out, name, value);
-        }
-        build::key_data(&mut out, 1, b"none");
-        out.extend_from_slice(&build::ready(backend::Status::Idle));
-        let mut client = Client::new(Arc::new(parameters));
+        let mut raw =
+            Self { stream, inbox: BytesMut::new(), process: 0, secret: Vec::new(), parameters: Vec::new() };
+        let length = u32::try_from(startup.len() + 4).unwrap();
+        raw.send(&[&length.to_be_bytes()[..], startup].concat()).await;
         loop {
-            let step = client.feed(&mut inbox, &mut out).unwrap();
-            stream.write_all(&out.split()).await.unwrap();
-            match step {
-                Step::Terminate => return,
-                Step::More => {
-                    if stream.read_buf(&mut inbox).await.unwrap_or(0) == 0 {
-                        return;
-                    }
+            let (kind, body) = raw.message_bytes().await;
+            match kind {
+                b'R' => assert_eq!(body, [0; 4]),
+                backend::PARAMETER => {
+                    let (name, value) = backend::parameter(&body).unwrap();
+                    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                    raw.parameters.push((text(name), text(value)));
                 }
-                Step::Batch => {
-                    let place = self.places.acquire().await.unwrap();
-                    let mut link = self.take().await;
-                    let alive = self.transaction(&mut client, &mut link, &mut stream, &mut inbox).await;
-                    let tidy = link.machine.leave(&mut client, &mut link.up);
-                    self.clean(link, tidy).await;
-                    drop(place);
-                    if !alive {
-                        return;
-                    }
+                backend::KEY_DATA => {
+                    let (process, secret) = backend::key_data(&body).unwrap();
+                    (raw.process, raw.secret) = (process, secret.to_vec());
                 }
+                backend::READY => return Ok(raw),
+                backend::ERROR => return Err(String::from_utf8_lossy(&body).into_owned()),
+                backend::NEGOTIATE => raw.parameters.push(("negotiated".to_owned(), format!("{body:?}"))),
+                other => panic!("{other}"),
             }
         }
     }
 
-    /// Until the client is free again; `false` when it is gone.
-    async fn transaction(
-        &self,
-        client: &mut Client,
-        link: &mut Link,
-        stream: &mut TcpStream,
-        inbox: &mut BytesMut,
-    ) -> bool {
-        let mut ready = link.machine.attach(client, &mut link.up);
-        let mut out = BytesMut::new();
+    async fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.unwrap();
+    }
+
+    async fn message_bytes(&mut self) -> (u8, Vec<u8>) {
         loop {
-            let mut held = !ready;
+            // `R` is a message of the login only.
+            if self.inbox.len() >= 5 {
+                let length = u32::from_be_bytes(self.inbox[1..5].try_into().unwrap()) as usize;
+                if self.inbox.len() > length {
+                    let message = self.inbox.split_to(length + 1);
+                    return (message[0], message[5..].to_vec());
+                }
+            }
+            let read = timeout(PATIENCE, self.stream.read_buf(&mut self.inbox)).await.unwrap().unwrap();
+            assert!(read > 0, "the connection ended");
+        }
+    }
+
+    async fn message(&mut self) -> Message {
+        let (kind, body) = self.message_bytes().await;
+        (kind, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// Everything through the next ReadyForQuery.
+    async fn answer(&mut self) -> Vec<Message> {
+        let mut seen = Vec::new();
+        loop {
+            let message = self.message().await;
+            let ready = message.0 == backend::READY;
+            seen.push(message);
             if ready {
-                let mut texts = self.texts.lock().unwrap();
-                match client.up(&mut link.machine, &mut texts, inbox, &mut link.up, &mut out).unwrap() {
-                    Sent::More => {}
-                    Sent::Held => held = true,
-                    Sent::Terminate => return false,
-                }
-            }
-            let up = link.up.split();
-            link.stream.write_all(&up).await.unwrap();
-            if stream.write_all(&out.split()).await.is_err() {
-                return false;
-            }
-            tokio::select! {
-                read = link.stream.read_buf(&mut link.down) => assert!(read.unwrap() > 0, "the server is gone"),
-                read = stream.read_buf(inbox), if !held => if read.unwrap_or(0) == 0 { return false },
-            }
-            let down = link.machine.down(&mut link.down, &mut out, Some(&mut client.seen)).unwrap();
-            match down {
-                Down::Free => return stream.write_all(&out).await.is_ok(),
-                Down::Ready => ready = true,
-                Down::More => {}
-                other => panic!("{other:?}"),
+                return seen;
             }
         }
     }
 
-    async fn clean(&self, mut link: Link, mut tidy: Tidy) {
-        loop {
-            let up = link.up.split();
-            link.stream.write_all(&up).await.unwrap();
-            match tidy {
-                Tidy::Clean => return self.idle.lock().unwrap().push(link),
-                Tidy::Close(why) => return self.seen.lock().unwrap().closed.push(why.label().to_owned()),
-                Tidy::Wait | Tidy::Cancelling => {}
-            }
+    async fn begin(&mut self, sql: &str) {
+        let mut out = BytesMut::new();
+        build::query(&mut out, sql.as_bytes());
+        self.send(&out).await;
+    }
+
+    async fn query(&mut self, sql: &str) -> Vec<Message> {
+        self.begin(sql).await;
+        self.answer().await
+    }
+
+    /// The only value of the only row.
+    async fn value(&mut self, sql: &str) -> String {
+        let answer = self.query(sql).await;
+        let row = answer.iter().find(|(kind, _)| *kind == backend::DATA_ROW);
+        let (_, row) = row.unwrap_or_else(|| panic!("{sql}: {answer:?}"));
+        row.chars().skip(6).collect()
+    }
+
+    /// What is left to be read until the connection is closed, as text.
+    async fn until_closed(&mut self) -> String {
+        assert!(self.is_closed().await);
+        String::from_utf8_lossy(&self.inbox).into_owned()
+    }
+
+    async fn is_closed(&mut self) -> bool {
+        timeout(PATIENCE, async {
             loop {
-                assert!(link.stream.read_buf(&mut link.down).await.unwrap() > 0);
-                match link.machine.down(&mut link.down, &mut BytesMut::new(), None) {
-                    Ok(Down::Tidy) => break,
+                match self.stream.read_buf(&mut self.inbox).await {
+                    Ok(0) | Err(_) => return true,
                     Ok(_) => {}
-                    Err(why) => return self.seen.lock().unwrap().closed.push(why.label().to_owned()),
                 }
             }
-            tidy = link.machine.tidy(&mut link.up);
-        }
+        })
+        .await
+        .is_ok()
     }
+
+    /// Sends a CancelRequest with this session's key, of which `wrong` changes the secret.
+    async fn cancel(&self, port: u16, wrong: bool) {
+        let mut secret = self.secret.clone();
+        secret[0] ^= u8::from(wrong);
+        let length = u32::try_from(12 + secret.len()).unwrap().to_be_bytes();
+        let packet = [&length[..], &[4, 210, 22, 46], &self.process.to_be_bytes(), &secret].concat();
+        let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).await.unwrap();
+        stream.write_all(&packet).await.unwrap();
+        let mut nothing = Vec::new();
+        timeout(PATIENCE, stream.read_to_end(&mut nothing)).await.unwrap().unwrap();
+        assert!(nothing.is_empty());
+    }
+}
+
+fn sqlstate(answer: &[Message]) -> Option<String> {
+    let (_, text) = answer.iter().find(|(kind, _)| *kind == backend::ERROR)?;
+    text.split('\0').find_map(|field| field.strip_prefix('C')).map(str::to_owned)
+}
+
+/// An ErrorResponse of the sidecar: its SQLSTATE, and exactly one ReadyForQuery behind it.
+fn refused(answer: &[Message]) -> String {
+    let kinds: Vec<_> = answer.iter().map(|(kind, _)| *kind).collect();
+    assert_eq!(kinds, [backend::ERROR, backend::READY], "{answer:?}");
+    assert!(
+        answer[0].1.split('\0').any(|field| field.starts_with('H') && field.contains("qudag-sidecar")),
+        "{answer:?}"
+    );
+    sqlstate(answer).unwrap()
 }
 
 const HOST: &str = "127.0.0.1";
@@ -222,7 +213,7 @@ const HOST: &str = "127.0.0.1";
 #[tokio::test(flavor = "multi_thread")]
 async fn psql_sees_through_a_pool_what_it_sees_directly() {
     let Some(postgres) = Postgres::start().await else { return };
-    let (pooler, port) = Pooler::start(postgres.port, 2).await;
+    let (_sidecar, port) = pooled(&postgres, 2).await;
     for sql in [
         "SELECT 1 AS one, 'ä' AS text, NULL, repeat('x', 200000) FROM generate_series(1, 20)",
         "SELECT nothing FROM nowhere",
@@ -255,9 +246,8 @@ async fn psql_sees_through_a_pool_what_it_sees_directly() {
         let pooled = postgres.psql(HOST, port, &[("PGAPPNAME", "test")], sql).await;
         assert_eq!(general(pooled), general(direct), "{sql}");
     }
-    let seen = pooler.seen.lock().unwrap();
-    assert!(seen.connects <= 2 && seen.sessions >= 20, "{} connects", seen.connects);
-    assert_eq!(seen.closed, Vec::<String>::new());
+    assert!(connects() <= 2.0, "{} connects", connects());
+    assert_eq!(metric("qudag_sidecar_db_servers_closed_total", &[]), 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -266,7 +256,7 @@ async fn pgbench_runs_with_more_clients_than_servers() {
     Postgres::run(postgres.client("pgbench", HOST, postgres.port).args(["-i", "-q", "-s", "1"]))
         .await
         .unwrap();
-    let (pooler, port) = Pooler::start(postgres.port, 2).await;
+    let (_sidecar, port) = pooled(&postgres, 2).await;
     for mode in ["simple", "extended", "prepared"] {
         for script in [&["-S"][..], &["-b", "simple-update"], &["-b", "tpcb-like"]] {
             let mut pgbench = postgres.client("pgbench", HOST, port);
@@ -279,20 +269,15 @@ async fn pgbench_runs_with_more_clients_than_servers() {
             );
         }
     }
-    let seen = pooler.seen.lock().unwrap();
-    assert!(seen.connects <= 2, "{} connects", seen.connects);
-    assert_eq!(seen.closed, Vec::<String>::new());
-    drop(seen);
-    for link in pooler.idle.lock().unwrap().iter() {
-        assert!(link.machine.statements() <= 3, "the least recently used are closed");
-    }
+    assert!(connects() <= 2.0, "{} connects", connects());
+    assert_eq!(metric("qudag_sidecar_db_servers_closed_total", &[]), 0.0);
 }
 
 /// pgbench's own pipelines: several statements and Syncs are on their way before the first reply.
 #[tokio::test(flavor = "multi_thread")]
 async fn pipelines_of_libpq_run() {
     let Some(postgres) = Postgres::start().await else { return };
-    let (_pooler, port) = Pooler::start(postgres.port, 1).await;
+    let (_sidecar, port) = pooled(&postgres, 1).await;
     let script = postgres.folder.path().join("pipeline.sql");
     let text = "\\startpipeline\nSELECT 1;\nSELECT 2;\n\\endpipeline\nBEGIN;\n\\startpipeline\nSELECT 3;\nSELECT 4;\n\\endpipeline\nCOMMIT;\n";
     std::fs::write(&script, text).unwrap();
@@ -307,7 +292,7 @@ async fn pipelines_of_libpq_run() {
 #[tokio::test(flavor = "multi_thread")]
 async fn copy_passes_and_a_client_that_goes_leaves_a_clean_server() {
     let Some(postgres) = Postgres::start().await else { return };
-    let (pooler, port) = Pooler::start(postgres.port, 1).await;
+    let (_sidecar, port) = pooled(&postgres, 1).await;
     let rows: String = (0..50_000).map(|row| format!("{row}\trow number {row}\n")).collect();
     postgres.psql(HOST, port, &[], "CREATE TABLE rows (id int PRIMARY KEY, text text)").await.unwrap();
     let copy = async |lines: &str, ends: bool| {
@@ -331,14 +316,14 @@ async fn copy_passes_and_a_client_that_goes_leaves_a_clean_server() {
     assert!(!copy("not a number\tx\n", true).await, "an error in COPY");
     assert!(!copy(&rows.replace("\trow", "9\trow"), false).await, "killed in COPY");
     assert!(postgres.psql(HOST, port, &[], count).await.unwrap().contains(" 50000\n"));
-    assert_eq!(pooler.seen.lock().unwrap().connects, 1);
+    assert_eq!(connects(), 1.0);
 }
 
 /// One client's own messages, for what no program sends.
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_of_the_server_reach_the_client_unchanged() {
     let Some(postgres) = Postgres::start().await else { return };
-    let (_pooler, port) = Pooler::start(postgres.port, 1).await;
+    let (_sidecar, port) = pooled(&postgres, 1).await;
     let mut sent = BytesMut::new();
     let sync = build::SYNC;
     let parse = |sent: &mut BytesMut, name: &str, text: &str| {
@@ -360,22 +345,233 @@ async fn errors_of_the_server_reach_the_client_unchanged() {
     let batches = 6;
     let mut seen = Vec::new();
     for port in [postgres.port, port] {
-        let mut stream = login(port).await.0.stream;
-        stream.write_all(&sent).await.unwrap();
-        let mut got = BytesMut::new();
+        let mut raw = Raw::connect(port, "ann", "postgres").await;
+        raw.send(&sent).await;
         let mut said = Vec::new();
-        let mut ready = 0;
-        while ready < batches {
-            assert!(timeout(PATIENCE, stream.read_buf(&mut got)).await.unwrap().unwrap() > 0);
-            while let Ok(Some(head)) = backend::head(&got) {
-                let Some(body) = body(&got, head) else { break };
-                said.push((head.kind, String::from_utf8_lossy(body).into_owned()));
-                ready += usize::from(head.kind == backend::READY);
-                let _ = got.split_to(head.len);
-            }
+        for _ in 0..batches {
+            said.extend(raw.answer().await);
         }
         seen.push(said);
     }
     assert!(seen[0].iter().any(|(_, text)| text.contains("prepared statement \"s1\" already exists")));
     assert_eq!(seen[0], seen[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_reaches_its_own_session_wherever_that_stands() {
+    let Some(postgres) = Postgres::start().await else { return };
+    let (_sidecar, port) = pooled(&postgres, 1).await;
+    let mut first = Raw::connect(port, "ann", "postgres").await;
+    let mut second = Raw::connect(port, "ann", "postgres").await;
+    let begun = Instant::now();
+    first.begin("SELECT pg_sleep(30)").await;
+    let running =
+        "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(30)' AND state = 'active'";
+    let deadline = Instant::now() + PATIENCE;
+    while !postgres.psql(HOST, postgres.port, &[], running).await.unwrap().contains(" 1\n") {
+        assert!(Instant::now() < deadline, "it does not run");
+    }
+    second.begin("SELECT 2").await;
+    // The one that waits leaves the queue, and the one that runs goes on.
+    sleep(Duration::from_millis(100)).await;
+    second.cancel(port, false).await;
+    assert_eq!(refused(&second.answer().await), "57014");
+    first.cancel(port, true).await;
+    first.cancel(port, false).await;
+    let answer = first.answer().await;
+    assert_eq!(sqlstate(&answer).as_deref(), Some("57014"));
+    assert!(
+        answer[1].1.contains("canceling statement due to user request") || answer[0].1.contains("canceling")
+    );
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    // Nothing of it hits the next one, and one for an idle session hits nobody.
+    first.cancel(port, false).await;
+    for number in 0..20 {
+        assert_eq!(second.value(&format!("SELECT {number}")).await, number.to_string());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transactions_wait_for_places_and_are_refused_in_time() {
+    let Some(postgres) = Postgres::start().await else { return };
+    let pressure = json!({ "enabled": true, "wait": "300ms" });
+    let mut with = filters(json!({ "size": 2, "idle_in_transaction": "3s" }));
+    with["db_backpressure"] = pressure;
+    let mut sidecar = Sidecar::start(nowhere(), listener(&postgres), with.clone()).await;
+    let port = sidecar.tcp().port();
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        clients.push(Raw::connect(port, "ann", "postgres").await);
+    }
+    // Two hold the servers; the third waits no longer than it may, and its session goes on.
+    for client in &mut clients[..2] {
+        client.query("BEGIN").await;
+    }
+    let begun = Instant::now();
+    assert_eq!(refused(&clients[2].query("SELECT 1").await), "53300");
+    assert!(begun.elapsed() >= Duration::from_millis(250) && begun.elapsed() < Duration::from_secs(5));
+    // An extended batch is refused once, however many messages it has.
+    let mut batch = BytesMut::new();
+    build::parse(&mut batch, b"", b"SELECT 1\0\0\0");
+    build::target(&mut batch, b'D', b"");
+    batch.extend_from_slice(build::SYNC);
+    clients[2].send(&batch).await;
+    assert_eq!(refused(&clients[2].answer().await), "53300");
+    // Who leaves its transaction open loses its connection, and the place is free.
+    let (kind, text) = clients[0].message().await;
+    assert!(kind == backend::ERROR && text.contains("25P03"), "{text}");
+    assert!(clients[0].is_closed().await);
+    assert_eq!(clients[2].value("SELECT 5").await, "5");
+
+    with["db_backpressure"]["wait"] = "20s".into();
+    // Fewer places, more places, while everything is in use.
+    let (mut one, mut two) =
+        (Raw::connect(port, "ann", "postgres").await, Raw::connect(port, "ann", "postgres").await);
+    one.begin("SELECT pg_sleep(0.3)").await;
+    two.begin("SELECT pg_sleep(0.3)").await;
+    with["db_pool"]["size"] = 1.into();
+    sidecar.reload(listener(&postgres), with.clone());
+    assert_eq!(clients[2].value("SELECT 6").await.len(), 1);
+    assert_eq!((one.answer().await.len(), two.answer().await.len()), (4, 4));
+    let backends = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'";
+    until("one is left", || closed("shrunk") >= 1.0).await;
+    assert_eq!(clients[2].value(backends).await, "1");
+
+    // Off and on again: nobody notices.
+    with["db_pool"]["enabled"] = false.into();
+    sidecar.reload(listener(&postgres), with.clone());
+    for client in [&mut one, &mut two] {
+        assert_eq!(client.value("SELECT 7").await, "7");
+    }
+    assert_eq!(one.value("SELECT count(DISTINCT pid) FROM pg_stat_activity WHERE application_name <> 'x' AND backend_type = 'client backend'").await, "3");
+    with["db_pool"]["enabled"] = true.into();
+    with["db_pool"]["size"] = 2.into();
+    sidecar.reload(listener(&postgres), with);
+    for client in [&mut one, &mut two] {
+        assert_eq!(client.value("SELECT 8").await, "8");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_console_shows_and_pauses() {
+    let Some(postgres) = Postgres::start().await else { return };
+    let (_sidecar, port) = pooled(&postgres, 2).await;
+    let mut client = Raw::connect(port, "ann", "postgres").await;
+    client.query("SELECT 'secret', 987654321").await;
+    let console = async |sql: &str| {
+        let mut psql = postgres.client("psql", HOST, port);
+        Postgres::run(psql.args(["-XAt", "-d", "qudag_sidecar", "-c", sql])).await
+    };
+    let pools = console("SHOW POOLS").await.unwrap();
+    assert!(
+        pools.starts_with(&format!("postgres|ann|{HOST}:{}|2|0|1|0|1|0|0|false|", postgres.port)),
+        "{pools}"
+    );
+    assert!(console("show clients").await.unwrap().contains("|idle|"));
+    assert!(console("SHOW SERVERS;").await.unwrap().contains("|idle|"));
+    let stats = console("SHOW STATS").await.unwrap();
+    assert!(
+        stats.contains("select ?") && !stats.contains("secret") && !stats.contains("987654321"),
+        "{stats}"
+    );
+    assert!(console("SHOW CONFIG").await.unwrap().contains("size|2\n"));
+    assert!(console("SHOW HELP").await.unwrap().contains("PAUSE [database]"));
+    assert!(console("SHOW NONSENSE").await.unwrap_err().contains("unknown command"));
+    assert!(console("PAUSE nowhere").await.unwrap_err().contains("has no pool"));
+    console("PAUSE").await.unwrap();
+    client.begin("SELECT 9").await;
+    assert!(timeout(Duration::from_millis(200), client.message()).await.is_err());
+    assert!(console("SHOW QUEUE").await.unwrap().starts_with("postgres|ann|1|"));
+    console("RESUME postgres").await.unwrap();
+    assert_eq!(client.answer().await.len(), 4);
+    let mut other = postgres.client("psql", HOST, port);
+    other.env("PGUSER", "bob").args(["-XAt", "-d", "qudag_sidecar", "-c", "SHOW POOLS"]);
+    assert!(Postgres::run(&mut other).await.unwrap_err().contains("not an administrator"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logins_are_as_the_server_would_have_them() {
+    let Some(mut postgres) = Postgres::start().await else { return };
+    let (_sidecar, port) = pooled(&postgres, 2).await;
+    let startup = |more: &str| format!("\0\x03\0\0user\0ann\0database\0postgres\0{more}\0");
+    for more in [
+        "",
+        "client_encoding\0utf-8\0",
+        "TimeZone\0utc\0DateStyle\0german\0",
+        "options\0-c work_mem=3MB\0",
+        "application_name\0\u{e4}\0",
+    ] {
+        let mut values = Vec::new();
+        for port in [postgres.port, port] {
+            let mut raw = Raw::with(port, startup(more).as_bytes()).await.unwrap();
+            let mut parameters = raw.parameters.clone();
+            parameters.sort();
+            values.push((parameters, raw.value("SHOW work_mem").await, raw.value("SHOW TimeZone").await));
+        }
+        assert_eq!(values[0], values[1], "{more}");
+    }
+    for wrong in ["nonsense\x001\x00", "options\0-c nonsense=1\0", "client_encoding\0martian\0"] {
+        let mut errors = Vec::new();
+        for port in [postgres.port, port] {
+            let error = Raw::with(port, startup(wrong).as_bytes()).await.err().unwrap();
+            errors.push(
+                error
+                    .split('\0')
+                    .filter(|field| field.starts_with(['S', 'V', 'C', 'M']))
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>(),
+            );
+        }
+        assert_eq!(errors[0], errors[1], "{wrong}");
+    }
+    let newer = Raw::with(port, b"\0\x03\0\x09user\0ann\0database\0postgres\0_pq_.x\0y\0\0").await.unwrap();
+    assert!(newer.parameters.iter().any(|(name, _)| name == "negotiated") && newer.secret.len() == 32);
+    let nowhere = Raw::with(port, b"\0\x03\0\0user\0ann\0database\0nowhere\0\0").await.err().unwrap();
+    assert!(
+        nowhere.contains("3D000") && nowhere.contains("database \"nowhere\" does not exist"),
+        "{nowhere}"
+    );
+    let replication = Raw::with(port, startup("replication\0true\0").as_bytes()).await.err().unwrap();
+    assert!(replication.contains("0A000"), "{replication}");
+
+    // The server goes and comes back: idle sessions stay, what is asked meanwhile is refused in the session.
+    let mut client = Raw::connect(port, "ann", "postgres").await;
+    let mut within = Raw::connect(port, "ann", "postgres").await;
+    within.query("BEGIN").await;
+    postgres.stop();
+    let said = within.until_closed().await;
+    assert!(said.contains("57P01") && said.contains("08006"), "the server's own words, and ours: {said}");
+    client.begin("SELECT 1").await;
+    sleep(Duration::from_millis(300)).await;
+    postgres.start_again().await;
+    assert_eq!(client.answer().await.len(), 4, "it has waited for the server");
+    assert_eq!(client.value("SELECT 3").await, "3");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_keep_their_servers_are_counted_and_capped() {
+    let Some(postgres) = Postgres::start().await else { return };
+    let (_sidecar, port) = pooled(&postgres, 2).await;
+    let mut listening = Raw::connect(port, "ann", "postgres").await;
+    listening.query("LISTEN news").await;
+    let mut second = Raw::connect(port, "ann", "postgres").await;
+    second.query("NOTIFY news, 'heard'").await;
+    let (kind, text) = listening.message().await;
+    assert!(kind == backend::NOTIFICATION && text.contains("heard"));
+    assert_eq!(metric("qudag_sidecar_db_pins_total", &["reason=\"listen\""]), 1.0);
+    // One of two is all that may be kept.
+    let answer = second.query("CREATE TEMP TABLE t (i int)").await;
+    assert_eq!(answer.last().map(|(kind, _)| *kind), Some(backend::READY));
+    let (kind, text) = second.message().await;
+    assert!(
+        kind == backend::ERROR && text.contains("53300") && text.contains("keep their servers"),
+        "{text}"
+    );
+    assert!(second.is_closed().await);
+    let mut third = Raw::connect(port, "ann", "postgres").await;
+    assert_eq!(third.value("SELECT 1").await, "1", "the server of the second is clean and free");
+    drop(listening);
+    let mut fourth = Raw::connect(port, "ann", "postgres").await;
+    fourth.query("LISTEN news").await;
+    assert_eq!(fourth.value("SELECT 4").await, "4");
 }

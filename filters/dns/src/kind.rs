@@ -340,16 +340,18 @@ impl DnsReply {
             // RFC 8914 section 4: prohibited.
             FilterError::Refused(_) | FilterError::RateLimited { .. } => (rcode::REFUSED, 18),
             // No reachable authority.
-            FilterError::Timeout { .. } | FilterError::BreakerOpen { .. } | FilterError::Resolve { .. } => {
-                (rcode::SERVFAIL, 22)
-            }
+            FilterError::Timeout { .. }
+            | FilterError::Unavailable { .. }
+            | FilterError::BreakerOpen { .. }
+            | FilterError::Resolve { .. } => (rcode::SERVFAIL, 22),
             // Network error.
             FilterError::Connect { .. } | FilterError::Upstream(_) => (rcode::SERVFAIL, 23),
             // Not ready.
             FilterError::Draining => (rcode::SERVFAIL, 14),
-            FilterError::Overloaded(_) | FilterError::ClientGone | FilterError::Internal(_) => {
-                (rcode::SERVFAIL, 0)
-            }
+            FilterError::Overloaded(_)
+            | FilterError::Shed { .. }
+            | FilterError::ClientGone
+            | FilterError::Internal(_) => (rcode::SERVFAIL, 0),
         };
         // The label and not the error itself, which may name addresses that are nobody's business.
         Self::code(query, code, Some(Ede { code: ede, text: error.label().into() }))

@@ -4,18 +4,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use qudag_filter_common::Watch;
-use tokio_util::task::AbortOnDropHandle;
+use qudag_filter_common::{Followed, Source, read_file};
 
 /// Larger files are refused.
 const MAX_FILE: u64 = 32 << 20;
-/// How often the file is looked at although nothing was reported, and read again while it cannot be read.
-const POLL: Duration = Duration::from_secs(1);
-/// How long the file must be left alone before it is read: writers write in several steps.
-const SETTLE: Duration = Duration::from_millis(30);
 
 /// What is made of a file's text.
 pub(crate) trait Contents: PartialEq + Sized + Send + Sync + 'static {
@@ -37,9 +30,32 @@ pub(crate) trait Contents: PartialEq + Sized + Send + Sync + 'static {
 
 /// A file that is followed. Dropping it ends that.
 #[derive(Debug)]
-pub(crate) struct Watched<T> {
-    contents: Arc<ArcSwap<T>>,
-    _follower: AbortOnDropHandle<()>,
+pub(crate) struct Watched<T>(Followed<T>);
+
+/// A file with what reading it needs.
+struct Text<T: Contents> {
+    path: PathBuf,
+    terms: T::Terms,
+}
+
+impl<T: Contents> Source for Text<T> {
+    type Contents = T;
+
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.path.clone()]
+    }
+
+    fn read(&self) -> io::Result<T> {
+        read(&self.path, &self.terms)
+    }
+
+    fn loaded(&self, contents: &T) {
+        contents.loaded(&self.path);
+    }
+
+    fn failed(&self, why: &io::Error) {
+        T::failed(&self.path, &self.terms, why);
+    }
 }
 
 impl<T: Contents> Watched<T> {
@@ -48,49 +64,12 @@ impl<T: Contents> Watched<T> {
     /// # Errors
     /// When the file cannot be read or is larger than 32 MiB, or there is no runtime.
     pub(crate) fn open(path: &Path, terms: T::Terms) -> io::Result<Self> {
-        let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
-        // Before the first reading, so that no change is lost between the two.
-        let watch = {
-            let _context = runtime.enter();
-            Watch::new(path.to_owned(), POLL, SETTLE)
-        };
-        let first: T = read(path, &terms)?;
-        first.loaded(path);
-        let contents = Arc::new(ArcSwap::from_pointee(first));
-        let follower = runtime.spawn(follow(watch, Arc::clone(&contents), path.to_owned(), terms));
-        Ok(Self { contents, _follower: AbortOnDropHandle::new(follower) })
+        Followed::open(Text { path: path.to_owned(), terms }).map(Self)
     }
 
     /// What the file said when it could last be read.
     pub(crate) fn contents(&self) -> arc_swap::Guard<Arc<T>> {
-        self.contents.load()
-    }
-}
-
-async fn follow<T: Contents>(mut watch: Watch, contents: Arc<ArcSwap<T>>, path: PathBuf, terms: T::Terms) {
-    let mut failing = false;
-    loop {
-        tokio::select! {
-            () = watch.changed() => {}
-            // What made the file unreadable need not show in its fingerprint, nor need its end.
-            () = tokio::time::sleep(POLL), if failing => {}
-        }
-        let (file, known) = (path.clone(), terms.clone());
-        let result = tokio::task::spawn_blocking(move || read::<T>(&file, &known)).await;
-        match result.unwrap_or_else(|why| Err(io::Error::other(why))) {
-            Ok(new) => {
-                failing = false;
-                if **contents.load() != new {
-                    new.loaded(&path);
-                    contents.store(Arc::new(new));
-                }
-            }
-            Err(why) if !failing => {
-                failing = true;
-                T::failed(&path, &terms, &why);
-            }
-            Err(_) => {}
-        }
+        self.0.contents()
     }
 }
 
@@ -104,11 +83,7 @@ pub(crate) fn readable(path: &Path) -> io::Result<()> {
 /// # Errors
 /// When it cannot be read, is larger than 32 MiB, or makes no sense.
 pub(crate) fn read<T: Contents>(path: &Path, terms: &T::Terms) -> io::Result<T> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the file is larger than 32 MiB"));
-    }
+    let bytes = read_file(path, MAX_FILE)?;
     T::parse(&String::from_utf8_lossy(&bytes), terms)
 }
 
@@ -116,6 +91,7 @@ pub(crate) fn read<T: Contents>(path: &Path, terms: &T::Terms) -> io::Result<T> 
 mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
+    use std::time::Duration;
 
     use super::*;
     use crate::hosts::Table;
@@ -144,7 +120,7 @@ mod tests {
         until("renamed over", || knows(&watched, "three")).await;
 
         fs::remove_file(&path).unwrap();
-        tokio::time::sleep(2 * SETTLE).await;
+        tokio::time::sleep(Duration::from_millis(60)).await;
         assert!(knows(&watched, "three"), "the last contents stay in use");
         fs::create_dir(directory.path().join("data")).unwrap();
         fs::write(directory.path().join("data/hosts"), "192.0.2.1 four\n").unwrap();
@@ -169,7 +145,7 @@ mod tests {
         let path = directory.path().join("hosts");
         fs::write(&path, "").unwrap();
         let watched = Watched::<Table>::open(&path, ()).unwrap();
-        let table = Arc::downgrade(&watched.contents);
+        let table = Arc::downgrade(&watched.contents());
         drop(watched);
         until("the task is gone", || table.upgrade().is_none()).await;
     }

@@ -15,9 +15,11 @@ pub(crate) fn status(error: &FilterError) -> StatusCode {
         FilterError::Malformed(_) | FilterError::ClientGone => StatusCode::BAD_REQUEST,
         FilterError::Refused(_) => StatusCode::FORBIDDEN,
         FilterError::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
-        FilterError::BreakerOpen { .. } | FilterError::Overloaded(_) | FilterError::Draining => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        FilterError::BreakerOpen { .. }
+        | FilterError::Overloaded(_)
+        | FilterError::Shed { .. }
+        | FilterError::Unavailable { .. }
+        | FilterError::Draining => StatusCode::SERVICE_UNAVAILABLE,
         FilterError::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
         FilterError::Connect { .. } | FilterError::Resolve { .. } | FilterError::Upstream(_) => {
             StatusCode::BAD_GATEWAY

@@ -24,6 +24,8 @@ fn code(error: &FilterError) -> i32 {
         FilterError::RateLimited { .. } => RATE_LIMITED,
         FilterError::BreakerOpen { .. }
         | FilterError::Overloaded(_)
+        | FilterError::Shed { .. }
+        | FilterError::Unavailable { .. }
         | FilterError::Connect { .. }
         | FilterError::Resolve { .. }
         | FilterError::Upstream(_)

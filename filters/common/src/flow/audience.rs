@@ -157,6 +157,18 @@ impl Audience {
         self.wanted.load(Relaxed) >= TAP || tracing::enabled!(target: "flow", tracing::Level::WARN)
     }
 
+    /// Whether a tap is open. Costs one relaxed load.
+    pub fn is_tapped(&self) -> bool {
+        self.wanted.load(Relaxed) >= TAP
+    }
+
+    /// Shows a part of a flow to the taps, and not to the log, which has a line for the whole.
+    pub fn show_taps(&self, part: &Ended<'_>) {
+        if self.is_tapped() {
+            self.offer(part);
+        }
+    }
+
     /// Tells whether the log keeps flows that end well; it gets the others in any case.
     pub fn log_takes_ok(&self, takes: bool) {
         if takes {
@@ -321,6 +333,30 @@ mod tests {
         drop(tap);
         assert!(!audience.listens());
         assert!(audience.taps.read().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn parts_are_seen_by_taps_that_want_them() {
+        let audience = Audience::of("tap-parts");
+        let (details, duration) = (Details::default(), Duration::ZERO);
+        let part = |outcome| {
+            audience.show_taps(&Ended {
+                client: None,
+                outcome,
+                duration,
+                bytes_up: 0,
+                bytes_down: 0,
+                details: &details,
+            });
+        };
+        assert!(!audience.is_tapped());
+        part("before");
+        let mut tap = audience.tap(FlowFilter::parse(["outcome!=ok"]).unwrap());
+        assert!(audience.is_tapped());
+        part("ok");
+        part("shed");
+        assert_eq!(tap.ready().map(|part| part.outcome), Some("shed"));
+        assert!(tap.ready().is_none());
     }
 
     #[tokio::test]

@@ -10,8 +10,9 @@ use crate::canonical;
 const MOST: usize = 16;
 
 /// What a condition may ask for: `client`, `outcome` and the details that the kinds of traffic write.
-pub const KEYS: [&str; 23] = [
+pub const KEYS: [&str; 29] = [
     "application",
+    "busy_ms",
     "client",
     "database",
     "error",
@@ -24,16 +25,21 @@ pub const KEYS: [&str; 23] = [
     "outcome",
     "path",
     "peer",
+    "pins",
     "rcode",
     "route",
     "source",
     "startup",
+    "statement",
     "status",
+    "text",
     "to",
+    "transactions",
     "transport",
     "tunnel",
     "type",
     "user",
+    "waited_ms",
 ];
 
 /// Why a condition cannot be used.

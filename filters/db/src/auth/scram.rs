@@ -18,6 +18,9 @@ use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use aws_lc_rs::pbkdf2;
 use data_encoding::BASE64;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::secret::Password;
 
 /// The name of the mechanism without channel binding.
 pub const SCRAM_SHA_256: &str = "SCRAM-SHA-256";
@@ -84,10 +87,12 @@ fn xor(a: &Key, b: &Key) -> Key {
 
 /// `SaltedPassword` of RFC 5802 section 3, of a password that was prepared with SASLprep (RFC 4013) where that is possible: PostgreSQL takes others
 /// as they are.
-fn salted(password: &str, salt: &[u8], iterations: NonZeroU32) -> Key {
-    let prepared = stringprep::saslprep(password).unwrap_or(std::borrow::Cow::Borrowed(password));
-    let mut out = [0; 32];
-    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, salt, prepared.as_bytes(), &mut out);
+fn salted(password: &[u8], salt: &[u8], iterations: NonZeroU32) -> Zeroizing<Key> {
+    let prepared = std::str::from_utf8(password).ok().and_then(|text| stringprep::saslprep(text).ok());
+    let prepared = prepared.map(|text| Zeroizing::new(text.into_owned()));
+    let password = prepared.as_ref().map_or(password, |text| text.as_bytes());
+    let mut out = Zeroizing::new([0; 32]);
+    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, salt, password, &mut *out);
     out
 }
 
@@ -102,10 +107,30 @@ pub struct Verifier {
 
 impl Verifier {
     /// That of a password, with a salt that should be new.
-    pub fn of_password(password: &str, salt: &[u8]) -> Self {
-        let salted = salted(password, salt, ITERATIONS);
-        let (client, server) = (sign(&salted, b"Client Key"), sign(&salted, b"Server Key"));
-        Self { iterations: ITERATIONS, salt: salt.to_vec(), stored: hash(&client), server }
+    pub fn of_password(password: &Password, salt: &[u8]) -> Self {
+        let salted = salted(password.bytes(), salt, ITERATIONS);
+        let client = Zeroizing::new(sign(&*salted, b"Client Key"));
+        let server = sign(&*salted, b"Server Key");
+        Self { iterations: ITERATIONS, salt: salt.to_vec(), stored: hash(&*client), server }
+    }
+
+    /// That of a password, with a new salt.
+    ///
+    /// # Errors
+    /// Where there is no randomness.
+    pub fn new(password: &Password) -> Result<Self, ScramError> {
+        let mut salt = [0; SALT];
+        random(&mut salt)?;
+        Ok(Self::of_password(password, &salt))
+    }
+
+    /// Whether a password is that of which it was made. Takes as long as its iterations do.
+    pub fn verify(&self, password: &Password) -> bool {
+        if self.iterations.get() > MOST_ITERATIONS {
+            return false;
+        }
+        let salted = salted(password.bytes(), &self.salt, self.iterations);
+        verify_slices_are_equal(&sign(&*salted, b"Server Key"), &self.server).is_ok()
     }
 
     /// One that no proof is right for, of a user that does not exist: its salt is the same each time, so that nobody can tell.
@@ -157,11 +182,22 @@ impl fmt::Debug for ClientKey {
     }
 }
 
+/// Overwritten, since it logs in.
+impl Drop for ClientKey {
+    fn drop(&mut self) {
+        self.key.zeroize();
+    }
+}
+
+/// Fills with random bytes. Fails only where the operating system has none, and nobody can log in then.
+pub(super) fn random(bytes: &mut [u8]) -> Result<(), ScramError> {
+    aws_lc_rs::rand::fill(bytes).map_err(|_| ScramError::Refused)
+}
+
 /// A random nonce, printable and without commas.
 fn nonce() -> Result<String, ScramError> {
     let mut bytes = [0; NONCE];
-    // Fails only where the operating system has no randomness, and nobody can log in then.
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| ScramError::Refused)?;
+    random(&mut bytes)?;
     Ok(BASE64.encode(&bytes))
 }
 
@@ -308,7 +344,7 @@ impl Server {
 #[derive(Clone)]
 pub enum Credentials {
     /// The password itself.
-    Password(String),
+    Password(Password),
     /// What another exchange gave away.
     Key(ClientKey),
 }
@@ -395,19 +431,19 @@ impl Client {
         }
         let (client, server) = match &self.credentials {
             Credentials::Password(password) => {
-                let salted = salted(password, &salt, iterations);
-                (sign(&salted, b"Client Key"), sign(&salted, b"Server Key"))
+                let salted = salted(password.bytes(), &salt, iterations);
+                (Zeroizing::new(sign(&*salted, b"Client Key")), sign(&*salted, b"Server Key"))
             }
             Credentials::Key(ClientKey { key, verifier })
                 if verifier.salt == salt && verifier.iterations == iterations =>
             {
-                (*key, verifier.server)
+                (Zeroizing::new(*key), verifier.server)
             }
             Credentials::Key(_) => return Err(ScramError::OtherVerifier),
         };
         let without_proof = format!("c={},r={nonce}", BASE64.encode(&self.bound));
         let said = format!("{},{message},{without_proof}", self.bare);
-        let proof = xor(&client, &sign(&hash(&client), said.as_bytes()));
+        let proof = xor(&client, &sign(&hash(&*client), said.as_bytes()));
         self.expected = Some(sign(&server, said.as_bytes()));
         Ok(format!("{without_proof},p={}", BASE64.encode(&proof)).into_bytes())
     }

@@ -16,14 +16,14 @@ fn exchange(
 }
 
 fn password(password: &str) -> Credentials {
-    Credentials::Password(password.to_owned())
+    Credentials::Password(Password::new(password.as_bytes()))
 }
 
 /// RFC 7677 section 3.
 #[test]
 fn the_example_of_the_standard() {
     let salt = BASE64.decode(b"W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
-    let verifier = Verifier::of_password("pencil", &salt);
+    let verifier = Verifier::of_password(&Password::new(b"pencil"), &salt);
     let mut server = Server::new(verifier, None).unwrap();
     server.nonce = "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0".to_owned();
     let bare = "n=user,r=rOprNGfwEbeRWgbNEkqO";
@@ -46,7 +46,7 @@ fn the_example_of_the_standard() {
 /// `CREATE ROLE … PASSWORD 'geheim'` in PostgreSQL 15.
 #[test]
 fn verifiers_are_read_as_postgresql_writes_them() {
-    let verifier = Verifier::of_password("geheim", b"0123456789abcdef");
+    let verifier = Verifier::of_password(&Password::new(b"geheim"), b"0123456789abcdef");
     let Verifier { iterations, salt, stored, server } = &verifier;
     let [salt, stored, server] = [&salt[..], stored, server].map(|bytes| BASE64.encode(bytes));
     let written = format!("SCRAM-SHA-256${iterations}:{salt}${stored}:{server}");
@@ -68,18 +68,18 @@ fn verifiers_are_read_as_postgresql_writes_them() {
 
 #[test]
 fn the_key_that_a_client_gives_away_logs_in_where_the_verifier_is_the_same() {
-    let verifier = Verifier::of_password("geheim", b"salt");
+    let verifier = Verifier::of_password(&Password::new(b"geheim"), b"salt");
     let key = exchange(&verifier, password("geheim"), (None, None)).unwrap();
     assert_eq!(exchange(&verifier, Credentials::Key(key.clone()), (None, None)), Ok(key.clone()));
     let bound = (Some(&b"hash"[..]), Some(&b"hash"[..]));
     assert_eq!(exchange(&verifier, Credentials::Key(key.clone()), bound), Ok(key.clone()));
-    let other = Verifier::of_password("geheim", b"other salt");
+    let other = Verifier::of_password(&Password::new(b"geheim"), b"other salt");
     assert_eq!(exchange(&other, Credentials::Key(key), (None, None)), Err(ScramError::OtherVerifier));
 }
 
 #[test]
 fn wrong_passwords_and_users_that_are_none_are_refused_alike() {
-    let verifier = Verifier::of_password("geheim", b"salt");
+    let verifier = Verifier::of_password(&Password::new(b"geheim"), b"salt");
     assert_eq!(exchange(&verifier, password("falsch"), (None, None)), Err(ScramError::Refused));
     let decoy = || Verifier::decoy(b"nobody", b"secret");
     assert_eq!(decoy(), decoy());
@@ -89,7 +89,7 @@ fn wrong_passwords_and_users_that_are_none_are_refused_alike() {
 
 #[test]
 fn channel_binding_is_used_where_both_have_it_and_cannot_be_taken_away() {
-    let verifier = Verifier::of_password("geheim", b"salt");
+    let verifier = Verifier::of_password(&Password::new(b"geheim"), b"salt");
     let run = |server: Option<&[u8]>, client: Option<&[u8]>| {
         exchange(&verifier, password("geheim"), (server, client)).map(drop)
     };
@@ -112,7 +112,8 @@ fn channel_binding_is_used_where_both_have_it_and_cannot_be_taken_away() {
 #[test]
 fn what_is_not_of_the_grammar_is_refused() {
     let first = |message: &str| {
-        let mut server = Server::new(Verifier::of_password("geheim", b"salt"), None).unwrap();
+        let mut server =
+            Server::new(Verifier::of_password(&Password::new(b"geheim"), b"salt"), None).unwrap();
         server.first(SCRAM_SHA_256, message.as_bytes()).map(drop)
     };
     assert_eq!(first("n,,n=user,r=abc"), Ok(()));
@@ -150,9 +151,9 @@ proptest! {
 
     #[test]
     fn both_sides_agree_on_any_password(secret in "\\PC{0,20}", other in "\\PC{0,20}", salt in prop::collection::vec(any::<u8>(), 1..32)) {
-        let verifier = Verifier::of_password(&secret, &salt);
+        let verifier = Verifier::of_password(&Password::new(secret.as_bytes()), &salt);
         prop_assert!(exchange(&verifier, password(&secret), (None, None)).is_ok());
-        if salted(&secret, &salt, ITERATIONS) != salted(&other, &salt, ITERATIONS) {
+        if salted(secret.as_bytes(), &salt, ITERATIONS) != salted(other.as_bytes(), &salt, ITERATIONS) {
             prop_assert_eq!(exchange(&verifier, password(&other), (None, None)), Err(ScramError::Refused));
         }
     }

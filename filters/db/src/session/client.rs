@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
 
+use super::fingerprint::{Fingerprint, shape};
 use super::parameters::Parameters;
 use super::pins::Pins;
 use super::seen::Seen;
@@ -11,7 +12,7 @@ use super::text::{Look, look};
 use crate::wire::backend::Status;
 use crate::wire::build::ErrorResponse;
 use crate::wire::frontend::{self, Target};
-use crate::wire::{Head, WireError, body, build};
+use crate::wire::{HEADER, Head, WireError, body, build};
 
 /// How much of a batch is waited for; of a longer one a server is taken before it is complete.
 pub const BATCH: usize = 256 << 10;
@@ -66,6 +67,33 @@ enum After {
     Nothing,
     ToSync,
     Ready,
+}
+
+/// What a batch begins with.
+#[derive(Clone, Copy)]
+pub struct Work<'a> {
+    /// The text; empty when there is none.
+    pub text: &'a [u8],
+    escapes: bool,
+}
+
+impl Work<'_> {
+    /// The fingerprint of the text.
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(self.text, self.escapes)
+    }
+
+    /// The text without its values.
+    pub fn shape(&self) -> String {
+        shape(self.text, self.escapes)
+    }
+}
+
+/// Never with its values.
+impl std::fmt::Debug for Work<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Work").field(&self.shape()).finish()
+    }
 }
 
 /// A client after its start-up.
@@ -249,12 +277,42 @@ impl Client {
     }
 
     /// Tells a client that its server is lost in the middle of something; the connection ends with it. Nothing is written when the
-    /// client stands within a message of the server.
+    /// client stands within a message of the server, or when the server has said it itself.
     pub fn lost(&self, server: &super::Server, out: &mut BytesMut) {
-        if !server.is_amid_reply() {
+        if !server.is_amid_reply() && !server.has_told_fatal() {
             let message = "qudag-sidecar: the connection to the server is lost";
             ErrorResponse { fatal: true, sqlstate: "08006", message, detail: None, hint: None }.write(out);
         }
+    }
+
+    /// What the batch at the front of the inbox begins with: the first statement that it carries out or prepares.
+    pub fn work<'a>(&'a self, inbox: &'a [u8]) -> Work<'a> {
+        let escapes = self.seen.parameters.escapes();
+        let mut rest = inbox;
+        let text = loop {
+            let Ok(Some(head)) = frontend::head(rest) else { break None };
+            let here = rest.get(HEADER..head.len.min(rest.len())).unwrap_or_default();
+            match head.kind {
+                // Of a long one, as much as is there.
+                frontend::QUERY => break Some(here.strip_suffix(b"\0").unwrap_or(here)),
+                frontend::PARSE => {
+                    let mut parts = here.splitn(3, |byte| *byte == 0);
+                    break parts.nth(1);
+                }
+                frontend::BIND => {
+                    let statement =
+                        frontend::Bind::read(here).ok().and_then(|bind| self.seen.statement(bind.statement));
+                    break statement.and_then(|statement| statement.text());
+                }
+                frontend::CLOSE | frontend::FLUSH | frontend::DESCRIBE => {}
+                _ => break None,
+            }
+            match rest.get(head.len..) {
+                Some(behind) => rest = behind,
+                None => break None,
+            }
+        };
+        Work { text: text.unwrap_or_default(), escapes }
     }
 
     /// Why it keeps its server.

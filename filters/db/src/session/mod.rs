@@ -60,6 +60,7 @@
 
 mod cancel;
 mod client;
+mod fingerprint;
 mod lexer;
 mod model;
 mod parameters;
@@ -76,7 +77,8 @@ mod text;
 mod tests;
 
 pub use cancel::CancelKeys;
-pub use client::{BATCH, Client, Step, Violation};
+pub use client::{BATCH, Client, Step, Violation, Work};
+pub use fingerprint::{Fingerprint, shape};
 pub use model::fuzz_session;
 pub use parameters::Parameters;
 pub use pins::Pins;

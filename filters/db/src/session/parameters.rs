@@ -53,9 +53,31 @@ impl Parameters {
         known.map(|known| &*known.value)
     }
 
-    /// All names and values, for the ParameterStatus messages of a login.
+    /// Writes a Query that asks how the server writes the values of what it reports and a client may set. Returns the names in the order
+    /// of the columns.
+    pub fn question(&self, out: &mut BytesMut) -> Vec<Box<[u8]>> {
+        let asked = self.list.iter().filter(|known| known.follows && self.reported.contains(&known.name));
+        let names: Vec<_> = asked.map(|known| known.name.clone()).collect();
+        let mut text = BytesMut::from(&b"SELECT"[..]);
+        for (place, name) in names.iter().enumerate() {
+            text.put_slice(if place == 0 { b" " } else { b"," });
+            text.put_slice(b"pg_catalog.current_setting(");
+            literal(&mut text, name);
+            text.put_u8(b')');
+        }
+        crate::wire::build::query(out, &text);
+        names
+    }
+
+    /// All names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.list.iter().map(|known| (&*known.name, &*known.value))
+    }
+
+    /// What the server reports, for the ParameterStatus messages of a login.
+    pub fn told(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let told = self.list.iter().filter(|known| !known.follows || self.reported.contains(&known.name));
+        told.map(|known| (&*known.name, &*known.value))
     }
 
     pub(super) fn reported(&self) -> Reported {

@@ -49,6 +49,16 @@ impl Pins {
         self.0 & other.0 == other.0
     }
 
+    /// As a number.
+    pub(crate) fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// Those of a number that [`Pins::bits`] gave.
+    pub(crate) fn of_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
     /// The metric labels, a closed set.
     pub fn labels(self) -> impl Iterator<Item = &'static str> {
         Self::NAMES.into_iter().filter(move |(pin, _)| self.contains(*pin)).map(|(_, name)| name)

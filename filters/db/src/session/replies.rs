@@ -46,6 +46,9 @@ impl Server {
             self.unknown.get_or_insert(unknown);
             return Err(unknown);
         }
+        if self.told_fatal {
+            return Err(Unknown::Fatal);
+        }
         Ok(self.next(seen.as_deref()))
     }
 
@@ -264,6 +267,12 @@ impl Server {
         let client = self.mode == Mode::Client;
         if report.is_fatal() {
             self.unknown.get_or_insert(Unknown::Fatal);
+            let pinned = seen.as_ref().is_some_and(|seen| !seen.pins.is_empty() || seen.sending > 0);
+            if client && self.is_between_transactions() && !pinned {
+                // The client needs this server no more, and what the server ends for is none of its business.
+                return Ok(false);
+            }
+            self.told_fatal |= client;
         }
         if matches!(self.mode, Mode::Setup | Mode::Cleaning) {
             if self.mode == Mode::Setup && self.failure.is_empty() && !head.is_streamed() {

@@ -49,6 +49,11 @@ impl Seen {
         }
     }
 
+    /// A statement by its name; the unnamed one by an empty name.
+    pub(super) fn statement(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        if name.is_empty() { self.unnamed.as_ref() } else { self.names.get(name) }
+    }
+
     pub(super) fn report(&mut self, name: &[u8], value: &[u8]) {
         if self.parameters.get(name) != Some(value) {
             Arc::make_mut(&mut self.parameters).report(name, value);

@@ -155,6 +155,8 @@ pub struct Server {
     /// Something of a client is left in the session.
     pub(super) dirty: bool,
     pub(super) unknown: Option<Unknown>,
+    /// The client has read of the server's end.
+    pub(super) told_fatal: bool,
     guesses: Guesses,
     /// How much of a long reply is still to come, and whether it is the client's.
     pub(super) passing: usize,
@@ -199,6 +201,7 @@ impl Server {
             defaults: parameters,
             dirty: false,
             unknown: None,
+            told_fatal: false,
             guesses: Guesses::default(),
             passing: 0,
             passing_on: false,
@@ -309,6 +312,11 @@ impl Server {
     /// Whether the next batch begins a transaction of a client that has the server: nothing is outstanding, and none is open.
     pub fn is_between_transactions(&self) -> bool {
         self.is_quiet() && self.status == Status::Idle
+    }
+
+    /// Whether the client was told by the server itself that it ends.
+    pub fn has_told_fatal(&self) -> bool {
+        self.told_fatal
     }
 
     /// Whether a part of a long reply has gone to the client, which can only be told of anything when the rest has.

@@ -22,6 +22,13 @@ pub(super) struct Statement {
     pub(super) pins: Pins,
 }
 
+impl Statement {
+    /// The text, where it is kept.
+    pub(super) fn text(&self) -> Option<&[u8]> {
+        self.rest.as_deref().and_then(|rest| rest.split(|byte| *byte == 0).next())
+    }
+}
+
 /// The texts of a pool. A text is kept as long as a client has it, and beyond that until room is needed.
 #[derive(Debug)]
 pub struct Texts {

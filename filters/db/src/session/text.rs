@@ -28,7 +28,7 @@ impl Reported {
         self.0 |= Self::bit(name);
     }
 
-    fn contains(self, name: &[u8]) -> bool {
+    pub(super) fn contains(self, name: &[u8]) -> bool {
         self.0 & Self::bit(name) != 0
     }
 

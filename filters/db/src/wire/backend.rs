@@ -1,5 +1,7 @@
 //! What a server sends after the authentication.
 
+use bytes::{BufMut, BytesMut};
+
 use super::cursor::Cursor;
 use super::{Head, WireError};
 
@@ -159,6 +161,42 @@ impl<'a> Report<'a> {
     }
 }
 
+/// An ErrorResponse of a server, as it came, with FATAL for its severity: what fails for good before a session has begun.
+pub fn as_fatal(response: &[u8]) -> BytesMut {
+    let mut fields = BytesMut::new();
+    let mut cursor = Cursor(response.get(super::HEADER..).unwrap_or_default());
+    while let Some(code) = cursor.u8().filter(|code| *code != 0) {
+        let Some(value) = cursor.string() else { break };
+        fields.put_u8(code);
+        fields.put_slice(if matches!(code, b'S' | b'V') { b"FATAL" } else { value });
+        fields.put_u8(0);
+    }
+    fields.put_u8(0);
+    let mut out = BytesMut::new();
+    super::build::header(&mut out, ERROR, fields.len());
+    out.put_slice(&fields);
+    out
+}
+
+/// The values of the first DataRow among messages of a server, a NULL as an empty one; `None` when there is none.
+pub fn first_row(mut messages: &[u8]) -> Option<Vec<&[u8]>> {
+    loop {
+        let head = head(messages).ok().flatten()?;
+        let body = super::body(messages, head)?;
+        if head.kind == DATA_ROW {
+            let mut cursor = Cursor(body);
+            let columns = cursor.u16()?;
+            return (0..columns)
+                .map(|_| match i32::from_be_bytes(cursor.u32()?.to_be_bytes()) {
+                    -1 => Some(&b""[..]),
+                    length => cursor.take(usize::try_from(length).ok()?),
+                })
+                .collect();
+        }
+        messages = messages.get(head.len..)?;
+    }
+}
+
 /// Name and value of a ParameterStatus.
 ///
 /// # Errors
@@ -177,6 +215,23 @@ pub fn key_data(body: &[u8]) -> Result<(u32, &[u8]), WireError> {
     let mut cursor = Cursor(body);
     let process = cursor.u32().filter(|_| (4..=256).contains(&cursor.0.len()));
     process.map(|process| (process, cursor.0)).ok_or(WireError::Body(KEY_DATA))
+}
+
+/// The columns of a DataRow; `None` for NULL.
+///
+/// # Errors
+/// When the body is not that many columns.
+pub fn columns(body: &[u8]) -> Result<Vec<Option<&[u8]>>, WireError> {
+    let mut cursor = Cursor(body);
+    let mut read = || {
+        let columns = (0..cursor.u16()?).map(|_| match cursor.u32()? {
+            u32::MAX => Some(None),
+            length => Some(Some(cursor.take(usize::try_from(length).ok()?)?)),
+        });
+        let columns = columns.collect::<Option<Vec<_>>>()?;
+        cursor.is_empty().then_some(columns)
+    };
+    read().ok_or(WireError::Body(DATA_ROW))
 }
 
 /// The tag of a CommandComplete.
@@ -252,6 +307,9 @@ mod tests {
         assert_eq!(key_data(&[0, 0, 0, 7, 1, 2, 3, 4]), Ok((7, &[1, 2, 3, 4][..])));
         assert_eq!(key_data(&[1; 36]).map(|(_, key)| key.len()), Ok(32));
         assert!(key_data(&[1; 7]).is_err() && key_data(&[1; 261]).is_err());
+        let row = b"\0\x03\0\0\0\x01a\xff\xff\xff\xff\0\0\0\0";
+        assert_eq!(columns(row), Ok(vec![Some(&b"a"[..]), None, Some(b"")]));
+        assert!(columns(&row[..row.len() - 1]).is_err() && columns(b"\0\0\0").is_err());
         assert_eq!(command_tag(b"INSERT 0 1\0"), Ok(&b"INSERT 0 1"[..]));
         assert_eq!(negotiate(b"\0\0\0\x02\0\0\0\x01_pq_.x\0"), Ok((2, 1)));
         assert!(negotiate(b"\0\0\0\x02\xff\xff\xff\xff_pq_.x\0").is_err());

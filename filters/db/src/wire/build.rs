@@ -23,7 +23,7 @@ pub fn ready(status: Status) -> [u8; 6] {
 
 /// Writes a message: its type byte, its length, and what `body` writes. A body that would be too long for its length field is cut to
 /// nothing; nothing that is built here comes near.
-fn message(out: &mut BytesMut, kind: u8, body: impl FnOnce(&mut BytesMut)) {
+pub(crate) fn message(out: &mut BytesMut, kind: u8, body: impl FnOnce(&mut BytesMut)) {
     let start = out.len();
     out.put_slice(&[kind, 0, 0, 0, 4]);
     body(out);
@@ -38,7 +38,7 @@ fn message(out: &mut BytesMut, kind: u8, body: impl FnOnce(&mut BytesMut)) {
 }
 
 /// Writes a string and the zero byte that ends it, without any zero byte in it.
-fn string(out: &mut BytesMut, text: &[u8]) {
+pub(crate) fn string(out: &mut BytesMut, text: &[u8]) {
     if text.contains(&0) {
         out.extend(text.iter().filter(|byte| **byte != 0));
     } else {
@@ -75,9 +75,56 @@ pub fn query(out: &mut BytesMut, text: &[u8]) {
     message(out, frontend::QUERY, |out| string(out, text));
 }
 
+/// Parse of an unnamed statement without parameter types, Bind of these text parameters, Execute for at most one row, and Sync.
+pub fn ask(out: &mut BytesMut, text: &[u8], parameters: &[&[u8]]) {
+    message(out, frontend::PARSE, |out| {
+        out.put_u8(0);
+        string(out, text);
+        out.put_u16(0);
+    });
+    message(out, frontend::BIND, |out| {
+        // Unnamed portal and statement, all parameters as text.
+        out.put_slice(&[0, 0, 0, 0]);
+        out.put_u16(u16::try_from(parameters.len()).unwrap_or(u16::MAX));
+        for parameter in parameters {
+            out.put_u32(u32::try_from(parameter.len()).unwrap_or(u32::MAX));
+            out.put_slice(parameter);
+        }
+        // All columns as text.
+        out.put_u16(0);
+    });
+    message(out, frontend::EXECUTE, |out| {
+        out.put_u8(0);
+        out.put_u32(1);
+    });
+    out.put_slice(SYNC);
+}
+
 /// CopyFail.
 pub fn copy_fail(out: &mut BytesMut, reason: &str) {
     message(out, frontend::COPY_FAIL, |out| string(out, reason.as_bytes()));
+}
+
+/// EmptyQueryResponse.
+pub const EMPTY_QUERY: &[u8] = b"I\0\0\0\x04";
+
+/// CommandComplete.
+pub fn command_complete(out: &mut BytesMut, tag: &str) {
+    message(out, backend::COMMAND_COMPLETE, |out| string(out, tag.as_bytes()));
+}
+
+/// AuthenticationOk.
+pub const AUTHENTICATION_OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
+
+/// NegotiateProtocolVersion: the newest minor version that is spoken, and the protocol options that are not known.
+pub fn negotiate(out: &mut BytesMut, minor: u16, unknown: &[&[u8]]) {
+    message(out, backend::NEGOTIATE, |out| {
+        out.put_u32(u32::from(minor));
+        out.put_u32(u32::try_from(unknown.len()).unwrap_or(u32::MAX));
+        for name in unknown {
+            string(out, name);
+        }
+    });
 }
 
 /// ParameterStatus.

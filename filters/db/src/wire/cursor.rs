@@ -31,6 +31,13 @@ impl<'a> Cursor<'a> {
         Some(string)
     }
 
+    /// So many bytes.
+    pub(super) fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

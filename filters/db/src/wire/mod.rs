@@ -1,16 +1,17 @@
-//! The messages of a session after its start-up, sans-io (PostgreSQL documentation, "Message Formats"; protocols 3.0 and 3.2).
+//! The messages of a session, sans-io (PostgreSQL documentation, "Message Formats"; protocols 3.0 and 3.2).
 //!
 //! A message is a type byte, an Int32 length that counts itself and not the type byte, and a body. [`frontend`] and [`backend`] know
 //! the types of their direction, how long each may be, and the few bodies that a pooler looks at; everything else passes through
 //! unread. A message above [`STREAM`] is never held as a whole: its header says how many bytes are to be passed on.
 
+pub mod auth;
 pub mod backend;
 pub mod build;
 mod cursor;
 pub mod frontend;
 mod fuzz;
 
-pub use fuzz::fuzz_wire;
+pub use fuzz::{fuzz_auth, fuzz_wire};
 
 /// Type byte and length.
 pub const HEADER: usize = 5;

@@ -80,6 +80,40 @@ async fn run(command: &mut Command) -> Result<String, String> {
     }
 }
 
+/// The server on a port, ready to be used; `None` when it cannot have the port.
+async fn launch(bin: &Path, user: Option<(u32, u32)>, folder: &TempDir, port: u16) -> Option<Child> {
+    let mut server = Command::from(as_user(user, bin, "postgres"));
+    server.arg("-D").arg(folder.path().join("data"));
+    server.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-F"]);
+    let option = |name: &str, value: &str| format!("{name}={value}");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for option in [
+        option("unix_socket_directories", &folder.path().display().to_string()),
+        option("ssl", "on"),
+        option("ssl_cert_file", &path("server.crt")),
+        option("ssl_key_file", &path("server.key")),
+        option("shared_buffers", "16MB"),
+        option("max_connections", "30"),
+    ] {
+        server.args(["-c", &option]);
+    }
+    let log = fs::File::create(folder.path().join("log")).unwrap();
+    let mut server = server.stdout(log.try_clone().unwrap()).stderr(log).kill_on_drop(true).spawn().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if server.try_wait().unwrap().is_some() {
+            return None;
+        }
+        let mut ready = Command::new(bin.join("psql"));
+        ready.args(format!("-h 127.0.0.1 -p {port} -U ann -d postgres -c SELECT").split(' '));
+        if run(&mut ready).await.is_ok() {
+            return Some(server);
+        }
+        assert!(Instant::now() < deadline, "{}", fs::read_to_string(folder.path().join("log")).unwrap());
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
 impl Postgres {
     /// A server on 127.0.0.1 and on a Unix socket in its folder; `None`, with the reason on standard output, where there can be none.
     pub(crate) async fn start() -> Option<Self> {
@@ -112,42 +146,18 @@ impl Postgres {
         // Somebody else can take the port between the look and the start; then another one is tried.
         for _ in 0..5 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let mut server = Command::from(as_user(user, &bin, "postgres"));
-            server.arg("-D").arg(&data).args(["-h", "127.0.0.1", "-p", &port.to_string(), "-F"]);
-            let option = |name: &str, value: &str| format!("{name}={value}");
-            let path = |name: &str| folder.path().join(name).display().to_string();
-            for option in [
-                option("unix_socket_directories", &folder.path().display().to_string()),
-                option("ssl", "on"),
-                option("ssl_cert_file", &path("server.crt")),
-                option("ssl_key_file", &path("server.key")),
-                option("shared_buffers", "16MB"),
-                option("max_connections", "30"),
-            ] {
-                server.args(["-c", &option]);
-            }
-            let log = fs::File::create(folder.path().join("log")).unwrap();
-            let mut server =
-                server.stdout(log.try_clone().unwrap()).stderr(log).kill_on_drop(true).spawn().unwrap();
-            let deadline = Instant::now() + PATIENCE;
-            loop {
-                if server.try_wait().unwrap().is_some() {
-                    break;
-                }
-                let mut ready = Command::new(bin.join("psql"));
-                ready.args(format!("-h 127.0.0.1 -p {port} -U ann -d postgres -c SELECT").split(' '));
-                if run(&mut ready).await.is_ok() {
-                    return Some(Self { port, folder, bin, user, server });
-                }
-                assert!(
-                    Instant::now() < deadline,
-                    "{}",
-                    fs::read_to_string(folder.path().join("log")).unwrap()
-                );
-                sleep(Duration::from_millis(50)).await;
+            if let Some(server) = launch(&bin, user, &folder, port).await {
+                return Some(Self { port, folder, bin, user, server });
             }
         }
         panic!("{}", fs::read_to_string(folder.path().join("log")).unwrap());
+    }
+
+    /// Starts it again where it was, after [`Postgres::stop`].
+    #[allow(dead_code, reason = "not every test file stops the server")]
+    pub(crate) async fn start_again(&mut self) {
+        self.server.wait().await.unwrap();
+        self.server = launch(&self.bin, self.user, &self.folder, self.port).await.expect("the port is free");
     }
 
     /// A client program for a server at a host, or a folder with a Unix socket, and a port.

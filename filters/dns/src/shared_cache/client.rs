@@ -13,10 +13,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use qudag_filter_api::{Address, FilterError, Host, HostPort, Resolve, Secret};
-use qudag_filter_common::connect;
+use qudag_filter_common::{certificates, connect, system_certificates};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ErrorKind, RedisConnectionInfo, RedisError, RedisResult, Value};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, IpAddr, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsConnector;
@@ -166,7 +165,8 @@ fn tls(ca: Option<PathBuf>) -> Result<rustls::ClientConfig, Fault> {
             }
         }
         None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            let system = system_certificates().map_err(|why| fault(why.to_string()))?;
+            roots.add_parsable_certificates(system);
         }
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -180,12 +180,7 @@ fn tls(ca: Option<PathBuf>) -> Result<rustls::ClientConfig, Fault> {
 /// # Errors
 /// When it cannot be read or has none.
 pub(super) fn authorities(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let read = || CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>();
-    match read() {
-        Ok(found) if found.is_empty() => Err(format!("no certificate in {}", path.display())),
-        Ok(found) => Ok(found),
-        Err(why) => Err(format!("cannot read {}: {why}", path.display())),
-    }
+    certificates(path).map_err(|why| format!("{}: {why}", path.display()))
 }
 
 fn server_name(address: &Address) -> Result<ServerName<'static>, Fault> {

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use qudag_filter_api::{ConfigError, ConfigPath, Host, Period};
+use qudag_filter_common::certificates;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Server;
 use super::rules::{BreakerLimits, HedgeLimits, List};
-use super::transport::tls;
 use crate::dns_cache::parse_type;
 use crate::wire::{Name, rtype};
 
@@ -210,7 +210,7 @@ impl DnsUpstream {
             errors.push(probe.key("type").error("not a type that can be asked for").hint(hint));
         }
         if let Some(file) = &self.ca_file
-            && let Err(why) = tls::authorities(file)
+            && let Err(why) = certificates(file)
         {
             let hint = "a file with certificates in PEM, or leave the key out for the system's authorities";
             errors.push(at.key("ca_file").error(format!("{}: {why}", file.display())).hint(hint));

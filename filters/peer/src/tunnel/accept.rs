@@ -456,7 +456,7 @@ async fn connect(
 
 fn status(why: &FilterError) -> Status {
     match why {
-        FilterError::Overloaded(_) => Status::Overloaded,
+        FilterError::Overloaded(_) | FilterError::Shed { .. } => Status::Overloaded,
         FilterError::Draining => Status::Draining,
         FilterError::Refused(_) | FilterError::Internal(_) => Status::Refused,
         _ => Status::NodeDown,

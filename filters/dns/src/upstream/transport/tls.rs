@@ -1,15 +1,11 @@
 //! Whom encrypted servers are verified with.
-//!
-//! The system's authorities (rustls-native-certs) and not a list that is compiled in: they are kept up to date by the system, and hold
-//! what an operator has added.
 
 use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use qudag_filter_common::{certificates, system_certificates};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::super::server::Protocol;
@@ -18,8 +14,6 @@ use super::super::server::Protocol;
 const DOT: &[u8] = b"dot";
 const H2: &[u8] = b"h2";
 const DOQ: &[u8] = b"doq";
-/// Certificates in files larger than this are not read.
-const MAX_FILE: u64 = 8 << 20;
 
 /// What connections are set up with.
 #[derive(Clone)]
@@ -44,8 +38,8 @@ impl Tls {
     /// When there are none.
     pub(in super::super) fn new(file: Option<&Path>) -> io::Result<Self> {
         let certificates = match file {
-            Some(file) => authorities(file).map_err(|why| named(&file.display(), &why))?,
-            None => system()?,
+            Some(file) => certificates(file).map_err(|why| named(&file.display(), &why))?,
+            None => system_certificates()?,
         };
         let mut roots = RootCertStore::empty();
         // Some systems keep certificates that no longer conform; one that is left out verifies nobody.
@@ -87,35 +81,6 @@ fn config(roots: &Arc<RootCertStore>, name: &[u8]) -> Result<ClientConfig, rustl
         .with_no_client_auth();
     config.alpn_protocols = vec![name.to_vec()];
     Ok(config)
-}
-
-/// The certificates of a file in PEM, at least one.
-///
-/// # Errors
-/// When the file cannot be read, or has none.
-pub(in super::super) fn authorities(file: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    use io::Read;
-    let mut text = Vec::new();
-    std::fs::File::open(file)?.take(MAX_FILE).read_to_end(&mut text)?;
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
-    let certificates = certificates.map_err(|why| invalid(format!("not PEM: {why}")))?;
-    match certificates.is_empty() {
-        true => Err(invalid("no certificate in it".to_owned())),
-        false => Ok(certificates),
-    }
-}
-
-fn system() -> io::Result<Vec<CertificateDer<'static>>> {
-    let found = rustls_native_certs::load_native_certs();
-    if !found.certs.is_empty() {
-        return Ok(found.certs);
-    }
-    let why = found.errors.first().map_or_else(
-        || "the system has no certificate authorities; install ca-certificates or name a ca_file".to_owned(),
-        |why| format!("the system's certificate authorities cannot be read: {why}"),
-    );
-    Err(io::Error::new(io::ErrorKind::NotFound, why))
 }
 
 fn named(what: &dyn fmt::Display, why: &io::Error) -> io::Error {

@@ -1,0 +1,329 @@
+//! Pooled sessions: many clients on few connections to the server.
+//!
+//! `places` decides who gets a server, `servers` makes and keeps the connections of one user and database, `session` drives the machines of
+//! [`crate::session`] between two sockets, and `startup` brings a client to its session.
+
+mod conn;
+mod console;
+mod places;
+mod registry;
+mod servers;
+mod session;
+mod settings;
+mod startup;
+mod tapped;
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use bytes::{BufMut, BytesMut};
+use qudag_filter_api::{Address, FlowKey, Lanes, Resolve};
+use qudag_filter_common::{Stream, connect};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use crate::auth::{ClientTls, Identity};
+use crate::session::Fingerprint;
+use crate::startup::CANCEL_REQUEST;
+use conn::CancelKey;
+
+use registry::Trace;
+pub use registry::{ClientStatus, DbStatus, Doing, PoolStatus, ServerStatus, StatementStatus};
+pub(crate) use servers::PoolKey;
+pub use servers::{Lease, Pool};
+pub use settings::{Adaptive, DbBackpressure, DbPool, Mode, Pressure};
+pub(crate) use startup::{Access, Cancels, Coming, pooled};
+pub use tapped::TRANSACTIONS;
+
+/// How long a CancelRequest may take.
+const CANCEL_TIME: Duration = Duration::from_secs(5);
+/// How many statements of all pools are shown, and of one at least.
+const STATEMENTS_SHOWN: usize = 10_000;
+const LEAST_SHOWN: usize = 10;
+/// The most pools.
+const POOLS: usize = 10_000;
+
+/// A server, and how it is reached.
+pub(crate) struct Target {
+    /// As a label.
+    pub(crate) name: Arc<str>,
+    pub(crate) address: Address,
+    pub(crate) resolve: Arc<dyn Resolve>,
+    pub(crate) tls: Arc<ClientTls>,
+    /// For a connection with its login.
+    pub(crate) connect_timeout: Duration,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Target {
+    /// A new connection.
+    async fn connect(&self) -> Result<Stream, qudag_filter_api::FilterError> {
+        let stream = connect(&self.address, &*self.resolve, self.connect_timeout).await?;
+        if let Stream::Tcp(tcp) = &stream {
+            // A connection that cannot be told to is slower, and works.
+            let _ = tcp.set_nodelay(true);
+        }
+        Ok(stream)
+    }
+
+    /// Asks the server to cancel what the connection with this key does. Returns when the server has closed the connection of the
+    /// request, by which its signal is sent; without an answer after a while.
+    pub(crate) async fn cancel(&self, key: &CancelKey) {
+        let mut packet = BytesMut::new();
+        packet.put_u32(u32::try_from(12 + key.secret.len()).unwrap_or(u32::MAX));
+        packet.put_u32(CANCEL_REQUEST);
+        packet.put_u32(key.process);
+        packet.put_slice(&key.secret);
+        let request = async {
+            let mut stream = self.connect().await.ok()?;
+            stream.write_all(&packet).await.ok()?;
+            stream.read_u8().await.ok()
+        };
+        let _ = timeout(CANCEL_TIME, request).await;
+    }
+}
+
+/// A pooled session as its transactions know it.
+#[derive(Debug)]
+pub struct SessionInfo {
+    /// The client; `None` for a Unix socket.
+    pub client: Option<SocketAddr>,
+    /// The flow, the same for the session and all its transactions.
+    pub key: FlowKey,
+    /// The pool of the user and database at the primary server.
+    pub pool: Arc<Pool>,
+    /// What the client calls itself.
+    pub(crate) application: String,
+    pub(crate) tls: bool,
+    pub(crate) trace: Trace,
+}
+
+impl SessionInfo {
+    fn status(&self, now: Instant) -> ClientStatus {
+        let (since, age) = self.trace.times(now);
+        ClientStatus {
+            client: self.client,
+            application: self.application.clone(),
+            doing: self.trace.doing(),
+            since,
+            age,
+            transactions: self.trace.transactions.load(Relaxed),
+            pinned: self.trace.pinned.load(Relaxed),
+            tls: self.tls,
+        }
+    }
+}
+
+/// A server is wanted for a transaction of a pooled session.
+#[derive(Clone, Debug)]
+pub struct Transaction {
+    /// Whose.
+    pub session: Arc<SessionInfo>,
+    /// How many bytes of it are there.
+    pub bytes: usize,
+    /// What it begins with.
+    pub statement: Fingerprint,
+    /// Whether the session has a server of its own, which it got while `db_pool` was off.
+    pub own: bool,
+    /// Set by `db_backpressure`.
+    pub pressure: Option<Arc<Pressure>>,
+}
+
+/// All pools.
+pub struct Pools {
+    lanes: Lanes,
+    pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
+    /// All connections, and how many there may be.
+    connections: AtomicUsize,
+    most: AtomicUsize,
+    /// Those of the present generation, as far as a session has passed through it.
+    settings: ArcSwap<DbPool>,
+    /// Databases that are paused, also for pools to come; `None` is all of them.
+    paused: Mutex<HashSet<Option<String>>>,
+    /// Pools that want a connection more than there may be.
+    blocked: Mutex<Vec<Arc<Pool>>>,
+    any_blocked: AtomicBool,
+}
+
+impl fmt::Debug for Pools {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pools").field("connections", &self.connections).finish_non_exhaustive()
+    }
+}
+
+impl Pools {
+    pub(crate) fn new(lanes: Lanes) -> Arc<Self> {
+        Arc::new(Self {
+            lanes,
+            pools: Mutex::default(),
+            connections: AtomicUsize::new(0),
+            most: AtomicUsize::new(DbPool::default().max_servers),
+            settings: ArcSwap::default(),
+            paused: Mutex::default(),
+            blocked: Mutex::default(),
+            any_blocked: AtomicBool::new(false),
+        })
+    }
+
+    fn all(&self) -> Vec<Arc<Pool>> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// The pool of a user and database, into which a client was let with `identity`; `None` when there are too many pools.
+    pub(crate) fn pool(
+        self: &Arc<Self>,
+        key: &PoolKey,
+        target: &Arc<Target>,
+        settings: &Arc<DbPool>,
+        identity: Identity,
+    ) -> Option<Arc<Pool>> {
+        let pool = {
+            let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+            match pools.get(key) {
+                Some(pool) => Arc::clone(pool),
+                None if pools.len() >= POOLS => return None,
+                None => {
+                    let name = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
+                    let lane = self.lanes.named(&format!(
+                        "db {} {} {}",
+                        key.server,
+                        name(&key.user),
+                        name(&key.database)
+                    ));
+                    let pool = Pool::new(
+                        key.clone(),
+                        Arc::clone(target),
+                        Arc::downgrade(self),
+                        lane,
+                        Arc::clone(settings),
+                        identity.clone(),
+                    );
+                    let paused = self.paused();
+                    if paused.contains(&None) || paused.contains(&Some(name(&key.database))) {
+                        pool.pause();
+                    }
+                    pools.insert(key.clone(), Arc::clone(&pool));
+                    pool
+                }
+            }
+        };
+        pool.identify(identity);
+        self.apply(&pool, settings);
+        Some(pool)
+    }
+
+    /// All pools as they are shown.
+    pub fn status(&self) -> DbStatus {
+        let mut pools: Vec<_> = self.all().iter().map(|pool| pool.status()).collect();
+        pools.sort_by(|a, b| (&a.server, &a.database, &a.user).cmp(&(&b.server, &b.database, &b.user)));
+        let most = (STATEMENTS_SHOWN / pools.len().max(1)).max(LEAST_SHOWN);
+        for pool in &mut pools {
+            pool.statements.truncate(most);
+        }
+        DbStatus { servers: self.connections.load(Relaxed), max_servers: self.most.load(Relaxed), pools }
+    }
+
+    fn paused(&self) -> MutexGuard<'_, HashSet<Option<String>>> {
+        self.paused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Holds transactions back, of one database or of all, also in pools to come; those under way go on. Returns how many pools there are
+    /// of it; a database that has none is not paused.
+    pub fn pause(&self, database: Option<&str>) -> usize {
+        let found = self.each(database, |pool| pool.pause());
+        if found > 0 || database.is_none() {
+            self.paused().insert(database.map(str::to_owned));
+        }
+        found
+    }
+
+    /// Lets transactions go on.
+    pub fn resume(&self, database: Option<&str>) -> usize {
+        match database {
+            None => self.paused().clear(),
+            Some(name) => drop(self.paused().remove(&Some(name.to_owned()))),
+        }
+        self.each(database, |pool| pool.resume())
+    }
+
+    fn each(&self, database: Option<&str>, work: impl Fn(&Arc<Pool>)) -> usize {
+        let of = |pool: &&Arc<Pool>| database.is_none_or(|name| name.as_bytes() == &*pool.key.database);
+        let pools = self.all();
+        pools.iter().filter(of).map(work).count()
+    }
+
+    /// The settings of the present generation.
+    pub(crate) fn apply(&self, pool: &Pool, settings: &Arc<DbPool>) {
+        pool.set(settings);
+        if !Arc::ptr_eq(&self.settings.load(), settings) {
+            self.settings.store(Arc::clone(settings));
+            self.most.store(settings.max_servers, Relaxed);
+        }
+    }
+
+    fn settings(&self) -> Arc<DbPool> {
+        self.settings.load_full()
+    }
+
+    /// Whether there may be one more connection, which counts from here on; otherwise the pool is woken up when there may.
+    fn may_connect(&self, pool: &Arc<Pool>) -> bool {
+        let most = self.most.load(Relaxed);
+        let counted = self.connections.fetch_update(Relaxed, Relaxed, |now| (now < most).then_some(now + 1));
+        if counted.is_ok() {
+            return true;
+        }
+        {
+            let mut blocked = self.blocked.lock().unwrap_or_else(PoisonError::into_inner);
+            if !blocked.iter().any(|known| Arc::ptr_eq(known, pool)) {
+                blocked.push(Arc::clone(pool));
+            }
+            self.any_blocked.store(true, Relaxed);
+        }
+        for other in self.all() {
+            if !Arc::ptr_eq(&other, pool) && other.give_up_idle() {
+                break;
+            }
+        }
+        false
+    }
+
+    fn disconnected(&self) {
+        self.connections.fetch_sub(1, Relaxed);
+        if self.any_blocked.swap(false, Relaxed) {
+            let blocked = std::mem::take(&mut *self.blocked.lock().unwrap_or_else(PoisonError::into_inner));
+            for pool in blocked {
+                // On its own lane, since this may be within the turn of another pool.
+                let lane = pool.lane.handle();
+                drop(lane.spawn(async move { pool.wake_up() }));
+            }
+        }
+    }
+
+    /// A connection of `pool` has come back: it is closed when another pool needs it more.
+    fn share(&self, pool: &Arc<Pool>) {
+        if self.any_blocked.load(Relaxed) {
+            pool.give_up_idle();
+        }
+    }
+
+    /// A pool without sessions and connections goes; `false` when it has a session again.
+    fn forget(&self, pool: &Arc<Pool>) -> bool {
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        // This map, and the task that looks after it.
+        if Arc::strong_count(pool) > 2 {
+            return false;
+        }
+        pools.remove(&pool.key);
+        true
+    }
+}

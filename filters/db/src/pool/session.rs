@@ -1,0 +1,491 @@
+//! One pooled session after its login: drives the machines of [`crate::session`] between the client's socket and those of servers.
+
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use metrics::counter;
+use qudag_filter_api::{Chains, FilterError};
+use qudag_filter_common::Drain;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::conn::{Conn, closed, poll_read, poll_write};
+use super::registry::Doing;
+use super::servers::{Lease, Member};
+use super::settings::Mode;
+use super::tapped::Tapped;
+use super::{SessionInfo, Transaction};
+use crate::auth::SecureStream;
+use crate::kind::{Db, DbAnswer, DbRequest};
+use crate::reply::refusal;
+use crate::session::{Client, Down, Fingerprint, Pins, Sent, Step, Tidy};
+use crate::wire::backend::Status;
+use crate::wire::build::ErrorResponse;
+
+/// How much may wait to be written to one side before the other side is not read any more.
+const HIGH: usize = 256 << 10;
+/// How much more is read of a client that waits for a server.
+const WAITING: usize = 1 << 20;
+/// How long last words may take.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// What others want of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Cancel what it does or waits for: a CancelRequest has come.
+    Cancel,
+}
+
+/// What ends a session, as its flow's outcome.
+type End = &'static str;
+
+/// A session.
+pub(crate) struct Session {
+    pub(crate) client: Client,
+    pub(crate) stream: SecureStream,
+    pub(crate) inbox: BytesMut,
+    pub(crate) out: BytesMut,
+    pub(crate) info: Arc<SessionInfo>,
+    pub(crate) member: Member,
+    /// A server of its own, while `db_pool` is off.
+    pub(crate) own: Option<Lease>,
+    pub(crate) orders: mpsc::UnboundedReceiver<Order>,
+    pub(crate) chains: Chains<Db>,
+    /// How long a client may take no byte while there is something for it.
+    pub(crate) stall: Duration,
+    pub(crate) tapped: Tapped,
+    pub(crate) read: u64,
+    pub(crate) written: u64,
+}
+
+/// What has happened at the sockets.
+enum Event {
+    /// Something was read or has arrived.
+    Progress,
+    /// The client has gone.
+    ClientGone,
+    /// The server has gone.
+    ServerGone,
+    Ordered(Order),
+    /// The sidecar ends.
+    Stopping,
+}
+
+/// What may become of a client without a server.
+enum Idle {
+    Read,
+    Gone,
+    Stopping,
+}
+
+impl Session {
+    /// Serves the client until one of the two goes; the outcome.
+    pub(crate) async fn run(&mut self, drain: &Drain) -> End {
+        let mut stopping = pin!(drain.stopping());
+        loop {
+            match self.client.feed(&mut self.inbox, &mut self.out) {
+                Err(violation) => {
+                    violation.write(&mut self.out);
+                    self.last_words().await;
+                    return "malformed";
+                }
+                Ok(Step::Terminate) => {
+                    self.last_words().await;
+                    return "ok";
+                }
+                Ok(Step::More) => match self.rest(stopping.as_mut()).await {
+                    Idle::Read => {}
+                    Idle::Gone => return "client_gone",
+                    Idle::Stopping => {
+                        self.ended(&FilterError::Draining);
+                        self.last_words().await;
+                        return "draining";
+                    }
+                },
+                Ok(Step::Batch) => {
+                    let end = self.transaction(stopping.as_mut()).await;
+                    let after = self.passed();
+                    self.tapped.end(&self.info, end, after);
+                    if let Some(end) = end {
+                        self.last_words().await;
+                        return end;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Bytes of the client that were taken, and that were meant for it, so far.
+    fn passed(&self) -> (u64, u64) {
+        (self.read.saturating_sub(self.inbox.len() as u64), self.written + self.out.len() as u64)
+    }
+
+    /// Waits for more of a client that has no server, and says so.
+    async fn rest(&mut self, stopping: Pin<&mut impl Future<Output = ()>>) -> Idle {
+        self.info.trace.does(Doing::Idle, Instant::now());
+        self.idle(stopping).await
+    }
+
+    /// Waits for more of a client that has no server.
+    async fn idle(&mut self, mut stopping: Pin<&mut impl Future<Output = ()>>) -> Idle {
+        std::future::poll_fn(|cx| {
+            let pending = self.out.len();
+            if let Poll::Ready(Err(_)) = poll_write(&mut self.stream, cx, &mut self.out) {
+                return Poll::Ready(Idle::Gone);
+            }
+            self.written += (pending - self.out.len()) as u64;
+            // There is nothing to cancel.
+            while let Poll::Ready(Some(_)) = self.orders.poll_recv(cx) {}
+            match poll_read(&mut self.stream, cx, &mut self.inbox) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Idle::Gone),
+                Poll::Ready(Ok(read)) => {
+                    self.read += read as u64;
+                    return Poll::Ready(Idle::Read);
+                }
+                Poll::Pending => {}
+            }
+            // A thousand idle clients need no buffers.
+            for buffer in [&mut self.inbox, &mut self.out] {
+                if buffer.is_empty() {
+                    *buffer = BytesMut::new();
+                }
+            }
+            stopping.as_mut().poll(cx).map(|()| Idle::Stopping)
+        })
+        .await
+    }
+
+    /// One transaction, from the client's batch to the end of its need for a server; or a refusal.
+    async fn transaction(&mut self, stopping: Pin<&mut impl Future<Output = ()>>) -> Option<End> {
+        let Some(generation) = (self.chains)() else {
+            self.refuse(&FilterError::Draining);
+            return None;
+        };
+        let before = self.passed();
+        let work = self.client.work(&self.inbox);
+        let statement = work.fingerprint();
+        self.info.pool.note(statement, || work.shape());
+        let now = Instant::now();
+        self.tapped.begin(now, statement, || work.shape(), before);
+        let trace = &self.info.trace;
+        trace.transactions.fetch_add(1, Relaxed);
+        trace.does(Doing::Waiting, now);
+        let own = self.own.is_some();
+        let (session, bytes) = (Arc::clone(&self.info), self.inbox.len());
+        let request = Transaction { session, bytes, statement, own, pressure: None };
+        let answer = {
+            let mut call = pin!(generation.chain.call(DbRequest::Transaction(request)));
+            std::future::poll_fn(|cx| {
+                if let Poll::Ready(answer) = call.as_mut().poll(cx) {
+                    return Poll::Ready(Ok(answer));
+                }
+                self.poll_waiting(cx).map(Err)
+            })
+            .await
+        };
+        match answer {
+            Ok(Ok(DbAnswer::Server(server))) => {
+                self.own = None;
+                self.serve(server, statement, stopping).await
+            }
+            Ok(Ok(DbAnswer::Own)) => match self.own.take() {
+                Some(server) => self.serve(server, statement, stopping).await,
+                None => Some("internal"),
+            },
+            Ok(Ok(_)) => Some("internal"),
+            Ok(Err(error)) => {
+                self.refuse(&error);
+                None
+            }
+            Err(Event::Ordered(Order::Cancel)) => {
+                self.cancelled();
+                None
+            }
+            Err(_) => Some("client_gone"),
+        }
+    }
+
+    /// Watches a client that waits for a server: whether it goes, or cancels.
+    fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if let Poll::Ready(Some(order)) = self.orders.poll_recv(cx) {
+            return Poll::Ready(Event::Ordered(order));
+        }
+        while self.inbox.len() < WAITING {
+            match poll_read(&mut self.stream, cx, &mut self.inbox) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Event::ClientGone),
+                Poll::Ready(Ok(read)) => self.read += read as u64,
+                Poll::Pending => break,
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Leads a client with a server through its transaction; `Some` when the session ends.
+    async fn serve(
+        &mut self,
+        mut server: Lease,
+        statement: Fingerprint,
+        mut stopping: Pin<&mut impl Future<Output = ()>>,
+    ) -> Option<End> {
+        let pool = Arc::clone(server.pool());
+        let settings = pool.settings();
+        let kept = settings.mode == Mode::Session;
+        let conn = server.conn()?;
+        let mut ready = conn.machine.attach(&mut self.client, &mut conn.up);
+        let mut busy = Busy::default();
+        let now = Instant::now();
+        self.info.trace.does(Doing::Active, now);
+        self.tapped.served(now);
+        let end = loop {
+            let mut held = !ready;
+            if ready {
+                let mut texts = pool.texts.lock().unwrap_or_else(PoisonError::into_inner);
+                let sent = self.client.up(
+                    &mut conn.machine,
+                    &mut texts,
+                    &mut self.inbox,
+                    &mut conn.up,
+                    &mut self.out,
+                );
+                drop(texts);
+                match sent {
+                    Ok(Sent::More) => {}
+                    Ok(Sent::Held) => held = true,
+                    Ok(Sent::Terminate) => break Some("ok"),
+                    Err(violation) => {
+                        violation.write(&mut self.out);
+                        break Some("malformed");
+                    }
+                }
+            }
+            busy.look(&conn.machine);
+            let limit = if busy.is_running() {
+                (!self.out.is_empty()).then_some((self.stall, "stalled"))
+            } else if conn.machine.status() != Status::Idle {
+                Some((settings.idle_in_transaction.0, "idle_in_transaction"))
+            } else {
+                None
+            };
+            let event = {
+                let exchange =
+                    std::future::poll_fn(|cx| self.poll_exchange(conn, cx, held, stopping.as_mut()));
+                match limit {
+                    None => Ok(exchange.await),
+                    Some((limit, end)) => timeout(limit, exchange).await.map_err(|_| end),
+                }
+            };
+            match event {
+                Ok(Event::Progress) => {}
+                Ok(Event::ClientGone) => break Some("client_gone"),
+                Ok(Event::ServerGone) => {
+                    // What it has said before is the client's.
+                    let _ = conn.machine.down(&mut conn.down, &mut self.out, Some(&mut self.client.seen));
+                    self.client.lost(&conn.machine, &mut self.out);
+                    closed("lost");
+                    return Some("upstream");
+                }
+                Ok(Event::Ordered(Order::Cancel)) => {
+                    if conn.machine.is_busy() {
+                        let (arrived, key, target) =
+                            (conn.cancel_begun(), conn.key.clone(), Arc::clone(&pool.target));
+                        drop(tokio::spawn(async move {
+                            target.cancel(&key).await;
+                            // The connection may be closed by now.
+                            let _ = arrived.send(());
+                        }));
+                    }
+                    continue;
+                }
+                Ok(Event::Stopping) => {
+                    self.ended(&FilterError::Draining);
+                    break Some("draining");
+                }
+                Err("stalled") => break Some("stalled"),
+                Err(end) => {
+                    let message = "terminating connection due to idle-in-transaction timeout";
+                    let hint = Some("filters.db.db_pool.idle_in_transaction of qudag-sidecar");
+                    ErrorResponse { fatal: true, sqlstate: "25P03", message, detail: None, hint }
+                        .write(&mut self.out);
+                    break Some(end);
+                }
+            }
+            let down = conn.machine.down(&mut conn.down, &mut self.out, Some(&mut self.client.seen));
+            busy.look(&conn.machine);
+            match down {
+                Ok(Down::Ready) => ready = true,
+                Ok(Down::Free) if kept => {}
+                Ok(Down::Free | Down::Tidy) => break None,
+                Ok(Down::SetupFailed) => {
+                    let failure = conn.machine.failure().to_vec();
+                    self.client.refuse_with(&self.inbox, &mut self.out, &failure);
+                    break None;
+                }
+                Ok(Down::More) => {
+                    let pins = self.client.pins();
+                    if !pins.is_empty() && conn.machine.is_between_transactions() && !self.pin(pins) {
+                        break Some("overloaded");
+                    }
+                }
+                Err(unknown) => {
+                    self.client.lost(&conn.machine, &mut self.out);
+                    closed(unknown.label());
+                    return Some("upstream");
+                }
+            }
+        };
+        self.member.pin(false);
+        self.info.trace.pinned.store(false, Relaxed);
+        let took = busy.total();
+        self.tapped.busy(took);
+        if end.is_none() { &pool.meters.ok } else { &pool.meters.ended }.increment(1);
+        pool.meters.busy.record(took.as_secs_f64());
+        match conn.machine.leave(&mut self.client, &mut conn.up) {
+            Tidy::Clean if server.is_own() => self.own = Some(server),
+            Tidy::Clean => server.give_back(Some((statement, took))),
+            tidy => server.tidy(tidy),
+        }
+        end
+    }
+
+    /// Both directions at once: writes what there is to write and reads what there is to read. A side that does not take holds the other.
+    fn poll_exchange(
+        &mut self,
+        conn: &mut Conn,
+        cx: &mut Context<'_>,
+        held: bool,
+        stopping: Pin<&mut impl Future<Output = ()>>,
+    ) -> Poll<Event> {
+        if let Poll::Ready(Err(_)) = poll_write(&mut conn.stream, cx, &mut conn.up) {
+            // It may have said why.
+            let _ = poll_read(&mut conn.stream, cx, &mut conn.down);
+            return Poll::Ready(Event::ServerGone);
+        }
+        let pending = self.out.len();
+        if let Poll::Ready(Err(_)) = poll_write(&mut self.stream, cx, &mut self.out) {
+            return Poll::Ready(Event::ClientGone);
+        }
+        self.written += (pending - self.out.len()) as u64;
+        if self.out.len() < HIGH {
+            match poll_read(&mut conn.stream, cx, &mut conn.down) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Event::ServerGone),
+                Poll::Ready(Ok(_)) => return Poll::Ready(Event::Progress),
+                Poll::Pending => {}
+            }
+        }
+        if !held && conn.up.len() < HIGH {
+            match poll_read(&mut self.stream, cx, &mut self.inbox) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Event::ClientGone),
+                Poll::Ready(Ok(read)) => {
+                    self.read += read as u64;
+                    return Poll::Ready(Event::Progress);
+                }
+                Poll::Pending => {}
+            }
+        }
+        if let Poll::Ready(Some(order)) = self.orders.poll_recv(cx) {
+            return Poll::Ready(Event::Ordered(order));
+        }
+        if conn.poll_cancelled(cx).is_ready() {
+            return Poll::Ready(Event::Progress);
+        }
+        if conn.machine.is_between_transactions() {
+            return stopping.poll(cx).map(|()| Event::Stopping);
+        }
+        Poll::Pending
+    }
+
+    /// The session keeps its server; `false` when too many do.
+    fn pin(&mut self, pins: Pins) -> bool {
+        if self.member.is_pinned() {
+            return true;
+        }
+        if !self.member.pin(true) {
+            let message = "qudag-sidecar: too many sessions keep their servers";
+            let hint = Some(
+                "filters.db.db_pool.max_pinned; LISTEN, temporary tables, session locks and SET keep a server",
+            );
+            ErrorResponse { fatal: true, sqlstate: "53300", message, detail: None, hint }
+                .write(&mut self.out);
+            return false;
+        }
+        self.info.trace.pinned.store(true, Relaxed);
+        self.info.trace.pins.fetch_or(pins.bits(), Relaxed);
+        for reason in pins.labels() {
+            counter!("qudag_sidecar_db_pins_total", "reason" => reason).increment(1);
+        }
+        true
+    }
+
+    /// Refuses the batch that is there.
+    fn refuse(&mut self, error: &FilterError) {
+        self.tapped.refused(error.label());
+        counter!("qudag_sidecar_db_transactions_total", "outcome" => error.label()).increment(1);
+        let (sqlstate, message, hint) = refusal(error);
+        let error =
+            ErrorResponse { fatal: false, sqlstate, message: &message, detail: None, hint: Some(&hint) };
+        self.client.refuse(&self.inbox, &mut self.out, &error);
+    }
+
+    /// The client has cancelled what waits for a server.
+    fn cancelled(&mut self) {
+        self.tapped.refused("cancelled");
+        counter!("qudag_sidecar_db_transactions_total", "outcome" => "cancelled").increment(1);
+        let message = "canceling statement due to user request";
+        let hint = Some("qudag-sidecar: it was waiting for a server");
+        let error = ErrorResponse { fatal: false, sqlstate: "57014", message, detail: None, hint };
+        self.client.refuse(&self.inbox, &mut self.out, &error);
+    }
+
+    /// Tells a client why its session ends.
+    fn ended(&mut self, error: &FilterError) {
+        let (sqlstate, message, hint) = refusal(error);
+        ErrorResponse { fatal: true, sqlstate, message: &message, detail: None, hint: Some(&hint) }
+            .write(&mut self.out);
+    }
+
+    /// Sends what is still to be said and closes.
+    async fn last_words(&mut self) {
+        let said = std::future::poll_fn(|cx| -> Poll<io::Result<()>> {
+            let pending = self.out.len();
+            let written = poll_write(&mut self.stream, cx, &mut self.out);
+            self.written += (pending - self.out.len()) as u64;
+            written
+        });
+        let _ = timeout(LAST_WORDS, said).await;
+        let _ = timeout(LAST_WORDS, tokio::io::AsyncWriteExt::shutdown(&mut self.stream)).await;
+    }
+}
+
+/// How long the server has been busy with a transaction, without the time in which it waited for the client.
+#[derive(Default)]
+struct Busy {
+    total: Duration,
+    since: Option<Instant>,
+}
+
+impl Busy {
+    fn look(&mut self, machine: &crate::session::Server) {
+        match (machine.outstanding() > 0, self.since) {
+            (true, None) => self.since = Some(Instant::now()),
+            (false, Some(since)) => {
+                self.total += since.elapsed();
+                self.since = None;
+            }
+            _ => {}
+        }
+    }
+
+    fn is_running(&self) -> bool {
+        self.since.is_some()
+    }
+
+    fn total(&self) -> Duration {
+        self.total + self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+}
