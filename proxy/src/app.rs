@@ -72,7 +72,8 @@ pub fn run(options: RunOptions) -> Result<(), RunError> {
     let state = StateDir::open(options.state_dir.as_deref()).map_err(RunError::process("state directory"))?;
     let instance_dir =
         state.of_instance(&source.to_string()).map_err(RunError::process("state directory"))?;
-    let boot = Boot::read(&source, &instance_dir)?;
+    let operator = Arc::new(Operator::open(instance_dir.join("operator.json")));
+    let boot = Boot::read(&source, &instance_dir, operator)?;
     let config = &boot.best.0.config;
 
     let telemetry = Telemetry::start(&config.telemetry).map_err(RunError::process("telemetry"))?;
@@ -108,11 +109,13 @@ struct Boot {
     /// The last configuration that worked, where it is not the best one.
     kept: Option<Loaded>,
     refusals: Vec<String>,
+    /// What the operator has switched and set.
+    operator: Arc<Operator>,
 }
 
 impl Boot {
     /// The configuration asked for, else the last one that worked.
-    fn read(source: &Source, instance_dir: &Path) -> Result<Self, RunError> {
+    fn read(source: &Source, instance_dir: &Path, operator: Arc<Operator>) -> Result<Self, RunError> {
         let mut refusals = Vec::new();
         let (origin, kept) = match source {
             Source::Embedded => (ConfigOrigin::Embedded, Ok(None)),
@@ -124,11 +127,23 @@ impl Boot {
             refusals.push(format!("last-known-good: {why}"));
             None
         });
-        match (config::load(source, std::env::vars_os()), kept) {
-            (Ok(asked), kept) => Ok(Self { best: (asked, origin), kept, refusals }),
+        let edits = operator.edits(SystemTime::now());
+        let asked = match config::load_with(source, std::env::vars_os(), &edits) {
+            // Settings of an earlier run that do not fit any more must not keep the sidecar from starting.
+            Err(why) if !edits.is_empty() => {
+                let without = config::load(source, std::env::vars_os());
+                if without.is_ok() {
+                    refusals.extend(why.lines());
+                }
+                without
+            }
+            asked => asked,
+        };
+        match (asked, kept) {
+            (Ok(asked), kept) => Ok(Self { best: (asked, origin), kept, refusals, operator }),
             (Err(failure), Some(kept)) => {
                 refusals.splice(..0, failure.lines());
-                Ok(Self { best: (kept, ConfigOrigin::LastKnownGood), kept: None, refusals })
+                Ok(Self { best: (kept, ConfigOrigin::LastKnownGood), kept: None, refusals, operator })
             }
             (Err(failure), None) => Err(RunError::Config(Box::new(failure))),
         }
@@ -175,7 +190,7 @@ async fn serve(
 ) -> Result<(), RunError> {
     let config = boot.best.0.config.clone();
     let kill_file = Arc::new(KillFile::new(config.flags.kill_file.clone()));
-    let operator = Arc::new(Operator::open(instance_dir.join("operator.json")));
+    let operator = Arc::clone(&boot.operator);
     let disabled = disabled_by(std::env::var(DISABLE_ALL).ok().as_deref());
     let flags = Arc::new(Flags::new(Arc::clone(&kill_file), disabled, Arc::clone(&operator)));
     let resolve: Arc<dyn Resolve> = Arc::new(SystemResolver::new());

@@ -57,7 +57,11 @@ pub(super) async fn guard(State(auth): State<Arc<Auth>>, mut request: Request, n
     counter!("qudag_sidecar_admin_requests_total", &labels).increment(1);
     if change {
         let who = peer.map_or_else(|| "unknown".to_owned(), |peer| peer.to_string());
-        let body = asked.0.get().map_or("", String::as_str);
+        let body = match labels.first() {
+            // What is refused may be a secret that was written where only a reference may be.
+            Some((_, route)) if route == "/settings" && !status.is_success() => "(not shown)",
+            _ => asked.0.get().map_or("", String::as_str),
+        };
         let why = response.extensions().get::<Why>().map_or("", |why| why.0.as_str());
         // As strings, which are logged in quotes: what a client sent must not be able to write a line of its own.
         if status.is_success() {

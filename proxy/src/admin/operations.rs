@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::control::{
-    Applied, CacheRebuild, Control, ControlError, Explanation, Flushed, Override, Readiness, Status,
+    Applied, CacheRebuild, Control, ControlError, Explanation, Flushed, Override, Readiness, SettingStatus,
+    Status,
 };
 
 /// How long an answer waits for a rebuild of the cache to be done.
@@ -58,6 +59,16 @@ pub trait Operations: Clone + Send + Sync + 'static {
     /// # Errors
     /// When peer traffic is not served.
     fn peers(&self) -> Result<Value, ControlError>;
+    /// The database pools.
+    ///
+    /// # Errors
+    /// When there are none.
+    fn db(&self) -> Result<Value, ControlError>;
+    /// Holds transactions of a database, or of all, back, or lets them go on.
+    ///
+    /// # Errors
+    /// When there are no pools of it.
+    fn db_pause(&self, paused: bool, database: Option<&str>) -> Result<Value, ControlError>;
     /// Asks the sidecar's own DNS chain.
     fn dns_lookup(&self, question: &Question) -> impl Future<Output = Result<Value, ControlError>> + Send;
     /// The configuration in force, as YAML without secrets.
@@ -65,6 +76,17 @@ pub trait Operations: Clone + Send + Sync + 'static {
     /// # Errors
     /// When there is none yet.
     fn config_shown(&self, with_origin: bool) -> Result<String, ControlError>;
+    /// The operator's live settings.
+    fn settings(&self) -> Vec<SettingStatus>;
+    /// Lays a value over the configuration.
+    fn set(
+        &self,
+        key: &str,
+        value: &str,
+        ttl: Option<Duration>,
+    ) -> impl Future<Output = Result<Applied, ControlError>> + Send;
+    /// Takes a live setting back, or all of them.
+    fn unset(&self, key: Option<&str>) -> impl Future<Output = Result<Applied, ControlError>> + Send;
     /// Begins the end of the process.
     fn drain(&self);
 }
@@ -150,12 +172,32 @@ impl Operations for Control {
         self.peers().map(json)
     }
 
+    fn db(&self) -> Result<Value, ControlError> {
+        self.db().map(json)
+    }
+
+    fn db_pause(&self, paused: bool, database: Option<&str>) -> Result<Value, ControlError> {
+        self.db_pause(paused, database).map(json)
+    }
+
     async fn dns_lookup(&self, question: &Question) -> Result<Value, ControlError> {
         self.dns_lookup(question).await.map(json)
     }
 
     fn config_shown(&self, with_origin: bool) -> Result<String, ControlError> {
         self.config_shown(with_origin)
+    }
+
+    fn settings(&self) -> Vec<SettingStatus> {
+        self.settings()
+    }
+
+    async fn set(&self, key: &str, value: &str, ttl: Option<Duration>) -> Result<Applied, ControlError> {
+        self.set(key, value, ttl).await
+    }
+
+    async fn unset(&self, key: Option<&str>) -> Result<Applied, ControlError> {
+        self.unset(key).await
     }
 
     fn drain(&self) {

@@ -21,7 +21,9 @@ use super::error::ApiError;
 use super::guard::{guard, may_probe, may_read, may_write};
 use super::operations::{Flush, Operations};
 use super::tap::Taps;
-use crate::control::{Applied, CacheRebuild, Explanation, FilterStatus, Flushed, Override, Status};
+use crate::control::{
+    Applied, CacheRebuild, ControlError, Explanation, FilterStatus, Flushed, Override, Status,
+};
 use crate::telemetry::Metrics;
 
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -51,8 +53,13 @@ pub(super) fn router<C: Operations>(control: C, auth: &Arc<Auth>, metrics: Metri
         .route("/cache", read(auth, cache_stats::<C>))
         .route("/dns/servers", read(auth, dns_servers::<C>))
         .route("/peers", read(auth, peers::<C>))
+        .route("/db", read(auth, db::<C>))
+        .route("/db/pause", change(auth, db_pause::<C>))
+        .route("/db/resume", change(auth, db_resume::<C>))
         .route("/tap/{kind}", read(auth, tap::<C>))
         .route("/bypass", read(auth, bypass_state::<C>).merge(change(auth, bypass::<C>)))
+        .route("/settings", read(auth, settings::<C>).merge(change(auth, set::<C>)))
+        .route("/settings/reset", change(auth, unset::<C>))
         .route("/reload", change(auth, reload::<C>))
         .route("/cache/flush", change(auth, cache_flush::<C>))
         .route("/cache/rebuild", change(auth, cache_rebuild::<C>))
@@ -179,6 +186,58 @@ async fn bypass<C: Operations>(State(api): State<Api<C>>, Wish(wish): Wish<Bypas
     Ok(Json(api.control.bypass(wish.on).await?))
 }
 
+async fn settings<C: Operations>(State(api): State<Api<C>>) -> Json<Value> {
+    Json(json!({ "settings": api.control.settings() }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Set {
+    key: String,
+    /// A text is YAML, as on the command line; anything else is the value itself.
+    value: Value,
+    ttl: Option<Period>,
+}
+
+/// Not the file is to be corrected.
+fn unfit(why: ControlError) -> ApiError {
+    let refused = matches!(why, ControlError::Refused { .. });
+    let error = ApiError::from(why);
+    if refused {
+        error.hint("nothing has changed; `qudag-sidecar config show` shows what is in force")
+    } else {
+        error
+    }
+}
+
+async fn set<C: Operations>(State(api): State<Api<C>>, Wish(wish): Wish<Set>) -> Answer<Applied> {
+    let value = match wish.value {
+        Value::String(text) => text,
+        // JSON is YAML.
+        other => other.to_string(),
+    };
+    let set = api.control.set(&wish.key, &value, ttl(wish.ttl)?).await;
+    Ok(Json(set.map_err(unfit)?))
+}
+
+/// One key, or all of them, which is to be said.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Unset {
+    key: Option<String>,
+    #[serde(default)]
+    all: bool,
+}
+
+async fn unset<C: Operations>(State(api): State<Api<C>>, Wish(wish): Wish<Unset>) -> Answer<Applied> {
+    match (&wish.key, wish.all) {
+        (Some(_), false) | (None, true) => {
+            Ok(Json(api.control.unset(wish.key.as_deref()).await.map_err(unfit)?))
+        }
+        _ => Err(ApiError::bad_request("give a key, or `\"all\": true`")),
+    }
+}
+
 async fn reload<C: Operations>(State(api): State<Api<C>>, _: Wish<Nothing>) -> Answer<Applied> {
     Ok(Json(api.control.reload().await?))
 }
@@ -235,6 +294,25 @@ async fn dns_servers<C: Operations>(State(api): State<Api<C>>) -> Answer<Value> 
 
 async fn peers<C: Operations>(State(api): State<Api<C>>) -> Answer<Value> {
     Ok(Json(api.control.peers()?))
+}
+
+async fn db<C: Operations>(State(api): State<Api<C>>) -> Answer<Value> {
+    Ok(Json(api.control.db()?))
+}
+
+/// All databases where none is named.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Database {
+    database: Option<String>,
+}
+
+async fn db_pause<C: Operations>(State(api): State<Api<C>>, Wish(of): Wish<Database>) -> Answer<Value> {
+    Ok(Json(api.control.db_pause(true, of.database.as_deref())?))
+}
+
+async fn db_resume<C: Operations>(State(api): State<Api<C>>, Wish(of): Wish<Database>) -> Answer<Value> {
+    Ok(Json(api.control.db_pause(false, of.database.as_deref())?))
 }
 
 async fn dns_lookup<C: Operations>(

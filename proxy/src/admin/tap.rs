@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use qudag_filter_common::flow::{FlowFilter, KEYS, Tap};
 use qudag_filter_common::{Audience, Drain, Seat, Seats};
+use qudag_filter_db::TRANSACTIONS;
 use serde::Serialize;
 use serde_json::json;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
@@ -60,7 +61,8 @@ impl Taps {
 
     /// Opens a tap of a kind of traffic. `query` is `KEY=VALUE&KEY!=VALUE…`; see [`FlowFilter`].
     pub(super) fn open(&self, kind: &str, query: Option<&str>) -> Result<Response, ApiError> {
-        let kind = Kinds::NAMES.iter().find(|known| **known == kind).ok_or_else(|| {
+        let mut kinds = Kinds::NAMES.iter().chain([&TRANSACTIONS]);
+        let kind = kinds.find(|known| **known == kind).ok_or_else(|| {
             let problem = format!("no kind of traffic {kind:?}; there are: {}", Kinds::NAMES.join(", "));
             ApiError::new(StatusCode::NOT_FOUND, problem)
         })?;

@@ -173,17 +173,38 @@ Examples:
 Conditions compare what a flow has: client (an address, with or without port, or unix), outcome (ok, timeout, ...), and
   dns   name (and all names below it), type, rcode, source, filter (which one answered), transport, flags, error
   http  method, path, status        rpc  method        peer  listener, route, to, error
-  db    startup, user, database, application, error
+  db    startup, user, database, application, error, transactions, pins; with --transactions statement, text
 Of several for one key one has to hold; of several keys each; those with != all. What comes too fast is counted, not waited for.
 
 Examples:
   qudag-sidecar tap dns
   qudag-sidecar tap dns --filter name=example.com --filter 'outcome!=ok'
-  qudag-sidecar tap rpc --filter client=10.0.0.7 --for 30s --json")]
+  qudag-sidecar tap rpc --filter client=10.0.0.7 --for 30s --json
+  qudag-sidecar tap db --transactions --filter outcome!=ok")]
     Tap {
         /// What to show.
         #[command(flatten)]
         tap: super::tap::TapOptions,
+        /// Which sidecar.
+        #[command(flatten)]
+        target: Target,
+        /// How to print.
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Show what keeps the sidecar busy, again and again: pools, statements by the time that they keep servers busy, who waits
+    #[command(after_help = "\
+Figures are of the time since the look before. A statement is what a transaction begins with, without its values. On a terminal each
+page takes the place of the one before.
+
+Examples:
+  qudag-sidecar top db
+  qudag-sidecar top db --interval 5s
+  qudag-sidecar top db --once --json     one sample, over a second")]
+    Top {
+        /// What to look at.
+        #[command(flatten)]
+        top: super::top::TopOptions,
         /// Which sidecar.
         #[command(flatten)]
         target: Target,
@@ -196,6 +217,27 @@ Examples:
 Example:
   qudag-sidecar peers --json")]
     Peers {
+        /// Which sidecar.
+        #[command(flatten)]
+        target: Target,
+        /// How to print.
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Show pooled database sessions and what they wait for, hold them back, or let them go on
+    #[command(after_help = "\
+Examples:
+  qudag-sidecar db                       pools
+  qudag-sidecar db statements            by the time that they keep servers busy; never with values
+  qudag-sidecar db pause accounts        transactions of this database wait; those under way go on
+  qudag-sidecar db resume                all of them
+  qudag-sidecar db queue --json
+
+With --json everything is printed: pools with their clients, servers and statements.")]
+    Db {
+        /// What to do; `pools` where it is left out.
+        #[command(subcommand)]
+        command: Option<DbCommand>,
         /// Which sidecar.
         #[command(flatten)]
         target: Target,
@@ -284,6 +326,49 @@ Exit code 1 when a file is in the way, missing or wrong.")]
         #[command(flatten)]
         format: Format,
     },
+    /// Lay a value over the configuration file, live: for a while, or until `unset`; also after a restart
+    #[command(after_help = "\
+The value is YAML. It is checked as the file is; what is wrong is refused, and so is what only a restart can change. `status` and
+`config show --origin` show live settings.
+
+Examples:
+  qudag-sidecar set filters.db.db_pool.size=5 --for 10m
+  qudag-sidecar set filters.dns.dns_upstream.servers='[9.9.9.9, 1.1.1.1]'
+  qudag-sidecar set telemetry.log.level=debug --for 30s
+  qudag-sidecar unset filters.db.db_pool.size")]
+    Set {
+        /// The key, such as filters.db.db_pool.size, and the value
+        #[arg(value_name = "KEY=VALUE", value_parser = assignment)]
+        assignment: (String, String),
+        /// For this long only: 30s, 10m, 1h
+        #[arg(long = "for", value_name = "DURATION")]
+        duration: Option<Period>,
+        /// Which sidecar.
+        #[command(flatten)]
+        target: Target,
+        /// How to print.
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Take back what `set` said; the configuration file decides again
+    #[command(after_help = "\
+Examples:
+  qudag-sidecar unset filters.db.db_pool.size
+  qudag-sidecar unset --all")]
+    Unset {
+        /// The key
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        key: Option<String>,
+        /// All of them
+        #[arg(long)]
+        all: bool,
+        /// Which sidecar.
+        #[command(flatten)]
+        target: Target,
+        /// How to print.
+        #[command(flatten)]
+        format: Format,
+    },
     /// Finish the work under way, then stop
     Drain {
         /// Which sidecar.
@@ -317,6 +402,12 @@ Exit code 1 when a file is in the way, missing or wrong.")]
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
     },
+}
+
+/// `KEY=VALUE`
+fn assignment(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    Ok((key.trim().to_owned(), value.to_owned()))
 }
 
 /// `config …`
@@ -398,6 +489,31 @@ pub struct CacheFlush {
     /// All names of one type, such as A, AAAA or TXT
     #[arg(long = "type", value_name = "TYPE")]
     pub rtype: Option<String>,
+}
+
+/// `db …`
+#[derive(Debug, Subcommand)]
+pub enum DbCommand {
+    /// Show connections and transactions of each user and database
+    Pools,
+    /// Show sessions, and what they do
+    Clients,
+    /// Show connections to servers, and what they do
+    Servers,
+    /// Show transactions that wait for a server, and how many may be under way
+    Queue,
+    /// Show statements without their values, by the time that they keep servers busy
+    Statements,
+    /// Hold transactions back; those under way go on
+    Pause {
+        /// Of this database only
+        database: Option<String>,
+    },
+    /// Let them go on
+    Resume {
+        /// Of this database only
+        database: Option<String>,
+    },
 }
 
 /// `dns …`
@@ -504,6 +620,16 @@ mod tests {
             "filters enable x --ttl 5",
             "filters disable x --rollout 5",
             "cache flush --name a --type A",
+            "set",
+            "set filters.db.db_pool.size",
+            "set a=b --for 5",
+            "unset",
+            "unset a --all",
+            "db nonsense",
+            "top",
+            "top dns",
+            "top db --interval 1",
+            "db pause a b",
             "pki init",
             "pki init --dir a --days 0",
             "pki issue a --dir a --days 1 --lifetime 1h",

@@ -125,6 +125,7 @@ mod tests {
                 refused: None,
             },
             capture: None,
+            settings: Vec::new(),
             listeners: vec![
                 listener("dns", "dns", "127.0.0.1:5300"),
                 listener("peer", "inbound-0", "127.0.0.1:4001"),

@@ -13,6 +13,7 @@ mod rebuild;
 mod redirect;
 mod remote;
 mod tap;
+mod top;
 mod view;
 
 use std::process::ExitCode;
@@ -67,11 +68,17 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
             CacheCommand::Flush(flush) => Ask::cache_flush(flush).run(&common, &target, format),
         },
         Command::Peers { target, format } => Ask::peers().run(&common, &target, format),
+        Command::Db { command, target, format } => Ask::db(command).run(&common, &target, format),
         Command::Dns { command, target, format } => Ask::dns(command).run(&common, &target, format),
         Command::Tap { tap: wish, target, format } => tap::run(&wish, &common, &target, format),
+        Command::Top { top: wish, target, format } => top::run(&wish, &common, &target, format),
         Command::Bypass { state, target, format } => bypass::run(state, &common, &target, format),
         Command::Redirect { command, format } => redirect::run(command, &common, format),
         Command::Pki { command, format } => pki::run(command, format),
+        Command::Set { assignment, duration, target, format } => {
+            Ask::set(assignment, duration).run(&common, &target, format)
+        }
+        Command::Unset { key, all: _, target, format } => Ask::unset(key).run(&common, &target, format),
         Command::Drain { target, format } => Ask::drain().run(&common, &target, format),
         Command::Reload { target, format } => Ask::reload().run(&common, &target, format),
         Command::Completions { shell } => local::completions(shell),

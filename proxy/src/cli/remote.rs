@@ -3,7 +3,7 @@
 use qudag_filter_api::{Percent, Period};
 use serde_json::{Map, Value, json};
 
-use super::args::{CacheFlush, Common, DnsCommand, FiltersCommand, FlagsCommand, Format, Target};
+use super::args::{CacheFlush, Common, DbCommand, DnsCommand, FiltersCommand, FlagsCommand, Format, Target};
 use super::exit::{FAILED, Failure};
 use super::{find, output, view};
 use crate::admin::client::{Client, ClientError};
@@ -43,6 +43,21 @@ impl Ask {
     /// `reload`
     pub(super) fn reload() -> Self {
         Self::post("/reload", json!({}), view::applied)
+    }
+
+    /// `set`
+    pub(super) fn set((key, value): (String, String), ttl: Option<Period>) -> Self {
+        let mut body = json!({"key": key, "value": value});
+        if let (Some(ttl), Some(body)) = (ttl, body.as_object_mut()) {
+            body.insert("ttl".to_owned(), json!(ttl));
+        }
+        Self::post("/settings", body, view::applied)
+    }
+
+    /// `unset`: all of them where no key is given.
+    pub(super) fn unset(key: Option<String>) -> Self {
+        let body = key.map_or_else(|| json!({"all": true}), |key| json!({"key": key}));
+        Self::post("/settings/reset", body, view::applied)
     }
 
     /// `drain`
@@ -96,6 +111,21 @@ impl Ask {
     /// `peers`
     pub(super) fn peers() -> Self {
         Self::get("/peers", view::peers)
+    }
+
+    /// `db …`
+    pub(super) fn db(command: Option<DbCommand>) -> Self {
+        let of =
+            |database: Option<String>| database.map_or_else(|| json!({}), |name| json!({"database": name}));
+        match command.unwrap_or(DbCommand::Pools) {
+            DbCommand::Pools => Self::get("/db", view::db_pools),
+            DbCommand::Clients => Self::get("/db", view::db_clients),
+            DbCommand::Servers => Self::get("/db", view::db_servers),
+            DbCommand::Queue => Self::get("/db", view::db_queue),
+            DbCommand::Statements => Self::get("/db", view::db_statements),
+            DbCommand::Pause { database } => Self::post("/db/pause", of(database), view::db_paused),
+            DbCommand::Resume { database } => Self::post("/db/resume", of(database), view::db_paused),
+        }
     }
 
     /// `dns …`
@@ -199,6 +229,14 @@ mod tests {
         assert_eq!(switch(None, None), json!({}));
         let wish = switch(Percent::new(10.0), Some(Period::secs(90)));
         assert_eq!(wish, json!({"rollout": 10, "ttl": "1m 30s"}));
+        let of = |ask: Ask| match ask.method {
+            Method::Post(body) => body,
+            Method::Get => panic!(),
+        };
+        let set = Ask::set(("a.b".into(), "5".into()), Some(Period::secs(90)));
+        assert_eq!(of(set), json!({"key": "a.b", "value": "5", "ttl": "1m 30s"}));
+        assert_eq!(of(Ask::unset(None)), json!({"all": true}));
+        assert_eq!(of(Ask::unset(Some("a".into()))), json!({"key": "a"}));
         let flush = CacheFlush { name: None, suffix: Some("a".into()), rtype: None };
         let Method::Post(body) = Ask::cache_flush(flush).method else { panic!() };
         assert_eq!(body, json!({"suffix": "a"}));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use qudag_filter_api::Period;
+use qudag_filter_db::TRANSACTIONS;
 use serde_json::Value;
 
 use super::args::{Common, Format, Target};
@@ -19,6 +20,9 @@ use crate::resolve::SystemResolver;
 pub struct TapOptions {
     /// The kind of traffic: dns, peer, rpc, http or db
     kind: String,
+    /// The transactions of pooled sessions, and not the sessions; for db
+    #[arg(long)]
+    transactions: bool,
     /// Only flows of which this holds: KEY=VALUE or KEY!=VALUE; may be given several times
     #[arg(long, value_name = "CONDITION")]
     filter: Vec<String>,
@@ -55,8 +59,18 @@ fn path(tap: &TapOptions) -> Result<String, Failure> {
             return Err(Failure::new(FAILED, problem).hint("one word of letters, digits and . _ - : / [ ]"));
         }
     }
+    if tap.transactions && tap.kind != "db" {
+        return Err(
+            Failure::new(FAILED, format!("{} has no transactions", tap.kind)).hint("tap db --transactions")
+        );
+    }
     let query = tap.filter.join("&");
-    Ok(format!("/tap/{}{}{query}", tap.kind, if query.is_empty() { "" } else { "?" }))
+    Ok(format!("/tap/{}{}{query}", stream(tap), if query.is_empty() { "" } else { "?" }))
+}
+
+/// What is tapped.
+fn stream(tap: &TapOptions) -> &str {
+    if tap.transactions { TRANSACTIONS } else { &tap.kind }
 }
 
 async fn follow(tap: &TapOptions, path: &str, client: &Client, format: Format) -> Result<(), Failure> {
@@ -115,7 +129,7 @@ impl Shown {
             json: format.json,
             colour: output::colour_on_stdout(),
             limit: tap.limit.unwrap_or(u64::MAX),
-            table: view::FlowTable::of(&tap.kind),
+            table: view::FlowTable::of(stream(tap)),
             flows: 0,
             lost: 0,
         }
@@ -150,7 +164,7 @@ mod tests {
 
     fn tap(kind: &str, filter: &[&str]) -> TapOptions {
         let filter = filter.iter().map(|condition| (*condition).to_owned()).collect();
-        TapOptions { kind: kind.to_owned(), filter, limit: None, duration: None }
+        TapOptions { kind: kind.to_owned(), transactions: false, filter, limit: None, duration: None }
     }
 
     #[test]
@@ -161,6 +175,9 @@ mod tests {
             path(&tap("dns", &conditions)).ok().unwrap(),
             "/tap/dns?name=example.com&outcome!=ok&client=[::1]:53"
         );
+        let transactions = |kind| TapOptions { transactions: true, ..tap(kind, &["outcome!=ok"]) };
+        assert_eq!(path(&transactions("db")).ok().unwrap(), "/tap/db_transactions?outcome!=ok");
+        assert!(path(&transactions("dns")).is_err());
         for (kind, condition) in
             [("", "a=b"), ("d/x", "a=b"), ("dns", "a=b&c=d"), ("dns", "a=b c"), ("dns", "ä=b")]
         {

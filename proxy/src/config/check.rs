@@ -102,6 +102,16 @@ fn loops(config: &Config) -> Vec<ConfigError> {
         let at = root.key("listeners").key("postgres").key("server");
         errors.push(own(at, &listener.server, "listeners.postgres.bind"));
     }
+    if let Some(listener) = &config.listeners.postgres
+        && config.filters.db.db_pool.enabled
+        && !listener.auth.knows_users()
+    {
+        let at = root.key("listeners").key("postgres").key("auth");
+        let error = at.error("with `filters.db.db_pool` the sidecar lets clients in, and knows no users");
+        errors.push(error.hint(
+            "`users`, a file as PgBouncer's auth_file; `query_user`, to ask the server; or `method: trust`",
+        ));
+    }
     errors
 }
 

@@ -11,7 +11,7 @@ use super::yaml;
 /// What every overriding variable begins with. The keys follow, separated by `__`.
 pub const PREFIX: &str = "QUDAG_SIDECAR__";
 /// The longest value, in bytes.
-const LONGEST_VALUE: usize = 64 << 10;
+pub(super) const LONGEST_VALUE: usize = 64 << 10;
 
 /// Merges the variables into the tree, shorter paths first, so that a variable for a section does not undo one for a key in
 /// it. The value is YAML; an element of a list is named by its position from 0.
@@ -40,21 +40,27 @@ where
         }
     }
     for (path, (name, value)) in wanted {
-        if let Err(problem) = set(tree, &path, &name, &value) {
+        if let Err(problem) = set(tree, &path, &Origin::Env(name), &value) {
             problems.push(*problem);
         }
     }
     problems
 }
 
-fn set(tree: &mut Node, path: &[String], name: &Arc<str>, value: &OsString) -> Result<(), Box<Problem>> {
-    let origin = Origin::Env(Arc::clone(name));
-    let fail = |message: &str| Box::new(Problem::new(path.to_vec(), message).at(&origin));
+/// Sets what is at a path to a value in YAML that comes from `origin`.
+pub(super) fn set(
+    tree: &mut Node,
+    path: &[String],
+    origin: &Origin,
+    value: &OsString,
+) -> Result<(), Box<Problem>> {
+    let fail = |message: &str| Box::new(Problem::new(path.to_vec(), message).at(origin));
     let value = value.to_str().ok_or_else(|| fail("the value is not UTF-8"))?;
     if value.len() > LONGEST_VALUE {
         return Err(fail("the value is longer than 64 KiB"));
     }
-    let new = parse(value, name).map_err(|problem| Box::new(Problem { path: path.join("."), ..*problem }))?;
+    let new =
+        parse(value, origin).map_err(|problem| Box::new(Problem { path: path.join("."), ..*problem }))?;
     let mut node = tree;
     for (depth, step) in path.iter().enumerate() {
         let index = step.parse::<usize>().ok();
@@ -96,17 +102,16 @@ fn set(tree: &mut Node, path: &[String], name: &Arc<str>, value: &OsString) -> R
     Ok(())
 }
 
-/// The value of a variable: YAML, except that an IPv6 address needs no quotes here.
-fn parse(value: &str, name: &Arc<str>) -> Result<Node, Box<Problem>> {
-    let origin = || Origin::Env(Arc::clone(name));
+/// A value from elsewhere: YAML, except that an IPv6 address needs no quotes here.
+fn parse(value: &str, origin: &Origin) -> Result<Node, Box<Problem>> {
     if value.starts_with('[') && value.contains("]:") {
-        return Ok(Node::new(Value::Text(value.to_owned()), origin()));
+        return Ok(Node::new(Value::Text(value.to_owned()), origin.clone()));
     }
-    let (node, problems) = yaml::read(value, Some(name));
+    let (node, problems) = yaml::read(value, Some(origin));
     match (node, problems.into_iter().next()) {
         (_, Some(problem)) => Err(Box::new(problem)),
         (Some(node), None) => Ok(node),
-        (None, None) => Ok(Node::new(Value::Null, origin())),
+        (None, None) => Ok(Node::new(Value::Null, origin.clone())),
     }
 }
 

@@ -1,4 +1,4 @@
-//! From a file, or the embedded defaults, and the environment to a checked configuration.
+//! From a file, or the embedded defaults, the environment and live settings to a checked configuration.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -13,7 +13,7 @@ use super::problem::{ConfigFailure, Problem};
 use super::root::{Config, Version};
 use super::tree::{Entry, Node, Origin, Value};
 use super::typed::{MOST_PROBLEMS, Typed, typed};
-use super::{env, yaml};
+use super::{Edit, edits, env, yaml};
 
 /// The configuration that is used when no file is given.
 pub const QUICKSTART: &str = include_str!("../../../configs/quickstart.yaml");
@@ -88,7 +88,7 @@ impl fmt::Display for Source {
 pub struct Loaded {
     /// The configuration, defaults included.
     pub config: Config,
-    /// What the file and the environment say.
+    /// What the file, the environment and the operator say.
     pub tree: Node,
     /// The file's text.
     pub text: String,
@@ -96,15 +96,18 @@ pub struct Loaded {
     pub source: Source,
     /// BLAKE3 of the text, hexadecimal.
     pub fingerprint: String,
+    /// What the operator has laid over it.
+    pub edits: Vec<Edit>,
 }
 
 impl Loaded {
-    /// Who sets the value at a path: `FILE:LINE`, `env NAME`, or nobody.
+    /// Who sets the value at a path: `FILE:LINE`, `env NAME`, `set` by the operator, or nobody.
     pub fn mentioned<S: AsRef<str>>(&self, path: &[S]) -> Option<String> {
         let path: Vec<String> = path.iter().map(|key| key.as_ref().to_owned()).collect();
         let found = self.tree.find(&path)?;
         Some(match found.key.unwrap_or(&found.node.origin) {
             Origin::Env(name) => format!("env {name}"),
+            Origin::Operator => "set".to_owned(),
             Origin::File(place) => format!("{}:{}", self.source, place.line),
         })
     }
@@ -125,7 +128,20 @@ where
     K: Into<OsString>,
     V: Into<OsString>,
 {
-    load_text(source, source.read()?, variables)
+    load_with(source, variables, &[])
+}
+
+/// Reads and checks a configuration with what the operator lays over it.
+///
+/// # Errors
+/// Every problem, with its place.
+pub fn load_with<I, K, V>(source: &Source, variables: I, edits: &[Edit]) -> Result<Loaded, ConfigFailure>
+where
+    I: IntoIterator<Item = (K, V)>,
+    K: Into<OsString>,
+    V: Into<OsString>,
+{
+    load_text_with(source, source.read()?, variables, edits)
 }
 
 /// Checks the text of a configuration that came from `source`.
@@ -138,11 +154,29 @@ where
     K: Into<OsString>,
     V: Into<OsString>,
 {
+    load_text_with(source, text, variables, &[])
+}
+
+/// Checks the text of a configuration with what the operator lays over it.
+///
+/// # Errors
+/// Every problem, with its place.
+pub fn load_text_with<I, K, V>(
+    source: &Source,
+    text: String,
+    variables: I,
+    edits: &[Edit],
+) -> Result<Loaded, ConfigFailure>
+where
+    I: IntoIterator<Item = (K, V)>,
+    K: Into<OsString>,
+    V: Into<OsString>,
+{
     let variables = variables.into_iter().map(|(name, value)| (name.into(), value.into()));
-    match evaluate(&text, variables) {
+    match evaluate(&text, variables, edits) {
         Ok((config, tree)) => {
             let fingerprint = blake3::hash(text.as_bytes()).to_hex().to_string();
-            Ok(Loaded { config, tree, text, source: source.clone(), fingerprint })
+            Ok(Loaded { config, tree, text, source: source.clone(), fingerprint, edits: edits.to_vec() })
         }
         Err(mut problems) => {
             problems.sort_by_key(Problem::order);
@@ -163,10 +197,12 @@ pub fn parse(text: &str) -> Result<Loaded, ConfigFailure> {
 fn evaluate(
     text: &str,
     variables: impl Iterator<Item = (OsString, OsString)>,
+    edits: &[Edit],
 ) -> Result<(Config, Node), Vec<Problem>> {
     let (tree, mut problems) = yaml::read(text, None);
     let Some(mut tree) = tree else { return Err(problems) };
     problems.extend(env::merge(&mut tree, variables));
+    problems.extend(edits::merge(&mut tree, edits));
     let whole = tree.clone();
     problems.extend(version(&mut tree));
     let Typed { value, problems: wrong_values, wrong } = typed::<Config>(&mut tree, text);

@@ -22,6 +22,9 @@ pub struct Problem {
     pub length: Option<usize>,
     /// The environment variable, where one has set the key.
     pub variable: Option<String>,
+    /// Whether the operator has set the key while the sidecar runs.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub operator: bool,
     /// The value seen; never that of a secret.
     pub value: Option<String>,
     /// What is wrong.
@@ -50,6 +53,7 @@ impl Problem {
                 self.place = Some(*place);
             }
             Origin::Env(name) => self.variable = Some(name.to_string()),
+            Origin::Operator => self.operator = true,
         }
         self
     }
@@ -117,6 +121,7 @@ impl ConfigFailure {
     fn line(&self, f: &mut fmt::Formatter<'_>, problem: &Problem) -> fmt::Result {
         match (&problem.variable, problem.line, problem.column) {
             (Some(variable), ..) => write!(f, "environment variable {variable}: ")?,
+            _ if problem.operator => f.write_str("live setting: ")?,
             (None, Some(line), Some(column)) => write!(f, "{}:{line}:{column}: ", self.source)?,
             _ => write!(f, "{}: ", self.source)?,
         }
@@ -213,6 +218,8 @@ impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(variable) = &self.problem.variable {
             write!(f, "environment variable {variable}: ")?;
+        } else if self.problem.operator {
+            f.write_str("live setting: ")?;
         }
         f.write_str(&self.problem.sentence())
     }

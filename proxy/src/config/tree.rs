@@ -24,6 +24,8 @@ pub enum Origin {
     File(Place),
     /// The environment variable of this name.
     Env(Arc<str>),
+    /// The operator, while the sidecar runs.
+    Operator,
 }
 
 impl Origin {
@@ -31,7 +33,7 @@ impl Origin {
     pub fn place(&self) -> Option<Place> {
         match self {
             Self::File(place) => Some(*place),
-            Self::Env(_) => None,
+            Self::Env(_) | Self::Operator => None,
         }
     }
 }

@@ -1,7 +1,6 @@
 //! From YAML text to the [tree](super::tree), with bounds on size, depth and aliases.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use granit_parser::{ErrorKind, Event, Marker, Parser, ScalarStyle, Span};
 
@@ -18,11 +17,11 @@ const MOST_NODES: usize = 50_000;
 /// Reads one YAML document. A problem that does not hinder reading on (a key that is written twice) leaves a tree; a
 /// syntax error leaves none.
 ///
-/// With the name of an environment variable, everything is marked as coming from it.
-pub(super) fn read(text: &str, variable: Option<&Arc<str>>) -> (Option<Node>, Vec<Problem>) {
+/// With an origin, everything is marked as coming from there; otherwise from its place in the text.
+pub(super) fn read(text: &str, elsewhere: Option<&Origin>) -> (Option<Node>, Vec<Problem>) {
     let mut reader = Reader {
         text,
-        variable,
+        elsewhere,
         open: Vec::new(),
         anchors: HashMap::new(),
         nodes: 0,
@@ -57,7 +56,7 @@ enum Inside {
 
 struct Reader<'a> {
     text: &'a str,
-    variable: Option<&'a Arc<str>>,
+    elsewhere: Option<&'a Origin>,
     open: Vec<Open>,
     anchors: HashMap<usize, Node>,
     nodes: usize,
@@ -191,10 +190,7 @@ impl Reader<'_> {
             self.anchors.insert(anchor, node.clone());
         }
         let path = self.path();
-        let origin = |variable: Option<&Arc<str>>, place| match variable {
-            Some(name) => Origin::Env(Arc::clone(name)),
-            None => Origin::File(place),
-        };
+        let origin = |elsewhere: Option<&Origin>, place| elsewhere.cloned().unwrap_or(Origin::File(place));
         match self.open.last_mut() {
             None => self.root = Some(node),
             Some(Open { inside: Inside::List(items), .. }) => items.push(node),
@@ -202,7 +198,7 @@ impl Reader<'_> {
                 let Some((key, place)) = key.take() else {
                     return Err(self.fatal(at, "an alias cannot be a key", Some("write a name".to_owned())));
                 };
-                let key_origin = origin(self.variable, place);
+                let key_origin = origin(self.elsewhere, place);
                 if at.bytes == 0 && node.value == Value::Null {
                     // Nothing was written; the key is the best place for it.
                     node.origin = key_origin.clone();
@@ -249,10 +245,7 @@ impl Reader<'_> {
     }
 
     fn origin(&self, place: Place) -> Origin {
-        match self.variable {
-            Some(name) => Origin::Env(Arc::clone(name)),
-            None => Origin::File(place),
-        }
+        self.elsewhere.cloned().unwrap_or(Origin::File(place))
     }
 
     fn place(&self, start: Marker, end: Marker) -> Place {

@@ -1,8 +1,10 @@
 //! What an operator can see and do, whichever way the wish arrives: admin API, signal or file watch.
 
 mod bypass;
+mod db;
 mod lookup;
 mod operate;
+mod settings;
 
 use std::time::{Duration, SystemTime};
 
@@ -13,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use crate::redirect::RulesStatus;
 
 pub use bypass::BypassState;
+pub use db::Paused;
 pub use lookup::{LookedUp, TracedFilter};
 pub use operate::{Control, OnAdopted, Parts};
+pub use settings::SettingStatus;
 
 /// The state of the sidecar, as `status` shows it.
 #[derive(Clone, Debug, Serialize)]
@@ -39,6 +43,8 @@ pub struct Status {
     pub config: ConfigStatus,
     /// The capture of the node's connections; `null` without `listeners.peer.capture`.
     pub capture: Option<CaptureState>,
+    /// What the operator has laid over the configuration.
+    pub settings: Vec<SettingStatus>,
     /// The listeners with their real addresses.
     pub listeners: Vec<ListenerStatus>,
     /// The filters of every kind, in the order in which they run.
@@ -192,6 +198,9 @@ pub struct Applied {
     /// The filters that the change names, with their switch in force now.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub filters: Vec<FilterStatus>,
+    /// The live settings that there are now, after a change of one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<SettingStatus>,
     /// What the operator should know: a higher layer keeps the filter off, for instance.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,

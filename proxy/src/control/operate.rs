@@ -26,6 +26,8 @@ use crate::redirect::Keeper;
 /// How often files are looked at, should the kernel not tell that they changed.
 const CONFIG_POLL: Duration = Duration::from_secs(1);
 const KILL_FILE_POLL: Duration = Duration::from_millis(200);
+/// How long live settings that do not fit are left alone.
+const SETTINGS_AGAIN: Duration = Duration::from_secs(10);
 /// How long a flush waits for the word that it has reached the fleet. It goes on without it.
 const FLEET_FLUSH: Duration = Duration::from_millis(500);
 /// A file that was written to a moment ago may not be complete.
@@ -52,7 +54,7 @@ pub(super) struct Inner {
     refused: ArcSwapOption<Refusal>,
     on_adopted: OnAdopted,
     /// Held from reading the configuration until it is in force, so that what was read last is what stays.
-    reloading: tokio::sync::Mutex<()>,
+    pub(super) reloading: tokio::sync::Mutex<()>,
     pub(super) stop: CancellationToken,
 }
 
@@ -152,6 +154,7 @@ impl Control {
                 refused: self.0.refused.load().as_deref().cloned(),
             },
             capture: self.capture_state(),
+            settings: self.settings(),
             listeners: self.0.manager.listeners(),
             filters: generation.switches.statuses().collect(),
         }
@@ -211,7 +214,9 @@ impl Control {
             self.record_refusal(problems.clone());
             ControlError::Refused { generation: before.number, problems }
         };
-        let loaded = config::load(&self.0.source, std::env::vars_os()).map_err(|why| refuse(why.lines()))?;
+        let loaded =
+            config::load_with(&self.0.source, std::env::vars_os(), &self.0.operator.edits(SystemTime::now()))
+                .map_err(|why| refuse(why.lines()))?;
         let origin = match self.0.source {
             Source::File(_) => ConfigOrigin::File,
             Source::Embedded => ConfigOrigin::Embedded,
@@ -226,6 +231,7 @@ impl Control {
             changed: true,
             took_ms: millis(start),
             filters: Vec::new(),
+            settings: Vec::new(),
             notes: Vec::new(),
         })
     }
@@ -252,6 +258,7 @@ impl Control {
             changed: generation != before,
             took_ms: millis(start),
             filters,
+            settings: Vec::new(),
             notes: Vec::new(),
         })
     }
@@ -475,7 +482,7 @@ impl Control {
         self.0.stop.cancelled().await;
     }
 
-    fn not_draining(&self) -> Result<(), ControlError> {
+    pub(super) fn not_draining(&self) -> Result<(), ControlError> {
         if self.0.stop.is_cancelled() {
             return Err(ControlError::Unavailable("the sidecar is draining".to_owned()));
         }
@@ -525,8 +532,10 @@ impl Control {
         }
     }
 
-    /// Ends overrides in time. Never returns.
+    /// Ends overrides and live settings in time. Never returns.
     pub async fn follow_expiry(&self) {
+        // When settings that could not be taken over are tried again.
+        let mut again = Instant::now();
         loop {
             let now = SystemTime::now();
             let ended = self.0.operator.expire(now);
@@ -534,8 +543,15 @@ impl Control {
                 tracing::warn!(%why, "an ended override cannot be removed from the file");
             }
             if !matches!(ended, Ok(false)) {
-                tracing::info!("an override has ended");
+                tracing::info!("what the operator set has ended");
                 self.reswitch_or_log().await;
+                again = Instant::now();
+            }
+            if self.edits_differ() && Instant::now() >= again {
+                again = Instant::now() + SETTINGS_AGAIN;
+                if let Err(why) = self.renew_edits().await {
+                    tracing::warn!(%why, "live settings do not fit the configuration in force");
+                }
             }
             let next = self.0.operator.next_end().and_then(|end| end.duration_since(now).ok());
             // New overrides may come at any time, and the clock may be set.
@@ -556,6 +572,6 @@ fn full_name(slot: &SlotInfo) -> String {
     format!("{}.{}", slot.kind, slot.filter)
 }
 
-fn millis(since: Instant) -> f64 {
+pub(super) fn millis(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }

@@ -1,4 +1,4 @@
-//! The operator's own switches: overrides with or without an end, and the bypass. They survive a
+//! The operator's own switches and settings: overrides with or without an end, live settings, and the bypass. They survive a
 //! restart, so that what was switched off at night stays off.
 
 use std::collections::BTreeMap;
@@ -11,6 +11,7 @@ use qudag_filter_api::Percent;
 use serde::{Deserialize, Serialize};
 
 use super::{Layer, Opinion, Question};
+use crate::config::Edit;
 use crate::control::Override;
 use crate::state_dir::write_atomically;
 
@@ -26,18 +27,44 @@ struct StoredOverride {
 
 impl StoredOverride {
     fn expires(&self) -> Option<SystemTime> {
-        self.expires_ms.map(|ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms))
+        end(self.expires_ms)
     }
 
     fn is_over(&self, now: SystemTime) -> bool {
-        self.expires().is_some_and(|end| end <= now)
+        is_over(self.expires_ms, now)
     }
+}
+
+/// A live setting as it is stored, by its key.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct StoredSetting {
+    /// In YAML.
+    value: String,
+    /// When it ends, milliseconds since the Unix epoch.
+    expires_ms: Option<u64>,
+}
+
+fn end(expires_ms: Option<u64>) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(expires_ms?))
+}
+
+fn is_over(expires_ms: Option<u64>, now: SystemTime) -> bool {
+    end(expires_ms).is_some_and(|end| end <= now)
+}
+
+/// The time after a while, as it is stored.
+fn after(ttl: Option<Duration>) -> Option<u64> {
+    let end = SystemTime::now().checked_add(ttl?)?;
+    let since = end.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    Some(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Stored {
     bypass: bool,
     overrides: BTreeMap<String, StoredOverride>,
+    #[serde(default)]
+    settings: BTreeMap<String, StoredSetting>,
 }
 
 /// The operator's switches, kept in a file.
@@ -93,10 +120,7 @@ impl Operator {
     /// # Errors
     /// When the file cannot be written.
     pub fn set(&self, full_name: &str, wish: Override) -> io::Result<()> {
-        let expires = wish.ttl.and_then(|ttl| SystemTime::now().checked_add(ttl));
-        let expires_ms = expires
-            .and_then(|end| end.duration_since(SystemTime::UNIX_EPOCH).ok())
-            .map(|end| u64::try_from(end.as_millis()).unwrap_or(u64::MAX));
+        let expires_ms = after(wish.ttl);
         let mut stored = self.lock();
         let value = StoredOverride { enabled: wish.enabled, rollout: wish.rollout, expires_ms };
         stored.overrides.insert(full_name.to_owned(), value);
@@ -116,20 +140,59 @@ impl Operator {
         Ok(was)
     }
 
-    /// When the next override ends.
-    pub fn next_end(&self) -> Option<SystemTime> {
-        self.lock().overrides.values().filter_map(StoredOverride::expires).min()
+    /// The live settings that hold at a time, by key, and when each ends.
+    pub fn settings(&self, now: SystemTime) -> Vec<(Edit, Option<SystemTime>)> {
+        let stored = self.lock();
+        let alive = stored.settings.iter().filter(|(_, setting)| !is_over(setting.expires_ms, now));
+        let edit = |(key, setting): (&String, &StoredSetting)| {
+            (Edit { key: key.clone(), value: setting.value.clone() }, end(setting.expires_ms))
+        };
+        alive.map(edit).collect()
     }
 
-    /// Removes overrides that have ended. Returns whether there were any.
+    /// The same without their ends.
+    pub fn edits(&self, now: SystemTime) -> Vec<Edit> {
+        self.settings(now).into_iter().map(|(edit, _)| edit).collect()
+    }
+
+    /// Keeps a live setting. It holds even when it cannot be stored.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_setting(&self, edit: Edit, ttl: Option<Duration>) -> io::Result<()> {
+        let mut stored = self.lock();
+        stored.settings.insert(edit.key, StoredSetting { value: edit.value, expires_ms: after(ttl) });
+        self.save(&stored)
+    }
+
+    /// Forgets the live setting of a key, or all of them.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn clear_settings(&self, key: Option<&str>) -> io::Result<()> {
+        let mut stored = self.lock();
+        stored.settings.retain(|known, _| key.is_some_and(|key| key != known));
+        self.save(&stored)
+    }
+
+    /// When the next override or setting ends.
+    pub fn next_end(&self) -> Option<SystemTime> {
+        let stored = self.lock();
+        let settings = stored.settings.values().filter_map(|setting| end(setting.expires_ms));
+        stored.overrides.values().filter_map(StoredOverride::expires).chain(settings).min()
+    }
+
+    /// Removes overrides and settings that have ended. Returns whether there were any.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn expire(&self, now: SystemTime) -> io::Result<bool> {
         let mut stored = self.lock();
-        let before = stored.overrides.len();
+        let count = |stored: &Stored| stored.overrides.len() + stored.settings.len();
+        let before = count(&stored);
         stored.overrides.retain(|_, value| !value.is_over(now));
-        let gone = stored.overrides.len() != before;
+        stored.settings.retain(|_, setting| !is_over(setting.expires_ms, now));
+        let gone = count(&stored) != before;
         if gone {
             self.save(&stored)?;
         }
@@ -180,6 +243,23 @@ mod tests {
         assert!(again.clear("dns.hosts").unwrap());
         assert!(!again.clear("dns.hosts").unwrap());
 
+        let edit = |value: &str| Edit::new("filters.db.db_pool.size", value).unwrap();
+        operator.set_setting(edit("7"), None).unwrap();
+        operator.set_setting(edit("5"), Some(Duration::from_secs(5))).unwrap();
+        operator.set_setting(Edit::new("node.name", "a").unwrap(), None).unwrap();
+        let now = SystemTime::now();
+        let again = Operator::open(file.clone());
+        assert_eq!(again.edits(now), [edit("5"), Edit::new("node.name", "a").unwrap()]);
+        let later = now + Duration::from_secs(6);
+        assert_eq!(again.edits(later).len(), 1);
+        assert!(again.next_end().is_some_and(|end| end < later));
+        assert!(again.expire(later).unwrap() && !again.expire(later).unwrap());
+        again.clear_settings(None).unwrap();
+        assert!(Operator::open(file.clone()).settings(now).is_empty());
+
+        // As an earlier version wrote it.
+        std::fs::write(&file, br#"{"bypass": true, "overrides": {}}"#).unwrap();
+        assert!(Operator::open(file.clone()).bypassed());
         std::fs::write(&file, b"{").unwrap();
         assert!(!Operator::open(file).bypassed());
     }

@@ -79,7 +79,8 @@ pub const CATALOGUE: &[Metric] = &[
     counter(
         "qudag_sidecar_rate_limited_total",
         &["kind", "scope"],
-        "Requests refused by rate_limit, over the rate of one client (scope=client) or of all (scope=total).",
+        "Requests refused by rate_limit, over the rate of one client (scope=client) or of all (scope=total); transactions of \
+         a database, a user or with a statement (scope=database, user, statement).",
     ),
     gauge(
         "qudag_sidecar_breaker_open",
@@ -416,6 +417,81 @@ pub const CATALOGUE: &[Metric] = &[
         "qudag_sidecar_db_startup_packets_total",
         &["packet"],
         "Start-up packets of database clients, by what they ask for.",
+    ),
+    counter(
+        "qudag_sidecar_db_auth_queries_total",
+        &["outcome"],
+        "Questions to the PostgreSQL server for the secret of a user, by outcome.",
+    ),
+    counter(
+        "qudag_sidecar_db_auth_reloads_total",
+        &["file", "outcome"],
+        "Readings of the files with PostgreSQL users, certificate or authorities, by outcome.",
+    ),
+    counter(
+        "qudag_sidecar_db_connects_total",
+        &["outcome"],
+        "Attempts to log in at the database server: ok, refused by the server, or failed.",
+    ),
+    counter(
+        "qudag_sidecar_db_servers_closed_total",
+        &["reason"],
+        "Pooled connections to the database server that were closed, by why.",
+    ),
+    counter(
+        "qudag_sidecar_db_transactions_total",
+        &["outcome"],
+        "Transactions of pooled sessions: ok, ended with their session, or the error that they were refused with.",
+    ),
+    counter(
+        "qudag_sidecar_db_sheds_total",
+        &["reason"],
+        "Transactions that got no server in time or were refused early, by why.",
+    ),
+    counter(
+        "qudag_sidecar_db_pins_total",
+        &["reason"],
+        "Sessions that began to keep their server between transactions, by why.",
+    ),
+    histogram(
+        "qudag_sidecar_db_queue_wait_seconds",
+        &[],
+        "How long transactions waited for a server that did not get one at once.",
+    ),
+    histogram(
+        "qudag_sidecar_db_busy_seconds",
+        &[],
+        "How long a server was busy with a transaction, without waiting for its client.",
+    ),
+    gauge(
+        "qudag_sidecar_db_pool_servers",
+        &["database", "user", "state"],
+        "Connections to the server of a user and database: active, idle, connecting.",
+    ),
+    gauge(
+        "qudag_sidecar_db_pool_sessions",
+        &["database", "user", "state"],
+        "Pooled sessions of a user and database: pooled, or pinned to their server.",
+    ),
+    gauge(
+        "qudag_sidecar_db_pool_size",
+        &["database", "user"],
+        "The most connections of a user and database.",
+    ),
+    gauge(
+        "qudag_sidecar_db_pool_limit",
+        &["database", "user"],
+        "How many transactions may be under way by the adaptive limit, enforced or not.",
+    ),
+    gauge(
+        "qudag_sidecar_db_queue_depth",
+        &["database", "user"],
+        "Transactions that wait for a server of a user and database.",
+    ),
+    gauge(
+        "qudag_sidecar_db_queue_oldest_seconds",
+        &["database", "user"],
+        "How long the oldest of them has waited.",
     ),
     // Configuration and control.
     gauge("qudag_sidecar_build_info", &["version"], "Always 1; the version is in the label."),

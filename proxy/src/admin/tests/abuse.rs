@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::{Answer, Headers, Server};
 
-const READS: [&str; 9] = [
+const READS: [&str; 11] = [
     "/version",
     "/status",
     "/config",
@@ -17,8 +17,10 @@ const READS: [&str; 9] = [
     "/bypass",
     "/dns/servers",
     "/peers",
+    "/db",
+    "/settings",
 ];
-const CHANGES: [&str; 9] = [
+const CHANGES: [&str; 13] = [
     "/reload",
     "/bypass",
     "/cache/flush",
@@ -27,6 +29,10 @@ const CHANGES: [&str; 9] = [
     "/filters/dns_cache/disable",
     "/filters/dns_cache/reset",
     "/dns/lookup",
+    "/db/pause",
+    "/db/resume",
+    "/settings",
+    "/settings/reset",
     "/drain",
 ];
 
@@ -168,7 +174,8 @@ async fn paths_are_exact() {
 async fn methods_are_exact_and_a_get_changes_nothing() {
     let server = Server::start("127.0.0.1:0").await;
     for route in CHANGES {
-        if route == "/bypass" {
+        // These may be read and changed.
+        if ["/bypass", "/settings"].contains(&route) {
             continue;
         }
         for method in ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE"] {
@@ -181,14 +188,17 @@ async fn methods_are_exact_and_a_get_changes_nothing() {
         }
     }
     for route in READS {
-        if route == "/bypass" {
+        // These may be read and changed.
+        if ["/bypass", "/settings"].contains(&route) {
             continue;
         }
         let answer = server.send(&format!("POST {route}"), "{}", |_| ()).await;
         assert_eq!((answer.status, answer.has("allow: get,head")), (405, true), "{route}: {answer:?}");
     }
-    let answer = server.send("DELETE /bypass", "", |_| ()).await;
-    assert_eq!((answer.status, answer.has("allow: get,head,post")), (405, true), "{answer:?}");
+    for route in ["/bypass", "/settings"] {
+        let answer = server.send(&format!("DELETE {route}"), "", |_| ()).await;
+        assert_eq!((answer.status, answer.has("allow: get,head,post")), (405, true), "{answer:?}");
+    }
     assert_eq!(server.send("GET /bypass", "", |_| ()).await.json(), json!({"bypass": false}));
     let body =
         server.send("GET /status", "{}", |headers| drop(headers.insert("content-length", "2".into()))).await;

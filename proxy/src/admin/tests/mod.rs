@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Auth, Flush, Operations, Role, serve};
 use crate::control::{
     Applied, CacheRebuild, ConfigOrigin, ConfigStatus, ControlError, Explanation, FilterStatus, Flushed,
-    ListenerStatus, Override, Readiness, Status,
+    ListenerStatus, Override, Readiness, SettingStatus, Status,
 };
 use crate::resolve::SystemResolver;
 use crate::telemetry::Metrics;
@@ -43,7 +43,14 @@ impl Double {
 }
 
 fn applied() -> Applied {
-    Applied { generation: 2, changed: true, took_ms: 0.5, filters: Vec::new(), notes: Vec::new() }
+    Applied {
+        generation: 2,
+        changed: true,
+        took_ms: 0.5,
+        filters: Vec::new(),
+        settings: Vec::new(),
+        notes: Vec::new(),
+    }
 }
 
 impl Operations for Double {
@@ -65,6 +72,7 @@ impl Operations for Double {
                 refused: None,
             },
             capture: None,
+            settings: Vec::new(),
             listeners: vec![ListenerStatus {
                 kind: "dns",
                 name: "dns".into(),
@@ -128,12 +136,31 @@ impl Operations for Double {
     fn peers(&self) -> Result<Value, ControlError> {
         Ok(json!({"routes": [{"name": "b"}]}))
     }
+    fn db(&self) -> Result<Value, ControlError> {
+        Ok(json!({"pools": [{"database": "a"}]}))
+    }
+    fn db_pause(&self, paused: bool, database: Option<&str>) -> Result<Value, ControlError> {
+        self.note(format!("db {paused} {database:?}"));
+        Ok(json!({"paused": paused, "pools": 1}))
+    }
     async fn dns_lookup(&self, question: &Question) -> Result<Value, ControlError> {
         let Question { name, rtype, dnssec, cd, trace } = question;
         Ok(json!({"asked": [name, rtype, dnssec, cd, trace]}))
     }
     fn config_shown(&self, with_origin: bool) -> Result<String, ControlError> {
         Ok(format!("origin: {with_origin}\n"))
+    }
+    fn settings(&self) -> Vec<SettingStatus> {
+        let (key, value) = ("node.name".into(), "a".into());
+        vec![SettingStatus { key, value, expires_in_seconds: Some(5), in_force: true }]
+    }
+    async fn set(&self, key: &str, value: &str, ttl: Option<Duration>) -> Result<Applied, ControlError> {
+        self.note(format!("set {key} {value} {ttl:?}"));
+        Ok(applied())
+    }
+    async fn unset(&self, key: Option<&str>) -> Result<Applied, ControlError> {
+        self.note(format!("unset {key:?}"));
+        Ok(applied())
     }
     fn drain(&self) {
         self.note("drain");

@@ -25,6 +25,28 @@ async fn wishes_arrive_and_errors_are_told() {
     assert_eq!(servers.json(), json!({"servers": [{"server": "192.0.2.1:53"}]}));
     let peers = server.send("GET /peers", "", |_| ()).await;
     assert_eq!(peers.json(), json!({"routes": [{"name": "b"}]}));
+    assert_eq!(server.send("GET /db", "", |_| ()).await.json(), json!({"pools": [{"database": "a"}]}));
+    assert_eq!(post("/db/pause", "{}").await.json(), json!({"paused": true, "pools": 1}));
+    assert_eq!(post("/db/resume", r#"{"database": "a"}"#).await.json()["paused"], false);
+    let settings = server.send("GET /settings", "", |_| ()).await.json();
+    assert_eq!(settings["settings"][0]["expires_in_seconds"], 5);
+    for body in [
+        r#"{"key": "a.b", "value": "5s", "ttl": "10m"}"#,
+        r#"{"key": "a.b", "value": 5}"#,
+        r#"{"key": "a.b", "value": {"c": [1]}}"#,
+    ] {
+        assert_eq!(post("/settings", body).await.status, 200, "{body}");
+    }
+    assert_eq!(post("/settings/reset", r#"{"key": "a.b"}"#).await.status, 200);
+    assert_eq!(post("/settings/reset", r#"{"all": true}"#).await.status, 200);
+    for body in
+        [r#"{"key": "a.b"}"#, r#"{"key": "a.b", "value": 1, "ttl": "0s"}"#, r#"{"key": 1, "value": 1}"#]
+    {
+        assert_eq!(post("/settings", body).await.status, 400, "{body}");
+    }
+    for body in ["{}", r#"{"key": "a", "all": true}"#, r#"{"all": false}"#] {
+        assert_eq!(post("/settings/reset", body).await.status, 400, "{body}");
+    }
     let rebuild = post("/cache/rebuild", "").await;
     assert_eq!(rebuild.status, 202);
     assert_eq!(rebuild.json(), json!({"rebuilding": true, "total": 3, "done": 1, "failed": 0}));
@@ -36,6 +58,13 @@ async fn wishes_arrive_and_errors_are_told() {
             "bypass true",
             "bypass false",
             "flush Flush { name: None, suffix: None, rtype: Some(\"A\") }",
+            "db true None",
+            "db false Some(\"a\")",
+            "set a.b 5s Some(600s)",
+            "set a.b 5 None",
+            "set a.b {\"c\":[1]} None",
+            "unset Some(\"a.b\")",
+            "unset None",
             "rebuild",
         ]
     );
@@ -49,6 +78,9 @@ async fn wishes_arrive_and_errors_are_told() {
     );
     for body in [r#"{"rollout": 101}"#, r#"{"ttl": "0s"}"#, r#"{"ttl": 5}"#, r#"{"rolout": 1}"#] {
         assert_eq!(post("/filters/dns_cache/enable", body).await.status, 400, "{body}");
+    }
+    for body in [r#"{"databse": "a"}"#, r#"{"database": 1}"#] {
+        assert_eq!(post("/db/pause", body).await.status, 400, "{body}");
     }
     let refused = post("/reload", "{}").await;
     assert_eq!(refused.status, 422);
@@ -132,6 +164,7 @@ async fn changes_are_on_record() {
         server.send("POST /filters/dns_cache/disable", r#"{"ttl": "5m"}"#, |_| ()).await;
         let wrong = |headers: &mut Headers| drop(headers.insert("authorization", "Bearer wrong".into()));
         server.send("POST /drain", "{}", wrong).await;
+        server.send("POST /settings", r#"{"key": "a", "value": "hunter2", "ttl": "0s"}"#, |_| ()).await;
         server.send("GET /status", "", |_| ()).await;
     };
     let lines = Arc::new(Mutex::new(Vec::<u8>::new()));
@@ -146,13 +179,14 @@ async fn changes_are_on_record() {
     }
     let text = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
     let audit: Vec<_> = text.lines().filter(|line| line.contains("audit")).collect();
-    assert_eq!(audit.len(), 2, "{text}");
+    assert_eq!(audit.len(), 3, "{text}");
     for part in ["accepted", "role=\"write\"", "who=\"127.0.0.1:", "POST /filters/dns_cache/disable", "5m"] {
         assert!(audit[0].contains(part), "{part} in {text}");
     }
     for part in ["refused", "role=\"none\"", "code=401", "a valid token is needed"] {
         assert!(audit[1].contains(part), "{part} in {text}");
     }
+    assert!(audit[2].contains("(not shown)") && !text.contains("hunter2"), "{text}");
     assert!(!text.contains("writer") && !text.contains("wrong"), "a token in the log: {text}");
 }
 

@@ -45,6 +45,26 @@ impl FlowTable {
                 column("FLAGS", 8, |flow| detail(flow, "flags", Tone::Faint)),
                 column("", 0, |flow| rest(flow, &["name", "type", "rcode", "filter", "transport", "flags"])),
             ]),
+            "db" => columns.extend([
+                column("DATABASE", 8, |flow| detail(flow, "database", Tone::Plain)),
+                column("USER", 8, |flow| detail(flow, "user", Tone::Plain)),
+                column("OUTCOME", 8, outcome),
+                right("MS", 10, duration),
+                right("UP", 8, |flow| plain(number(flow, "bytes_up").to_string())),
+                right("DOWN", 8, |flow| plain(number(flow, "bytes_down").to_string())),
+                right("TRANSACTIONS", 0, |flow| detail(flow, "transactions", Tone::Plain)),
+                column("", 0, |flow| rest(flow, &["database", "user", "transactions"])),
+            ]),
+            "db_transactions" => columns.extend([
+                column("DATABASE", 8, |flow| detail(flow, "database", Tone::Plain)),
+                column("USER", 8, |flow| detail(flow, "user", Tone::Plain)),
+                column("OUTCOME", 8, outcome),
+                right("MS", 8, duration),
+                right("WAITED", 8, |flow| detail(flow, "waited_ms", Tone::Plain)),
+                right("BUSY", 8, |flow| detail(flow, "busy_ms", Tone::Plain)),
+                column("FINGERPRINT", 16, |flow| detail(flow, "statement", Tone::Faint)),
+                column("STATEMENT", 0, |flow| detail(flow, "text", Tone::Plain)),
+            ]),
             _ => columns.extend([
                 column("OUTCOME", 8, outcome),
                 right("MS", 10, duration),
@@ -185,8 +205,20 @@ TIME          CLIENT           OUTCOME           MS        UP      DOWN
     }
 
     #[test]
+    fn transactions_show_what_they_waited_for_and_no_value() {
+        let flow = json!({"kind": "db_transactions", "at": 0.0, "client": "127.0.0.1:4242", "outcome": "ok", "duration_ms": 3.5,
+            "bytes_up": 30, "bytes_down": 60, "detail": {"user": "ann", "database": "accounts", "statement": "00000000000000ff",
+            "text": "select ?", "waited_ms": "0.010", "busy_ms": "3.400"}});
+        let expected = "\
+TIME          CLIENT           DATABASE  USER      OUTCOME         MS    WAITED      BUSY  FINGERPRINT       STATEMENT
+00:00:00.000  127.0.0.1:4242   accounts  ann       ok           3.500     0.010     3.400  00000000000000ff  select ?
+";
+        assert_eq!(FlowTable::of("db_transactions").row(&flow, false), expected);
+    }
+
+    #[test]
     fn an_answer_of_another_version_does_not_make_it_panic() {
-        for kind in ["dns", "rpc"] {
+        for kind in ["dns", "rpc", "db", "db_transactions"] {
             for flow in [json!(null), json!([]), json!({"detail": 1, "at": "x"}), json!({"at": 1e300})] {
                 let _ = FlowTable::of(kind).row(&flow, true);
             }

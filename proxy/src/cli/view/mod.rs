@@ -1,17 +1,21 @@
 //! The admin API's answers as a person reads them.
 
 mod cache;
+mod db;
 mod dns;
 mod flows;
 mod peers;
+mod top;
 
 use qudag_filter_api::Period;
 use serde_json::Value;
 
 pub(super) use cache::{cache, flushed, rebuilt};
+pub(super) use db::{db_clients, db_paused, db_pools, db_queue, db_servers, db_statements};
 pub(super) use dns::{lookup, servers};
 pub(super) use flows::FlowTable;
 pub(super) use peers::peers;
+pub(super) use top::top_db;
 
 use super::output::{Cell, Tone, cell, columns, plain, table};
 
@@ -117,6 +121,11 @@ pub(super) fn status(status: &Value, colour: bool) -> String {
             vec![plain(text(listener, "kind")), plain(text(listener, "name")), plain(text(listener, "addr"))]
         })
         .collect();
+    let settings: Vec<_> = list(status, "settings").collect();
+    if !settings.is_empty() {
+        out += "\n";
+        out += &setting_table(settings.into_iter(), colour);
+    }
     out += "\n";
     out += &table(&["KIND", "LISTENER", "ADDRESS"], listeners, colour);
     out += "\n";
@@ -136,6 +145,16 @@ fn filter_table<'a>(filters: impl Iterator<Item = &'a Value>, colour: bool) -> S
         ]
     });
     table(&["KIND", "FILTER", "STATE", "ROLLOUT", "DECIDED BY", ""], rows.collect(), colour)
+}
+
+fn setting_table<'a>(settings: impl Iterator<Item = &'a Value>, colour: bool) -> String {
+    let rows = settings.map(|setting| {
+        let expires = setting.get("expires_in_seconds").and_then(Value::as_u64);
+        let left = expires.map(|left| format!("{} left", seconds(left))).unwrap_or_default();
+        let state = if is(setting, "in_force") { left } else { "does not fit the configuration".to_owned() };
+        vec![plain(text(setting, "key")), plain(text(setting, "value")), cell(state, Tone::Warn)]
+    });
+    table(&["LIVE SETTING", "VALUE", ""], rows.collect(), colour)
 }
 
 /// `filters list`
@@ -163,6 +182,10 @@ pub(super) fn applied(applied: &Value, colour: bool) -> String {
     let filters: Vec<_> = list(applied, "filters").collect();
     if !filters.is_empty() {
         out += &filter_table(filters.into_iter(), colour);
+    }
+    let settings: Vec<_> = list(applied, "settings").collect();
+    if !settings.is_empty() {
+        out += &setting_table(settings.into_iter(), colour);
     }
     for note in list(applied, "notes") {
         out += &format!(
@@ -300,6 +323,8 @@ mod tests {
             "draining_generations": 1, "bypass": false, "draining": false,
             "config": {"source": "/etc/s.yaml", "origin": "file", "fingerprint": "ab", "since": 1_700_000_000,
                        "refused": {"at": 1_700_000_001, "problems": ["/etc/s.yaml:1:1: no"]}},
+            "settings": [{"key": "node.name", "value": "a", "expires_in_seconds": 90, "in_force": true},
+                         {"key": "a.b", "value": "5", "in_force": false}],
             "listeners": [{"kind": "dns", "name": "dns", "addr": "127.0.0.1:5300"}],
             "filters": [a_filter()],
         });
@@ -312,6 +337,10 @@ bypass      off
 
 The change of 2023-11-14T22:13:21Z was refused:
   /etc/s.yaml:1:1: no
+
+LIVE SETTING  VALUE
+node.name     a      1m 30s left
+a.b           5      does not fit the configuration
 
 KIND  LISTENER  ADDRESS
 dns   dns       127.0.0.1:5300
@@ -365,6 +394,9 @@ dns.dns_cache is off at 100 %
     fn an_answer_of_another_version_does_not_make_it_panic() {
         for value in [json!(null), json!([]), json!({}), json!([1]), json!({"filters": 1, "config": []})] {
             for view in [status, filters, applied, bypass, draining, explanations, cache, flushed, lookup] {
+                let _ = view(&value, true);
+            }
+            for view in [db_pools, db_clients, db_servers, db_queue, db_statements, db_paused] {
                 let _ = view(&value, true);
             }
         }

@@ -1,0 +1,235 @@
+//! `db`: pools, their sessions, connections, queues and statements.
+
+use serde_json::Value;
+
+use super::cache::grouped;
+use super::{is, list, number, text};
+use crate::cli::output::{Cell, Tone, cell, plain, table};
+
+/// `db pools`
+pub(in crate::cli) fn db_pools(answer: &Value, colour: bool) -> String {
+    let rows: Vec<_> = list(answer, "pools").map(pool).collect();
+    if rows.is_empty() {
+        return "no session has been pooled\n".to_owned();
+    }
+    let headings = [
+        "DATABASE",
+        "USER",
+        "SERVER",
+        "SIZE",
+        "ACTIVE",
+        "IDLE",
+        "CONNECTING",
+        "CLIENTS",
+        "PINNED",
+        "WAITING",
+        "",
+    ];
+    table(&headings, rows, colour) + &servers_in_use(answer)
+}
+
+/// How many connections there are, in a line.
+pub(super) fn servers_in_use(answer: &Value) -> String {
+    format!("{} of {} connections to servers\n", number(answer, "servers"), number(answer, "max_servers"))
+}
+
+fn pool(pool: &Value) -> Vec<Cell> {
+    let count = |key| plain(number(pool, key).to_string());
+    let state = match (is(pool, "paused"), pool.get("error").and_then(Value::as_str)) {
+        (true, _) => cell("paused", Tone::Warn),
+        (false, Some(error)) => cell(error, Tone::Bad),
+        (false, None) => plain(""),
+    };
+    vec![
+        plain(text(pool, "database")),
+        plain(text(pool, "user")),
+        plain(text(pool, "server")),
+        count("size"),
+        count("active"),
+        count("idle"),
+        count("connecting"),
+        count("sessions"),
+        count("pinned"),
+        waiting(pool),
+        state,
+    ]
+}
+
+/// How many wait, which is worth a look.
+pub(super) fn waiting(pool: &Value) -> Cell {
+    let waiting = number(pool, "waiting");
+    cell(waiting.to_string(), if waiting > 0 { Tone::Warn } else { Tone::Plain })
+}
+
+/// A row for each thing in a list of each pool, after the names of the pool.
+fn of_pools(answer: &Value, key: &str, row: impl Fn(&Value) -> Vec<Cell>) -> Vec<Vec<Cell>> {
+    let pools = list(answer, "pools");
+    pools
+        .flat_map(|pool| {
+            list(pool, key).map(|one| {
+                let mut cells = vec![plain(text(pool, "database")), plain(text(pool, "user"))];
+                cells.extend(row(one));
+                cells
+            })
+        })
+        .collect()
+}
+
+/// `db clients`
+pub(in crate::cli) fn db_clients(answer: &Value, colour: bool) -> String {
+    let rows = of_pools(answer, "clients", |client| {
+        vec![
+            plain(client.get("client").and_then(Value::as_str).unwrap_or("unix")),
+            plain(text(client, "application")),
+            doing(client),
+            plain(fixed(client, "since", 1)),
+            plain(fixed(client, "age", 0)),
+            plain(grouped(number(client, "transactions"))),
+            cell(if is(client, "pinned") { "pinned" } else { "" }, Tone::Warn),
+            cell(if is(client, "tls") { "tls" } else { "" }, Tone::Faint),
+        ]
+    });
+    let headings =
+        ["DATABASE", "USER", "CLIENT", "APPLICATION", "STATE", "FOR S", "AGE S", "TRANSACTIONS", "", ""];
+    table(&headings, rows, colour)
+}
+
+/// `db servers`
+pub(in crate::cli) fn db_servers(answer: &Value, colour: bool) -> String {
+    let rows = of_pools(answer, "connections", |server| {
+        vec![
+            plain(number(server, "process").to_string()),
+            doing(server),
+            plain(fixed(server, "since", 1)),
+            plain(fixed(server, "age", 0)),
+            plain(grouped(number(server, "transactions"))),
+            cell(if is(server, "tls") { "tls" } else { "" }, Tone::Faint),
+        ]
+    });
+    let headings = ["DATABASE", "USER", "PROCESS", "STATE", "FOR S", "AGE S", "TRANSACTIONS", ""];
+    table(&headings, rows, colour) + &servers_in_use(answer)
+}
+
+/// `db queue`
+pub(in crate::cli) fn db_queue(answer: &Value, colour: bool) -> String {
+    let rows = list(answer, "pools").map(|pool| {
+        let count = |key| plain(number(pool, key).to_string());
+        vec![
+            plain(text(pool, "database")),
+            plain(text(pool, "user")),
+            waiting(pool),
+            plain(fixed(pool, "oldest_wait", 3)),
+            count("active"),
+            count("limit"),
+            count("adaptive_limit"),
+            count("size"),
+        ]
+    });
+    let headings = ["DATABASE", "USER", "WAITING", "OLDEST S", "ACTIVE", "LIMIT", "ADAPTIVE LIMIT", "SIZE"];
+    table(&headings, rows.collect(), colour)
+}
+
+/// `db statements`
+pub(in crate::cli) fn db_statements(answer: &Value, colour: bool) -> String {
+    let rows = of_pools(answer, "statements", |statement| {
+        let busy = statement.get("busy").and_then(Value::as_f64).unwrap_or_default();
+        let calls = number(statement, "calls");
+        let done = number(statement, "done");
+        let mean = if done == 0 { 0.0 } else { 1e3 * busy / done as f64 };
+        vec![
+            cell(text(statement, "fingerprint"), Tone::Faint),
+            plain(grouped(calls)),
+            plain(format!("{busy:.1}")),
+            plain(format!("{mean:.2}")),
+            plain(text(statement, "text")),
+        ]
+    });
+    let headings = ["DATABASE", "USER", "FINGERPRINT", "TRANSACTIONS", "BUSY S", "MEAN MS", "STATEMENT"];
+    table(&headings, rows, colour)
+}
+
+/// `db pause` and `db resume`
+pub(in crate::cli) fn db_paused(answer: &Value, _: bool) -> String {
+    let what = if is(answer, "paused") { "paused" } else { "resumed" };
+    let of = match answer.get("database").and_then(Value::as_str) {
+        Some(name) => format!(" of {}", plain(name).paint(false)),
+        None => String::new(),
+    };
+    match number(answer, "pools") {
+        1 => format!("{what}: 1 pool{of}\n"),
+        pools => format!("{what}: {pools} pools{of}\n"),
+    }
+}
+
+fn doing(of: &Value) -> Cell {
+    let tone = match text(of, "doing") {
+        "active" => Tone::Good,
+        "waiting" => Tone::Warn,
+        _ => Tone::Faint,
+    };
+    cell(text(of, "doing"), tone)
+}
+
+/// A number with so many digits behind the point.
+pub(super) fn fixed(of: &Value, key: &str, digits: usize) -> String {
+    let value = of.get(key).and_then(Value::as_f64);
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn answer() -> Value {
+        json!({ "servers": 3, "max_servers": 100, "pools": [{
+            "server": "127.0.0.1:5432", "user": "ann", "database": "accounts", "size": 20, "limit": 20, "adaptive_limit": 7,
+            "active": 2, "idle": 1, "connecting": 0, "sessions": 50, "pinned": 1, "waiting": 4, "oldest_wait": 0.0125,
+            "paused": true, "error": null,
+            "clients": [{ "client": null, "application": "a\u{1b}[31m", "doing": "waiting", "since": 0.25, "age": 61.4,
+                          "transactions": 1234, "pinned": true, "tls": false }],
+            "connections": [{ "process": 77, "doing": "active", "since": 0.04, "age": 9.0, "transactions": 5, "tls": true }],
+            "statements": [{ "fingerprint": "00ff", "calls": 2500, "done": 2000, "busy": 3.0, "text": "select ? from t" }],
+        }] })
+    }
+
+    #[test]
+    fn every_table_shows_the_pools() {
+        let expected = "\
+DATABASE  USER  SERVER          SIZE  ACTIVE  IDLE  CONNECTING  CLIENTS  PINNED  WAITING
+accounts  ann   127.0.0.1:5432  20    2       1     0           50       1       4        paused
+3 of 100 connections to servers
+";
+        assert_eq!(db_pools(&answer(), false), expected);
+        let expected = "\
+DATABASE  USER  CLIENT  APPLICATION  STATE    FOR S  AGE S  TRANSACTIONS
+accounts  ann   unix    a\u{fffd}[31m       waiting  0.2    61     1,234         pinned
+";
+        assert_eq!(db_clients(&answer(), false), expected);
+        let expected = "\
+DATABASE  USER  PROCESS  STATE   FOR S  AGE S  TRANSACTIONS
+accounts  ann   77       active  0.0    9      5             tls
+3 of 100 connections to servers
+";
+        assert_eq!(db_servers(&answer(), false), expected);
+        let expected = "\
+DATABASE  USER  WAITING  OLDEST S  ACTIVE  LIMIT  ADAPTIVE LIMIT  SIZE
+accounts  ann   4        0.013     2       20     7               20
+";
+        assert_eq!(db_queue(&answer(), false), expected);
+        let expected = "\
+DATABASE  USER  FINGERPRINT  TRANSACTIONS  BUSY S  MEAN MS  STATEMENT
+accounts  ann   00ff         2,500         3.0     1.50     select ? from t
+";
+        assert_eq!(db_statements(&answer(), false), expected);
+    }
+
+    #[test]
+    fn what_was_paused_is_told() {
+        assert_eq!(db_pools(&json!({"pools": []}), false), "no session has been pooled\n");
+        let one = json!({"paused": true, "database": "a", "pools": 1});
+        assert_eq!(db_paused(&one, false), "paused: 1 pool of a\n");
+        assert_eq!(db_paused(&json!({"paused": false, "pools": 2}), false), "resumed: 2 pools\n");
+    }
+}

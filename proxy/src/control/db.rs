@@ -1,0 +1,55 @@
+//! What an operator sees of pooled database sessions, and how they are held back.
+
+use std::sync::Arc;
+
+use qudag_filter_db::pool::{DbStatus, Pools};
+use serde::Serialize;
+
+use super::{Control, ControlError};
+
+/// What a pause, or its end, has reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Paused {
+    /// Whether transactions are held back now.
+    pub paused: bool,
+    /// Of which database; `null` for all.
+    pub database: Option<String>,
+    /// How many pools there are of it.
+    pub pools: usize,
+}
+
+impl Control {
+    fn pools(&self) -> Result<Arc<Pools>, ControlError> {
+        let generation = self.generation();
+        let held = generation.kinds.db.as_ref().and_then(|line| line.states.db_pool.as_ref());
+        held.map(|held| Arc::clone(&held.state)).ok_or_else(|| {
+            ControlError::NotFound("there are no database pools: db.db_pool has not been on".to_owned())
+        })
+    }
+
+    /// The pools with their sessions, connections and statements.
+    ///
+    /// # Errors
+    /// When `db_pool` has not been on.
+    pub fn db(&self) -> Result<DbStatus, ControlError> {
+        Ok(self.pools()?.status())
+    }
+
+    /// Holds back the transactions of a database, or of all, or lets them go on.
+    ///
+    /// # Errors
+    /// When `db_pool` has not been on, or the database has no pool.
+    pub fn db_pause(&self, paused: bool, database: Option<&str>) -> Result<Paused, ControlError> {
+        let all = self.pools()?;
+        let pools = if paused { all.pause(database) } else { all.resume(database) };
+        match database {
+            Some(name) if pools == 0 => {
+                Err(ControlError::NotFound(format!("the database {name:?} has no pool")))
+            }
+            _ => {
+                tracing::info!(paused, database, pools, "database pools");
+                Ok(Paused { paused, database: database.map(str::to_owned), pools })
+            }
+        }
+    }
+}
