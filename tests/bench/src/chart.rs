@@ -1,6 +1,10 @@
-//! The rows as a picture: a panel for each figure, a bar for each program.
+//! The rows as a picture: a panel for each figure, with a bar for each program, or a line where there is a load.
+
+mod lines;
 
 use std::fmt::Write as _;
+
+use lines::Lines;
 
 use crate::row::{Row, number};
 
@@ -27,46 +31,89 @@ struct Panel<'a> {
     bars: Vec<(&'static str, f64)>,
 }
 
+/// What has a place of its own.
+enum Figure<'a> {
+    Bars(Panel<'a>),
+    Lines(Lines<'a>),
+}
+
+impl Figure<'_> {
+    fn height(&self) -> f64 {
+        match self {
+            Self::Bars(panel) => panel.height(),
+            Self::Lines(_) => Lines::height(),
+        }
+    }
+
+    /// Whether anybody has anything to be seen, other than failures that nobody had.
+    fn says_something(&self) -> bool {
+        match self {
+            Self::Bars(panel) => panel.bars.iter().any(|(_, value)| *value > 0.0),
+            Self::Lines(lines) => !lines.is_empty(),
+        }
+    }
+}
+
 /// The figures that stand beside a peer's, in the order of the rows.
-fn panels(rows: &[Row]) -> Vec<Panel<'_>> {
-    let mut panels: Vec<Panel<'_>> = Vec::new();
+fn figures(rows: &[Row]) -> Vec<Figure<'_>> {
+    let mut figures: Vec<Figure<'_>> = Vec::new();
     for row in rows {
+        if let Some(line) = &row.line {
+            let known = figures.iter_mut().find_map(|figure| match figure {
+                Figure::Lines(lines) if lines.title == line.panel => Some(lines),
+                _ => None,
+            });
+            match known {
+                Some(lines) => lines.add(row, line.at),
+                None => {
+                    let mut lines = Lines::new(&line.panel, row.unit);
+                    lines.add(row, line.at);
+                    figures.push(Figure::Lines(lines));
+                }
+            }
+            continue;
+        }
         let (Some(peer), Some(value)) = (row.peer, row.peer_value) else { continue };
         if LEFT_OUT.iter().any(|word| row.row.contains(word)) {
             continue;
         }
-        match panels.last_mut().filter(|panel| panel.title == row.row) {
-            Some(panel) => panel.bars.push((peer, value)),
-            None => panels.push(Panel {
+        match figures.last_mut() {
+            Some(Figure::Bars(panel)) if panel.title == row.row => panel.bars.push((peer, value)),
+            _ => figures.push(Figure::Bars(Panel {
                 title: &row.row,
                 unit: row.unit,
                 // Where the ratio is what is aimed at, the target is no place on the axis.
                 target: row.target.filter(|_| !row.of_ratio),
                 bars: vec![("sidecar", row.ours), (peer, value)],
-            }),
+            })),
         }
     }
-    // Panels in which nobody has anything, such as failures that nobody had.
-    panels.retain(|panel| panel.bars.iter().any(|(_, value)| *value > 0.0));
-    panels
+    figures.retain(Figure::says_something);
+    figures
 }
 
 /// The rows as SVG.
 pub fn svg(rows: &[Row]) -> String {
-    let panels = panels(rows);
+    let figures = figures(rows);
     let mut body = String::new();
     let mut top = 0.0;
-    for pair in panels.chunks(2) {
-        for (column, panel) in pair.iter().enumerate() {
-            panel.draw(column as f64 * WIDTH, top, &mut body);
+    for pair in figures.chunks(2) {
+        for (column, figure) in pair.iter().enumerate() {
+            let left = column as f64 * WIDTH;
+            match figure {
+                Figure::Bars(panel) => panel.draw(left, top, &mut body),
+                Figure::Lines(lines) => lines.draw(left, top, &mut body),
+            }
         }
-        top += pair.iter().map(Panel::height).fold(0.0, f64::max);
+        top += pair.iter().map(Figure::height).fold(0.0, f64::max);
     }
     let (width, height) = (2.0 * WIDTH, top + BELOW);
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
          font-family=\"system-ui, sans-serif\" font-size=\"12\">\n\
          <style>.us {{ fill: #2563a8 }} .peer {{ fill: #a3adb8 }} .aim {{ stroke: #b3261e; stroke-dasharray: 4 3 }} \
+         .our-line {{ fill: none; stroke: #2563a8; stroke-width: 3 }} .peer-line {{ fill: none; stroke: #7a858f; stroke-width: 1.5 }} \
+         .axis {{ fill: none; stroke: #a3adb8 }} \
          text {{ fill: #1c2126 }} .note {{ fill: #5b6570 }}</style>\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n{body}</svg>\n"
     )
@@ -155,6 +202,27 @@ mod tests {
         assert!(text.contains("speed &lt;fast>") && !text.contains("failed"));
         assert!(text.contains("width=\"380.0\"") && text.contains("width=\"190.0\""));
         assert!(text.contains("(ms, logarithmic)"));
+    }
+
+    #[test]
+    fn a_figure_over_the_load_is_a_line_for_each_program() {
+        let place = |at: f64, ours: f64, peer, value| {
+            Row::beside(format!("{at} × goodput"), ours, "% of peak", peer, value)
+                .on_line("goodput".into(), at)
+        };
+        let text = svg(&[
+            place(0.8, 80.0, "direct", 80.0),
+            place(0.8, 80.0, "pgbouncer", 78.0),
+            Row::beside("between", 1.0, "ms", "direct", 2.0),
+            place(8.0, 99.0, "direct", 5.0).at_least(95.0),
+            place(8.0, 99.0, "pgbouncer", 0.0).at_least(95.0),
+        ]);
+        assert_eq!(text.matches("<polyline").count(), 3, "{text}");
+        assert_eq!((text.matches("our-line\"").count(), text.matches("class=\"us\"").count()), (1, 1));
+        assert!(text.contains(">0.8 ×</text>") && text.contains(">8 ×</text>") && text.contains("aim 95.0"));
+        // From the first load to the last, from 0 to a little more than the most.
+        assert!(text.contains("points=\"60.0,68.6 410.0,41.1\""), "{text}");
+        assert!(svg(&[Row::alone("x", 1.0, "%").on_line("y".into(), 1.0)]).ends_with("</svg>\n"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::db::wire::startup;
 use crate::measure::Client;
 use crate::servers::{BODY, read_frame, write_frame};
 
@@ -232,63 +233,29 @@ fn exchange(stream: &mut (impl Read + Write), request: &[u8]) -> io::Result<Vec<
     read_frame(stream)
 }
 
-/// A PostgreSQL session, one simple query after the other.
-pub struct Postgres {
-    stream: TcpStream,
-    number: u32,
-}
+/// A PostgreSQL session for what has to be asked besides a load.
+pub struct Postgres(TcpStream);
 
 impl Postgres {
-    /// Opens a session without a password.
+    /// Opens a session without a password, in the database that is named as the user.
     ///
     /// # Errors
     /// When the server cannot be reached or does not let the user in.
-    pub fn connect(to: SocketAddr, user: &str, database: &str) -> io::Result<Box<dyn Client>> {
+    pub fn connect(to: SocketAddr, user: &str) -> io::Result<Self> {
         let mut stream = tcp(to)?;
-        // Protocol 3.0.
-        let body = format!("\0\x03\0\0user\0{user}\0database\0{database}\0\0");
-        let length = u32::try_from(body.len() + 4).map_err(io::Error::other)?;
-        stream.write_all(&[&length.to_be_bytes(), body.as_bytes()].concat())?;
+        stream.write_all(&startup(user, user))?;
         read_until_ready(&mut stream)?;
-        Ok(Box::new(Self { stream, number: 0 }))
+        Ok(Self(stream))
     }
-}
 
-impl Client for Postgres {
-    fn call(&mut self) -> io::Result<()> {
-        self.number = self.number.wrapping_add(1) % 1_000_000;
-        let text = format!("SELECT {}", self.number);
-        let length = u32::try_from(text.len() + 5).map_err(io::Error::other)?;
-        self.stream.write_all(&[b"Q", &length.to_be_bytes()[..], text.as_bytes(), b"\0"].concat())?;
-        let answer = read_until_ready(&mut self.stream)?;
-        if answer == self.number.to_string() { Ok(()) } else { Err(wrong(&answer)) }
-    }
-}
-
-/// A PostgreSQL session for each query.
-pub struct PostgresSession {
-    to: SocketAddr,
-    user: &'static str,
-    database: &'static str,
-}
-
-impl PostgresSession {
-    /// A client that opens a session for each call.
+    /// Runs one simple query: the first column of its last row.
     ///
     /// # Errors
-    /// Never.
-    pub fn connect(
-        to: SocketAddr,
-        user: &'static str,
-        database: &'static str,
-    ) -> io::Result<Box<dyn Client>> {
-        Ok(Box::new(Self { to, user, database }))
-    }
-}
-
-impl Client for PostgresSession {
-    fn call(&mut self) -> io::Result<()> {
-        Postgres::connect(self.to, self.user, self.database)?.call()
+    /// When the server gives one or the connection fails.
+    pub fn query(&mut self, sql: &str) -> io::Result<String> {
+        let length = u32::try_from(sql.len() + 5).map_err(io::Error::other)?;
+        self.0.write_all(&[b"Q", &length.to_be_bytes()[..], sql.as_bytes(), b"\0"].concat())?;
+        read_until_ready(&mut self.0)
     }
 }
 

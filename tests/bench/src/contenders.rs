@@ -5,9 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use qudag_kit::node::Host;
-use qudag_kit::{
-    HaProxy, HostedNode, IdentityFiles, Namespace, Pki, Postgres, Setup, TestSidecar, ports, postgres,
-};
+use qudag_kit::{HaProxy, HostedNode, IdentityFiles, Namespace, Pki, Setup, Start, TestSidecar, ports};
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
@@ -63,6 +61,19 @@ impl Sidecar {
         self.sidecar.log()
     }
 
+    /// Replaces its configuration and waits until the new one is in force.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn reload(&self, yaml: &str) -> Result<(), Failure> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let answer = runtime.block_on(self.sidecar.reload_with(&quiet(yaml)));
+        if answer.status.is_success() {
+            return Ok(());
+        }
+        Err(format!("reload: {} {}", answer.status, answer.body).into())
+    }
+
     /// A GET of its admin API.
     ///
     /// # Errors
@@ -99,6 +110,14 @@ impl Stage {
         if std::env::var_os("QUDAG_SIDECAR_BIN").is_none() {
             build_sidecar()?;
         }
+        Self::bare()
+    }
+
+    /// Without a sidecar.
+    ///
+    /// # Errors
+    /// When there is no runtime.
+    pub fn bare() -> Result<Self, Failure> {
         Ok(Self { runtime: Builder::new_current_thread().enable_all().build()? })
     }
 
@@ -116,9 +135,7 @@ impl Stage {
     /// When it does not report its listeners.
     pub fn sidecar_in(&self, yaml: &str, namespace: Option<&Namespace>) -> Result<Sidecar, Failure> {
         self.runtime.block_on(async {
-            let quiet = ["dns", "peer", "rpc", "http", "db"].map(|kind| format!("{kind}: errors"));
-            let yaml = format!("{yaml}telemetry: {{ flows: {{ {} }} }}\n", quiet.join(", "));
-            let sidecar = TestSidecar::with(Setup { yaml: &yaml, namespace, env: &[] }).await;
+            let sidecar = TestSidecar::with(Setup { yaml: &quiet(yaml), namespace, env: &[] }).await;
             let status = sidecar.status().await;
             let listeners =
                 status.get("listeners").and_then(|l| l.as_array()).ok_or("a status without listeners")?;
@@ -134,6 +151,28 @@ impl Stage {
                 .collect();
             Ok(Sidecar { sidecar, addresses })
         })
+    }
+
+    /// Whether the sidecar takes a configuration.
+    ///
+    /// # Errors
+    /// With what it says against it.
+    pub fn validate(&self, yaml: &str) -> Result<(), Failure> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("sidecar.yaml");
+        std::fs::write(&file, qudag_kit::sidecar::complete(&quiet(yaml)))?;
+        let done = Start::new(TestSidecar::binary()).arg("validate").arg(file).output();
+        let done = self.runtime.block_on(done);
+        if done.code == 0 { Ok(()) } else { Err(format!("{}{}", done.stdout, done.stderr).into()) }
+    }
+
+    /// Runs a program to its end: what it prints.
+    ///
+    /// # Errors
+    /// With what it says when it fails.
+    pub fn run(&self, program: Start) -> Result<String, Failure> {
+        let done = self.runtime.block_on(program.output());
+        if done.code == 0 { Ok(done.stdout) } else { Err(done.stderr.trim().into()) }
     }
 
     /// HAProxy in a mode, in front of a server; `None` where it is not installed.
@@ -186,22 +225,12 @@ impl Stage {
         let host = Host { namespace, listen: Some(&listen), ..Host::default() };
         self.runtime.block_on(HostedNode::start(&host))
     }
+}
 
-    /// PostgreSQL that lets everybody in without a password; `None` where it is not installed.
-    pub fn postgres(&self) -> Option<Postgres> {
-        if let Err(why) = Postgres::available() {
-            eprintln!("{why}, the rows of db are left out");
-            return None;
-        }
-        Some(self.runtime.block_on(async {
-            let server = Postgres::start().await;
-            // The server's folder is where its programs run.
-            let trust = "copy (select 'host all all all trust') to program 'cat > pg_hba.conf'";
-            let load = "select pg_reload_conf()";
-            postgres::psql(server.addr(), &["-q", "-o", "/dev/null", "-c", trust, "-c", load]).await.ok();
-            server
-        }))
-    }
+/// A configuration with which it logs what went wrong only.
+fn quiet(yaml: &str) -> String {
+    let quiet = ["dns", "peer", "rpc", "http", "db"].map(|kind| format!("{kind}: errors"));
+    format!("{yaml}telemetry: {{ flows: {{ {} }} }}\n", quiet.join(", "))
 }
 
 /// Builds the sidecar into the folder in which this program is.

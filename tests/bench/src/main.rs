@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 use qudag_bench::measure::Plan;
 use qudag_bench::row::{Row, table};
 use qudag_bench::suites::Suite;
-use qudag_bench::{Failure, chain, chart, dns, peer, pivot};
+use qudag_bench::{Failure, chain, chart, db, dns, peer, pivot};
 
 /// Measures what the sidecar adds to the traffic that it carries.
 ///
@@ -46,8 +46,8 @@ enum What {
     Peer(peer::Options),
     /// HTTP and RPC in front of the node, beside HAProxy.
     Front,
-    /// PostgreSQL sessions, beside HAProxy in TCP mode.
-    Db,
+    /// PostgreSQL with many clients, with too many, and when things happen, beside PgBouncer and nothing between.
+    Db(db::Options),
     /// Everything.
     All,
     /// Calls a chain in this process and nothing else; run under callgrind by `chain`.
@@ -99,14 +99,13 @@ fn run(args: &Args) -> Result<(), Failure> {
         What::Dns(options) => dns::run(options, plan, &mut show)?,
         What::Peer(options) => peer::run(options, plan, &mut show)?,
         What::Front => show(Suite::Front.rows(plan)?)?,
-        What::Db => show(Suite::Db.rows(plan)?)?,
+        What::Db(options) => db::run(options, plan, &mut show)?,
         What::All => {
             show(Suite::Chain.rows(plan)?)?;
             dns::run(&dns::Options::default(), plan, &mut show)?;
             peer::run(&peer::Options::default(), plan, &mut show)?;
-            for suite in [Suite::Front, Suite::Db] {
-                show(suite.rows(plan)?)?;
-            }
+            show(Suite::Front.rows(plan)?)?;
+            db::run(&db::Options::default(), plan, &mut show)?;
         }
     }
     let files = [(&args.chart, chart::svg as fn(&[Row]) -> String), (&args.markdown, pivot::markdown)];

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use rustix::process::{Resource, Rlimit};
 
 use crate::progress::Progress;
 use crate::{Failure, cpu};
@@ -181,6 +182,16 @@ fn medians(rounds: &[Figures]) -> Figures {
         cpu: (!cpu.is_empty()).then(|| median(cpu)),
         rate: of(|f| f.rate),
     }
+}
+
+/// Lets this process, and what it starts, open as many files as the system allows.
+///
+/// # Errors
+/// When the system refuses.
+pub fn raise_file_limit() -> Result<(), Failure> {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?;
+    Ok(())
 }
 
 /// The middle value; 0 of nothing.

@@ -26,6 +26,18 @@ pub struct Row {
     /// Whether the target is one of the ratio.
     #[serde(skip)]
     pub of_ratio: bool,
+    /// Where it belongs to a line rather than to a bar of its own.
+    #[serde(skip)]
+    pub line: Option<Line>,
+}
+
+/// A place on a line in the picture.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Line {
+    /// What the line shows; rows that have this in common and follow each other make up a panel.
+    pub panel: String,
+    /// The load, as a multiple of what there can be.
+    pub at: f64,
 }
 
 impl Row {
@@ -41,6 +53,7 @@ impl Row {
             target: None,
             met: None,
             of_ratio: false,
+            line: None,
         }
     }
 
@@ -88,6 +101,12 @@ impl Row {
     #[must_use]
     pub fn at_least(self, target: f64) -> Self {
         Self { target: Some(target), met: Some(self.ours >= target), ..self }
+    }
+
+    /// Makes it a place on a line.
+    #[must_use]
+    pub fn on_line(self, panel: String, at: f64) -> Self {
+        Self { line: Some(Line { panel, at }), ..self }
     }
 
     /// The row as one JSON object.

@@ -12,13 +12,16 @@
 pub mod cables;
 pub mod compare;
 pub mod differences;
+pub mod ledger;
 pub mod loads;
 pub mod names;
 pub mod odd_names;
 pub mod open_loop;
+pub mod postgres;
 pub mod questions;
 pub mod resolver;
 pub mod soak;
+pub mod token_echo;
 pub mod tunnels;
 pub mod world;
 

@@ -72,6 +72,10 @@ fn matrix(addr: SocketAddr, token: &str) -> Vec<Abuse> {
         "/filters/dns.dns_cache/enable",
         "/filters/dns.dns_cache/reset",
         "/dns/lookup",
+        "/db/pause",
+        "/db/resume",
+        "/settings",
+        "/settings/reset",
         "/drain",
     ];
     for path in changes {
@@ -99,8 +103,8 @@ fn matrix(addr: SocketAddr, token: &str) -> Vec<Abuse> {
             all.push(abuse("wrong site", post(path, &host, &headers, "{}"), &[403]));
         }
         for method in ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "HEAD"] {
-            // `/bypass` may be read, too.
-            if path == "/bypass" && (method == "GET" || method == "HEAD") {
+            // These may be read, too.
+            if (path == "/bypass" || path == "/settings") && (method == "GET" || method == "HEAD") {
                 continue;
             }
             let request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n{auth}\r\n");
@@ -146,6 +150,8 @@ fn matrix(addr: SocketAddr, token: &str) -> Vec<Abuse> {
         "/version",
         "/dns/servers",
         "/peers",
+        "/db",
+        "/settings",
         "/tap/dns",
     ] {
         let bare = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");

@@ -11,6 +11,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use qudag_e2e::postgres::{Stand, Way};
 use qudag_kit::postgres::{client, pgbench, psql};
 use qudag_kit::{Postgres, TestSidecar, skip};
 
@@ -34,10 +35,11 @@ macro_rules! needs_postgres {
     };
 }
 
-#[tokio::test]
-async fn psql_prints_the_same() {
+/// `psql` at the server and through the sidecar.
+async fn psql_prints_the_same(way: Way) {
     needs_postgres!();
-    let (postgres, sidecar, door) = pair(false).await;
+    let stand = Stand::start(way).await;
+    let (server, door) = (stand.postgres.addr(), stand.door);
     let script = [
         "-c",
         "create table if not exists t (id int primary key, text text); truncate t; insert into t select n, repeat('x', n) \
@@ -51,15 +53,20 @@ async fn psql_prints_the_same() {
         "-c",
         "begin; delete from t; rollback; select count(*) from t",
     ];
-    let direct = psql(postgres.addr(), &script).await.ok();
+    let direct = psql(server, &script).await.ok();
     let through = psql(door, &script).await.ok();
     assert!(through.len() > 2_000_000, "{} bytes", through.len());
     assert!(through == direct, "{} and {} bytes", through.len(), direct.len());
     let failing = ["-c", "select nothing from nowhere"];
-    let (direct, through) = (psql(postgres.addr(), &failing).await, psql(door, &failing).await);
+    let (direct, through) = (psql(server, &failing).await, psql(door, &failing).await);
     assert_eq!((through.code, &through.stderr), (direct.code, &direct.stderr));
     assert!(through.stderr.contains("nowhere"), "{}", through.stderr);
-    assert!(sidecar.metric("qudag_sidecar_bytes_total", &[("kind", "db")]).await > 2_000_000.0);
+    assert!(stand.sidecar.metric("qudag_sidecar_bytes_total", &[("kind", "db")]).await > 2_000_000.0);
+}
+
+#[tokio::test]
+async fn psql_prints_the_same_through_sessions_of_their_own() {
+    psql_prints_the_same(Way::PassThrough).await;
 }
 
 #[tokio::test]
@@ -87,21 +94,42 @@ async fn a_server_without_tls_says_so() {
     preferred.ok();
 }
 
-#[tokio::test]
-async fn pgbench_fails_nowhere() {
+/// `pgbench` in all its modes, and in pipelines.
+async fn pgbench_fails_nowhere(way: Way) {
     needs_postgres!();
-    let (postgres, _sidecar, door) = pair(false).await;
-    pgbench(postgres.addr(), &["-i", "-q", "-s", "1"]).await.ok();
+    let stand = Stand::start(way).await;
+    pgbench(stand.postgres.addr(), &["-i", "-q", "-s", "1"]).await.ok();
+    let dir = tempfile::tempdir().unwrap();
+    let pipeline = dir.path().join("pipeline.sql");
+    std::fs::write(
+        &pipeline,
+        "\\startpipeline\nbegin;\ninsert into pgbench_history (tid, bid, aid, delta) values (1, 1, 1, 1);\nselect 1;\ncommit;\n\\endpipeline\n",
+    )
+    .unwrap();
+    let pipeline = pipeline.display().to_string();
+    let scripts: [&[&str]; 3] = [&["-b", "tpcb-like"], &["-b", "simple-update"], &["-f", &pipeline]];
     for mode in ["simple", "extended", "prepared"] {
-        let run = pgbench(door, &["-M", mode, "-c", "8", "-j", "2", "-t", "100"]).await;
-        let printed = run.ok();
-        let processed = "number of transactions actually processed: 800/800";
-        assert!(printed.contains(processed), "{mode}: {printed}");
-        assert!(!printed.contains("aborted"), "{mode}: {printed}");
-        // Each run empties this table first.
-        let total = psql(door, &["-Atc", "select count(*) from pgbench_history"]).await.ok();
-        assert_eq!(total.trim(), "800", "{mode}");
+        for script in scripts {
+            if mode == "simple" && script == scripts[2] {
+                continue;
+            }
+            // A thread for each: one with several clients waits for a reply to the Parse of one of them while others are in transactions.
+            let run =
+                pgbench(stand.door, &[&["-M", mode, "-c", "8", "-j", "8", "-t", "40"], script].concat())
+                    .await;
+            let printed = run.ok();
+            assert!(printed.contains("actually processed: 320/320"), "{mode} {script:?}: {printed}");
+            assert!(!printed.contains("aborted"), "{mode} {script:?}: {printed}");
+            // Each run empties this table first.
+            let total = psql(stand.door, &["-Atc", "select count(*) from pgbench_history"]).await.ok();
+            assert_eq!(total.trim(), "320", "{mode} {script:?}");
+        }
     }
+}
+
+#[tokio::test]
+async fn pgbench_fails_nowhere_through_sessions_of_their_own() {
+    pgbench_fails_nowhere(Way::PassThrough).await;
 }
 
 #[tokio::test]
@@ -140,4 +168,14 @@ async fn sessions_outlive_a_reload() {
     let status = session.wait_for_end(Duration::from_secs(10)).await;
     assert!(status.success(), "{}", session.log());
     assert!(session.log().contains("after"), "{}", session.log());
+}
+
+#[tokio::test]
+async fn psql_prints_the_same_through_a_pool() {
+    psql_prints_the_same(Way::Pooled(4)).await;
+}
+
+#[tokio::test]
+async fn pgbench_fails_nowhere_through_a_pool() {
+    pgbench_fails_nowhere(Way::Pooled(4)).await;
 }

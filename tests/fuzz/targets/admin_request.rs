@@ -18,7 +18,7 @@ use qudag_filter_dns::Question;
 use qudag_sidecar::admin::{Auth, Flush, Operations, Role, serve};
 use qudag_sidecar::control::{
     Applied, CacheRebuild, ConfigOrigin, ConfigStatus, ControlError, Explanation, Flushed, Override,
-    Readiness, Status,
+    Readiness, SettingStatus, Status,
 };
 use qudag_sidecar::telemetry::Metrics;
 use serde_json::Value;
@@ -33,7 +33,14 @@ struct Generous;
 
 fn granted() -> Result<Applied, ControlError> {
     CHANGES.fetch_add(1, Ordering::SeqCst);
-    Ok(Applied { generation: 1, changed: false, took_ms: 0.0, filters: Vec::new(), notes: Vec::new() })
+    Ok(Applied {
+        generation: 1,
+        changed: false,
+        took_ms: 0.0,
+        filters: Vec::new(),
+        settings: Vec::new(),
+        notes: Vec::new(),
+    })
 }
 
 impl Operations for Generous {
@@ -55,6 +62,7 @@ impl Operations for Generous {
                 refused: None,
             },
             capture: None,
+            settings: Vec::new(),
             listeners: Vec::new(),
             filters: Vec::new(),
         }
@@ -83,6 +91,13 @@ impl Operations for Generous {
     fn peers(&self) -> Result<Value, ControlError> {
         Ok(Value::Null)
     }
+    fn db(&self) -> Result<Value, ControlError> {
+        Ok(Value::Null)
+    }
+    fn db_pause(&self, paused: bool, _: Option<&str>) -> Result<Value, ControlError> {
+        CHANGES.fetch_add(1, Ordering::SeqCst);
+        Ok(Value::Bool(paused))
+    }
     fn cache_stats(&self) -> Result<Value, ControlError> {
         Ok(Value::Null)
     }
@@ -100,6 +115,15 @@ impl Operations for Generous {
     }
     fn config_shown(&self, _: bool) -> Result<String, ControlError> {
         Ok("version: 1\n".into())
+    }
+    fn settings(&self) -> Vec<SettingStatus> {
+        Vec::new()
+    }
+    async fn set(&self, _: &str, _: &str, _: Option<Duration>) -> Result<Applied, ControlError> {
+        granted()
+    }
+    async fn unset(&self, _: Option<&str>) -> Result<Applied, ControlError> {
+        granted()
     }
     fn drain(&self) {
         CHANGES.fetch_add(1, Ordering::SeqCst);

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 use crate::ports;
@@ -18,7 +18,8 @@ pub const PASSWORD: &str = "sesame";
 pub struct Postgres {
     addr: SocketAddr,
     program: Program,
-    _dir: TempDir,
+    tls: bool,
+    dir: TempDir,
 }
 
 impl Postgres {
@@ -54,31 +55,63 @@ impl Postgres {
         let initdb = initdb.args(["--encoding=UTF8", "--no-sync", "--no-instructions"]);
         let initdb = initdb.arg(option("--pwfile=", &password)).arg(option("--pgdata=", &data));
         initdb.output().await.ok();
-        let addr = ports::free();
-        let mut server = Start::new(programs.join("postgres")).as_user("postgres").arg("-D").arg(&data);
-        for setting in
-            ["fsync=off", "max_connections=300", "listen_addresses=127.0.0.1", "logging_collector=off"]
-        {
-            server = server.args(["-c", setting]);
-        }
         if tls {
             certificate(&data).await;
-            server = server.args(["-c", "ssl=on"]);
         }
-        server = server.arg("-c").arg(option("unix_socket_directories=", dir.path()));
-        server = server.args(["-p".to_owned(), addr.port().to_string()]);
-        let mut program = server.spawn(dir.path());
-        let cluster = crate::eventually(PATIENCE, "PostgreSQL answers", async || {
-            if let Some(status) = program.ended() {
-                panic!("postgres ended: {status}\n{}", program.log());
-            }
-            let finished = psql_to(addr, "postgres", &["-c", "select 1"]).await;
-            (finished.code == 0).then_some(())
-        });
-        cluster.await;
-        let cluster = Self { addr, program, _dir: dir };
+        let addr = ports::free();
+        let mut cluster = Self { addr, program: spawn(dir.path(), addr, tls), tls, dir };
+        cluster.answers().await;
         psql_to(addr, "postgres", &["-c", "create database qudag"]).await.ok();
         cluster
+    }
+
+    async fn answers(&mut self) {
+        crate::eventually(PATIENCE, "PostgreSQL answers", async || {
+            if let Some(status) = self.program.ended() {
+                panic!("postgres ended: {status}\n{}", self.program.log());
+            }
+            let finished = psql_to(self.addr, "postgres", &["-c", "select 1"]).await;
+            (finished.code == 0).then_some(())
+        })
+        .await;
+    }
+
+    /// Kills the server and all its processes (SIGKILL): what is not in the write-ahead log is lost, sessions are cut.
+    ///
+    /// # Panics
+    /// When the processes cannot be seen.
+    pub fn kill(&mut self) {
+        // Stopped first, so that it starts no other process meanwhile.
+        self.program.signal(Signal::STOP);
+        let children = children(self.program.pid());
+        self.program.kill();
+        for child in children {
+            // It may have ended by itself, since it notices that its parent is gone.
+            let _ = rustix::process::kill_process(child, Signal::KILL);
+        }
+    }
+
+    /// Starts it again after [`kill`](Self::kill), where it was; it recovers from its write-ahead log first.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn start_again(&mut self) {
+        // While a process of the old server still has its shared memory, a new one refuses to start.
+        crate::eventually(PATIENCE, "PostgreSQL starts again", async || {
+            self.program = spawn(self.dir.path(), self.addr, self.tls);
+            crate::eventually(PATIENCE, "PostgreSQL answers or ends", async || {
+                let finished = psql_to(self.addr, "postgres", &["-c", "select 1"]).await;
+                (finished.code == 0 || self.program.ended().is_some()).then_some(())
+            })
+            .await;
+            self.program.ended().is_none().then_some(())
+        })
+        .await;
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        self.program.log()
     }
 
     /// Where it listens.
@@ -90,6 +123,34 @@ impl Postgres {
     pub fn freeze(&self, frozen: bool) {
         self.program.signal(if frozen { Signal::STOP } else { Signal::CONT });
     }
+}
+
+fn spawn(dir: &Path, addr: SocketAddr, tls: bool) -> Program {
+    let programs = programs().unwrap();
+    let server = Start::new(programs.join("postgres")).as_user("postgres");
+    let mut server = server.arg("-D").arg(dir.join("data"));
+    for setting in ["fsync=off", "max_connections=300", "listen_addresses=127.0.0.1", "logging_collector=off"]
+    {
+        server = server.args(["-c", setting]);
+    }
+    if tls {
+        server = server.args(["-c", "ssl=on"]);
+    }
+    server = server.arg("-c").arg(option("unix_socket_directories=", dir));
+    server.args(["-p".to_owned(), addr.port().to_string()]).spawn(dir)
+}
+
+/// The processes whose parent is `pid`.
+fn children(pid: u32) -> Vec<Pid> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let child = |process: &i32| {
+        // The name, in parentheses, may contain anything; the state and the parent follow it.
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
+        parent.and_then(|parent| parent.parse().ok()) == Some(pid)
+    };
+    processes.filter(child).filter_map(Pid::from_raw).collect()
 }
 
 fn option(name: &str, value: &Path) -> OsString {
@@ -126,7 +187,10 @@ pub fn client(program: &str, server: SocketAddr, database: &str) -> Start {
 }
 
 /// The newest installed `/usr/lib/postgresql/N/bin`.
-fn programs() -> Result<PathBuf, String> {
+///
+/// # Errors
+/// When there is none.
+pub fn programs() -> Result<PathBuf, String> {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let versions = versions.filter(|entry| entry.path().join("bin/initdb").is_file());
     let version = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().parse::<u32>().unwrap_or(0);
@@ -153,5 +217,19 @@ mod tests {
         let postgres = Postgres::start_with(true).await;
         let ssl = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
         assert_eq!(psql(postgres.addr(), &["-Atc", ssl]).await.ok().trim(), "t");
+    }
+
+    #[tokio::test]
+    async fn it_recovers_what_was_committed() {
+        if let Err(reason) = Postgres::available() {
+            crate::skip!("{reason}");
+        }
+        let mut postgres = Postgres::start().await;
+        psql(postgres.addr(), &["-c", "create table t as select 7 as seven"]).await.ok();
+        postgres.kill();
+        assert_ne!(psql(postgres.addr(), &["-c", "select 1"]).await.code, 0);
+        postgres.start_again().await;
+        assert_eq!(psql(postgres.addr(), &["-Atc", "select * from t"]).await.ok().trim(), "7");
+        assert!(postgres.log().contains("automatic recovery in progress"), "{}", postgres.log());
     }
 }

@@ -4,11 +4,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use qudag_kit::program::footprint;
-use rustix::process::{Resource, Rlimit};
 
 use super::stand::{HAPROXY, Route, Stand, Way};
 use crate::contenders::Stage;
-use crate::measure::Plan;
+use crate::measure::{Plan, raise_file_limit};
 use crate::progress::Progress;
 use crate::row::{self, Row};
 use crate::{Failure, clients, servers};
@@ -18,13 +17,6 @@ const STEPS: [(usize, Option<f64>); 5] =
     [(0, Some(15.0)), (1, None), (100, None), (1_000, Some(21.0)), (4_000, None)];
 /// For each stream, in kB.
 const MOST_EACH: f64 = 10.0;
-
-/// Lets this process, which is client and server, open as many files as the system allows it.
-fn raise_file_limit() -> Result<(), Failure> {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?;
-    Ok(())
-}
 
 /// Waits until a process does not give memory back any more. Buffers of streams over which nothing comes go after a second, and an
 /// allocator returns to the system some seconds later what it does not need.

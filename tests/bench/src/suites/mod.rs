@@ -1,6 +1,5 @@
 //! What is measured of each kind of traffic.
 
-mod db;
 mod front;
 
 use std::io;
@@ -18,8 +17,6 @@ pub enum Suite {
     Chain,
     /// HTTP and RPC.
     Front,
-    /// PostgreSQL.
-    Db,
 }
 
 impl Suite {
@@ -31,7 +28,6 @@ impl Suite {
         match self {
             Self::Chain => chain::rows(plan),
             Self::Front => front::rows(&Stage::set()?, plan),
-            Self::Db => db::rows(&Stage::set()?, plan),
         }
     }
 }

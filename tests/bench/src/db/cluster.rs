@@ -1,0 +1,182 @@
+//! The server: a private PostgreSQL cluster that can be stopped, frozen, and looked at.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use qudag_kit::program::{Program, Signal, is_root};
+use qudag_kit::{Start, ports, postgres};
+use rustix::process::{Pid, kill_process};
+use tempfile::TempDir;
+
+use super::connection::USER;
+use super::wire::ROWS_SQL;
+use crate::contenders::Stage;
+use crate::{Failure, clients};
+
+/// How long it may take to start or to stop.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running cluster that lets everybody in without a password.
+pub(super) struct Cluster {
+    programs: PathBuf,
+    folder: TempDir,
+    address: SocketAddr,
+    /// Sessions that it has room for.
+    sessions: usize,
+    /// The processor that it has for itself.
+    core: Option<usize>,
+    program: Option<Program>,
+}
+
+impl Cluster {
+    /// Makes one and starts it.
+    ///
+    /// # Errors
+    /// When PostgreSQL is not installed or does not start.
+    pub(super) fn start(stage: &Stage, sessions: usize, core: Option<usize>) -> Result<Self, Failure> {
+        let programs = postgres::programs()?;
+        let folder = tempfile::Builder::new().prefix("qkdb").tempdir()?;
+        if is_root() {
+            // The server refuses to run as root; its user must own its files.
+            stage.run(Start::new("chown").arg("postgres").arg(folder.path()))?;
+        }
+        let mut data = OsString::from("--pgdata=");
+        data.push(folder.path().join("data"));
+        let initdb = Start::new(programs.join("initdb")).as_user("postgres").arg(data);
+        let user = format!("--username={USER}");
+        let options = ["--auth=trust", "--encoding=UTF8", "--no-sync", "--no-instructions", &user];
+        stage.run(initdb.args(options))?;
+        let address = ports::free();
+        let mut cluster = Self { programs, folder, address, sessions, core, program: None };
+        cluster.run()?;
+        stage.run(
+            Start::new(cluster.programs.join("createdb"))
+                .args(["-h", "127.0.0.1", "-U", USER, "-p"])
+                .arg(address.port().to_string())
+                .arg(USER),
+        )?;
+        cluster.sql(ROWS_SQL)?;
+        Ok(cluster)
+    }
+
+    /// Starts the server's processes and waits until they let somebody in.
+    fn run(&mut self) -> Result<(), Failure> {
+        let server = self.programs.join("postgres");
+        let mut start = match self.core {
+            Some(core) => Start::new("taskset").named("postgres").args(["-c", &core.to_string()]).arg(server),
+            None => Start::new(server),
+        };
+        start = start.as_user("postgres").arg("-D").arg(self.folder.path().join("data"));
+        let sessions = format!("max_connections={}", self.sessions + 20);
+        // Nothing here measures a disk, and nothing may begin to work on its own.
+        let settings = [
+            "fsync=off",
+            "synchronous_commit=off",
+            "full_page_writes=off",
+            "autovacuum=off",
+            "jit=off",
+            "listen_addresses=127.0.0.1",
+            "logging_collector=off",
+            "log_min_messages=fatal",
+            &sessions,
+        ];
+        for setting in settings {
+            start = start.args(["-c", setting]);
+        }
+        let mut sockets = OsString::from("unix_socket_directories=");
+        sockets.push(self.folder.path());
+        start = start.arg("-c").arg(sockets).arg("-p").arg(self.address.port().to_string());
+        let mut program = start.spawn(self.folder.path());
+        let deadline = Instant::now() + PATIENCE;
+        while !self.lets_in() {
+            if program.ended().is_some() || Instant::now() > deadline {
+                return Err(format!("PostgreSQL does not start:\n{}", program.log()).into());
+            }
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        self.program = Some(program);
+        Ok(())
+    }
+
+    /// Before the database exists there is the one that says so, which is an answer as well.
+    fn lets_in(&self) -> bool {
+        match clients::Postgres::connect(self.address, USER) {
+            Ok(_) => true,
+            // "database does not exist"; while it starts it is 57P03.
+            Err(why) => why.to_string().contains("3D000"),
+        }
+    }
+
+    /// Where it listens.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Runs one statement or more: the first column of the last row.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub(super) fn sql(&self, sql: &str) -> Result<String, Failure> {
+        Ok(clients::Postgres::connect(self.address, USER)?.query(sql)?)
+    }
+
+    fn pid(&self) -> u32 {
+        self.program.as_ref().map_or(0, Program::pid)
+    }
+
+    /// The processes of the sessions that come over TCP.
+    pub(super) fn sessions(&self) -> Vec<u32> {
+        let session = format!("postgres: {USER} {USER} 127.0.0.1(");
+        let of_session = |pid: &u32| {
+            std::fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|title| title.starts_with(session.as_bytes()))
+        };
+        children(self.pid()).into_iter().filter(of_session).collect()
+    }
+
+    /// Stops all its processes without answering anything any more (SIGSTOP), or lets them go on. Connections can be made
+    /// to it all the same: the kernel does that.
+    pub(super) fn freeze(&self, frozen: bool) {
+        let signal = if frozen { Signal::STOP } else { Signal::CONT };
+        // First the one that starts others. One that has ended by itself is no matter.
+        for pid in std::iter::once(self.pid()).chain(children(self.pid())) {
+            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(pid, signal);
+            }
+        }
+    }
+
+    /// Stops it, ending all sessions, and starts it again when it was away for so long.
+    ///
+    /// # Errors
+    /// When it does not come back.
+    pub(super) fn restart(&mut self, away: Duration) -> Result<(), Failure> {
+        let Some(mut program) = self.program.take() else { return Err("there is no server".into()) };
+        let start = Instant::now();
+        // "Fast shutdown".
+        program.signal(Signal::INT);
+        while program.ended().is_none() {
+            if start.elapsed() > PATIENCE {
+                return Err("PostgreSQL does not stop".into());
+            }
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        crate::measure::pause(away.saturating_sub(start.elapsed()));
+        self.run()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // Stopped processes would not notice that the first of them is gone.
+        self.freeze(false);
+    }
+}
+
+/// The processes that another one has started and that are still there.
+fn children(pid: u32) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    text.unwrap_or_default().split_whitespace().filter_map(|child| child.parse().ok()).collect()
+}
