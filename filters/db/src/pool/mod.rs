@@ -1,9 +1,12 @@
 //! Pooled sessions: many clients on few connections to the server.
 //!
-//! `places` decides who gets a server, `servers` makes and keeps the connections of one user and database, `session` drives the machines of
-//! [`crate::session`] between two sockets, and `startup` brings a client to its session.
+//! `places` decides who gets a server. `servers` is what is known of those of one user and database; `connecting` makes connections, `taking` hands
+//! them out and takes them back clean, `upkeep` looks after them. `startup` brings a client to its session, which `session` leads: it drives the
+//! machines of [`crate::session`] between two sockets. `console` answers the database `qudag_sidecar`.
 
+mod cancels;
 mod conn;
+mod connecting;
 mod console;
 mod places;
 mod registry;
@@ -11,7 +14,9 @@ mod servers;
 mod session;
 mod settings;
 mod startup;
+mod taking;
 mod tapped;
+mod upkeep;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -32,12 +37,14 @@ use crate::session::Fingerprint;
 use crate::startup::CANCEL_REQUEST;
 use conn::CancelKey;
 
+pub(crate) use cancels::Cancels;
 use registry::Trace;
 pub use registry::{ClientStatus, DbStatus, Doing, PoolStatus, ServerStatus, StatementStatus};
+pub use servers::Pool;
 pub(crate) use servers::PoolKey;
-pub use servers::{Lease, Pool};
 pub use settings::{Adaptive, DbBackpressure, DbPool, Mode, Pressure};
-pub(crate) use startup::{Access, Cancels, Coming, pooled};
+pub(crate) use startup::{Access, Coming, pooled};
+pub use taking::Lease;
 pub use tapped::TRANSACTIONS;
 
 /// How long a CancelRequest may take.

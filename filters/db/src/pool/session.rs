@@ -17,8 +17,9 @@ use tokio::time::timeout;
 
 use super::conn::{Conn, closed, poll_read, poll_write};
 use super::registry::Doing;
-use super::servers::{Lease, Member};
+use super::servers::Member;
 use super::settings::Mode;
+use super::taking::Lease;
 use super::tapped::Tapped;
 use super::{SessionInfo, Transaction};
 use crate::auth::SecureStream;

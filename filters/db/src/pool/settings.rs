@@ -15,7 +15,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
 
 use super::Pools;
-use super::servers::Want;
+use super::taking::Want;
 use crate::kind::{Db, DbAnswer, DbRequest};
 
 /// The most connections of a pool and of all.

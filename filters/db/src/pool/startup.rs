@@ -1,7 +1,7 @@
 //! The way of a client to its pooled session: TLS, StartupMessage, authentication, and what it is told then.
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -14,25 +14,23 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::cancels::Cancels;
 use super::registry::Trace;
-use super::servers::Want;
-use super::session::{Order, Session};
+use super::session::Session;
 use super::settings::DbPool;
+use super::taking::Want;
 use super::tapped::Tapped;
 use super::{Pool, PoolKey, Pools, SessionInfo, Target, console};
 use crate::auth::{Begun, SecureStream, ServerTls, Users, accept_tls, authenticate};
 use crate::kind::Db;
 use crate::reply::refusal;
-use crate::session::{CancelKeys, Client, Down, Parameters, Pins, Tidy};
+use crate::session::{Client, Down, Parameters, Pins, Tidy};
 use crate::startup::{Progress, Setting, StartupError, StartupMessage, StartupPacket, parse, shown};
 use crate::wire::backend::{self, Status};
 use crate::wire::build::{self, ErrorResponse};
 
 /// The minor version of protocol 3 that is spoken (PostgreSQL 18).
 const MINOR: u16 = 2;
-/// Lengths of the secret of a cancel key: of protocol 3.0, and later.
-const SECRET: usize = 4;
-const LONG_SECRET: usize = 32;
 /// How long last words may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -50,45 +48,6 @@ pub(crate) struct Access {
 impl std::fmt::Debug for Access {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Access").field("target", &self.target).finish_non_exhaustive()
-    }
-}
-
-/// The cancel keys of the sessions of a listener.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Cancels(Arc<Mutex<CancelKeys<mpsc::UnboundedSender<Order>>>>);
-
-impl Cancels {
-    /// Cancels what the session does that a key belongs to; `false` when there is none.
-    pub(crate) fn cancel(&self, process: u32, secret: &[u8]) -> bool {
-        let keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        keys.find(process, secret).is_some_and(|session| session.send(Order::Cancel).is_ok())
-    }
-
-    fn add(&self, long: bool, orders: &mpsc::UnboundedSender<Order>) -> Option<(CancelSeat, Vec<u8>)> {
-        let mut secret = vec![0; if long { LONG_SECRET } else { SECRET }];
-        aws_lc_rs::rand::fill(&mut secret).ok()?;
-        let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let mut process = [0; 4];
-            aws_lc_rs::rand::fill(&mut process).ok()?;
-            // Positive, as the numbers of processes are.
-            let process = u32::from_be_bytes(process) & 0x7fff_ffff;
-            if process != 0 && keys.insert(process, &secret, orders.clone()).is_ok() {
-                return Some((CancelSeat { home: self.clone(), process }, secret));
-            }
-        }
-    }
-}
-
-/// A cancel key, which is void when this is dropped.
-struct CancelSeat {
-    home: Cancels,
-    process: u32,
-}
-
-impl Drop for CancelSeat {
-    fn drop(&mut self) {
-        self.home.0.lock().unwrap_or_else(PoisonError::into_inner).remove(self.process);
     }
 }
 
