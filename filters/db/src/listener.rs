@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::pool::{Cancels, Coming, pooled};
-use crate::reply::error_response;
+use crate::reply::{error_response, say_last};
 use crate::startup::{Progress, StartupError, parse, shown};
 use crate::{Db, DbAnswer, DbRequest, DbSession, DbSettings, Pooled, StartupPacket};
 
@@ -24,8 +24,6 @@ use crate::{Db, DbAnswer, DbRequest, DbSession, DbSettings, Pooled, StartupPacke
 const MAX_STARTING: usize = 1024;
 /// The start-up time of connections that are accepted while databases are switched off.
 const REFUSAL_TIME: Duration = Duration::from_secs(10);
-/// How long an ErrorResponse may take to be sent and read.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What the connections share.
 struct Place {
@@ -363,16 +361,9 @@ async fn in_time<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) 
     }
 }
 
-/// Sends an ErrorResponse and closes; returns its length. Closing while there are unread bytes would send RST, which can destroy
-/// the ErrorResponse on its way, so a little is read and thrown away.
-async fn last_words(mut client: Stream, error: &FilterError) -> u64 {
+/// Sends an ErrorResponse and closes; returns its length.
+async fn last_words(client: Stream, error: &FilterError) -> u64 {
     let response = error_response(error);
-    let said = async {
-        client.write_all(&response).await?;
-        client.shutdown().await?;
-        tokio::io::copy(&mut (&mut client).take(64 << 10), &mut tokio::io::sink()).await
-    };
-    // Nothing more can be done for a client that does not take it.
-    let _ = timeout(LAST_WORDS, said).await;
+    say_last(client, &response).await;
     response.len() as u64
 }

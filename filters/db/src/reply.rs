@@ -2,7 +2,15 @@
 
 use std::time::Duration;
 
+use bytes::BytesMut;
 use qudag_filter_api::FilterError;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
+
+use crate::wire::build::ErrorResponse;
+
+/// How long an ErrorResponse may take to be sent and read.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// `protocol_violation` (PostgreSQL documentation, appendix A).
 const PROTOCOL_VIOLATION: &str = "08P01";
@@ -39,24 +47,33 @@ pub(crate) fn sqlstate(error: &FilterError) -> &'static str {
     }
 }
 
-/// The ErrorResponse for an error: type `E`, an Int32 length, and fields that a zero byte ends.
-pub(crate) fn error_response(error: &FilterError) -> Vec<u8> {
-    let mut fields = Vec::with_capacity(128);
-    let mut field = |code: u8, text: &str| {
-        fields.push(code);
-        fields.extend(text.bytes().filter(|byte| *byte != 0));
-        fields.push(0);
+/// The ErrorResponse for an error at connect.
+pub(crate) fn error_response(error: &FilterError) -> BytesMut {
+    let hint = error.retry_after().map(|after| format!("retry-after: {}", seconds(after)));
+    let message = format!("qudag-sidecar: {}", error.public());
+    let (sqlstate, hint) = (sqlstate(error), hint.as_deref());
+    let mut out = BytesMut::new();
+    ErrorResponse { fatal: true, sqlstate, message: &message, detail: None, hint }.write(&mut out);
+    out
+}
+
+/// Writes the ErrorResponse that a pooled session ends with, or that there is none.
+pub(crate) fn fatal(error: &FilterError, out: &mut BytesMut) {
+    let (sqlstate, message, hint) = refusal(error);
+    ErrorResponse { fatal: true, sqlstate, message: &message, detail: None, hint: Some(&hint) }.write(out);
+}
+
+/// Sends an ErrorResponse and closes. Closing while there are unread bytes would send RST, which can destroy it on its way, so a little is
+/// read and thrown away.
+pub(crate) async fn say_last(mut client: impl AsyncRead + AsyncWrite + Unpin, response: &[u8]) {
+    let said = async {
+        client.write_all(response).await?;
+        client.flush().await?;
+        client.shutdown().await?;
+        tokio::io::copy(&mut (&mut client).take(64 << 10), &mut tokio::io::sink()).await
     };
-    field(b'S', "FATAL");
-    field(b'V', "FATAL");
-    field(b'C', sqlstate(error));
-    field(b'M', &format!("qudag-sidecar: {}", error.public()));
-    if let Some(after) = error.retry_after() {
-        field(b'H', &format!("retry-after: {}", seconds(after)));
-    }
-    fields.push(0);
-    let length = u32::try_from(fields.len() + 4).unwrap_or(u32::MAX);
-    [b"E", &length.to_be_bytes()[..], &fields].concat()
+    // Nothing more can be done for a client that does not take it.
+    let _ = timeout(LAST_WORDS, said).await;
 }
 
 /// SQLSTATE, message and HINT of an error within a pooled session. By the HINT it is told from the server's own.

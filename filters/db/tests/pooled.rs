@@ -421,6 +421,7 @@ async fn transactions_wait_for_places_and_are_refused_in_time() {
     let (kind, text) = clients[0].message().await;
     assert!(kind == backend::ERROR && text.contains("25P03"), "{text}");
     assert!(clients[0].is_closed().await);
+    assert!(clients[1].is_closed().await, "so does the other one");
     assert_eq!(clients[2].value("SELECT 5").await, "5");
 
     with["db_backpressure"]["wait"] = "20s".into();

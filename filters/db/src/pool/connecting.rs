@@ -9,7 +9,7 @@ use qudag_core::backoff::Backoff;
 use qudag_filter_api::FilterError;
 use tokio::time::{sleep, timeout_at};
 
-use super::conn::{CancelKey, Conn, closed};
+use super::conn::{CancelKey, Conn};
 use super::places::Who;
 use super::servers::{Pool, lock};
 use super::taking::{Lease, Want};
@@ -52,9 +52,7 @@ impl Failure {
             too_much: sqlstate.starts_with("53"),
         }
     }
-}
 
-impl Failure {
     pub(super) fn error(&self) -> FilterError {
         FilterError::Unavailable { why: self.why.to_string().into(), retry_after: BACKOFF.max }
     }
@@ -100,8 +98,7 @@ impl Pool {
                 }
                 let surplus = lock(&self.places).connected(Box::new(connection), Instant::now());
                 if surplus.is_some() {
-                    closed("shrunk");
-                    self.disconnected();
+                    self.closed("shrunk");
                 }
                 self.news.notify_waiters();
             }

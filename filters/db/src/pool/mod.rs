@@ -311,7 +311,7 @@ impl Pools {
             for pool in blocked {
                 // On its own lane, since this may be within the turn of another pool.
                 let lane = pool.lane.handle();
-                drop(lane.spawn(async move { pool.wake_up() }));
+                drop(lane.spawn(async move { pool.make_connections() }));
             }
         }
     }

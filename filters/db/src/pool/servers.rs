@@ -176,7 +176,7 @@ impl Pool {
             }
             known.settings = Arc::clone(settings);
         }
-        self.fit_room();
+        self.set_room(Room { size: settings.size, limit: settings.size });
     }
 
     /// A session has proved who it is; what logs in is newer than what was known.
@@ -184,21 +184,17 @@ impl Pool {
         lock(&self.known).identity = identity;
     }
 
-    fn fit_room(&self) {
-        let room = {
-            let known = lock(&self.known);
-            let size = known.settings.size;
-            Room { size, limit: size }
-        };
-        self.set_room(room);
-    }
-
     pub(super) fn set_room(&self, room: Room) {
         let surplus = lock(&self.places).set_room(room, Instant::now());
         for _ in surplus {
-            closed("shrunk");
-            self.disconnected();
+            self.closed("shrunk");
         }
+    }
+
+    /// A connection was closed.
+    pub(super) fn closed(&self, reason: &'static str) {
+        closed(reason);
+        self.disconnected();
     }
 
     /// A connection less.
@@ -228,7 +224,8 @@ impl Pool {
 
     /// A transaction has kept its server busy for so long.
     pub(super) fn took(&self, statement: Fingerprint, busy: Duration, pressure: Option<&Pressure>) {
-        let running = lock(&self.places).running();
+        // Of use to the limit only.
+        let running = pressure.map_or(0, |_| lock(&self.places).running());
         let room = {
             let mut known = lock(&self.known);
             if let Some(statement) = known.statements.get_mut(&statement) {
@@ -271,14 +268,9 @@ impl Pool {
         let mut first = true;
         let gone = lock(&self.places).take_idle(|_| std::mem::take(&mut first));
         for _ in &gone {
-            closed("other_pool");
-            self.disconnected();
+            self.closed("other_pool");
         }
         !gone.is_empty()
-    }
-
-    pub(crate) fn wake_up(self: &Arc<Self>) {
-        self.make_connections();
     }
 }
 

@@ -24,7 +24,7 @@ use super::tapped::Tapped;
 use super::{SessionInfo, Transaction};
 use crate::auth::SecureStream;
 use crate::kind::{Db, DbAnswer, DbRequest};
-use crate::reply::refusal;
+use crate::reply::{fatal, refusal};
 use crate::session::{Client, Down, Fingerprint, Pins, Sent, Step, Tidy};
 use crate::wire::backend::Status;
 use crate::wire::build::ErrorResponse;
@@ -445,9 +445,7 @@ impl Session {
 
     /// Tells a client why its session ends.
     fn ended(&mut self, error: &FilterError) {
-        let (sqlstate, message, hint) = refusal(error);
-        ErrorResponse { fatal: true, sqlstate, message: &message, detail: None, hint: Some(&hint) }
-            .write(&mut self.out);
+        fatal(error, &mut self.out);
     }
 
     /// Sends what is still to be said and closes.

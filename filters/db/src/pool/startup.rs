@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::cancels::Cancels;
@@ -23,7 +23,7 @@ use super::tapped::Tapped;
 use super::{Pool, PoolKey, Pools, SessionInfo, Target, console};
 use crate::auth::{Begun, SecureStream, ServerTls, Users, accept_tls, authenticate};
 use crate::kind::Db;
-use crate::reply::refusal;
+use crate::reply::{fatal, say_last};
 use crate::session::{Client, Down, Parameters, Pins, Tidy};
 use crate::startup::{Progress, Setting, StartupError, StartupMessage, StartupPacket, parse, shown};
 use crate::wire::backend::{self, Status};
@@ -31,8 +31,6 @@ use crate::wire::build::{self, ErrorResponse};
 
 /// The minor version of protocol 3 that is spoken (PostgreSQL 18).
 const MINOR: u16 = 2;
-/// How long last words may take.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What pooled sessions need of the listener's settings; made anew only when these change.
 pub(crate) struct Access {
@@ -85,9 +83,7 @@ impl Refused {
 
     fn with(error: &FilterError) -> Self {
         let mut said = BytesMut::new();
-        let (sqlstate, message, hint) = refusal(error);
-        ErrorResponse { fatal: true, sqlstate, message: &message, detail: None, hint: Some(&hint) }
-            .write(&mut said);
+        fatal(error, &mut said);
         Self { outcome: error.label(), said }
     }
 }
@@ -117,7 +113,7 @@ pub(crate) async fn pooled(coming: Coming, drain: Drain, line: &mut FlowLine) ->
         Ok(None) => return ("ok", 0, 0),
         Err((refused, stream)) => {
             if let Some(stream) = stream {
-                say_last(*stream, refused.said).await;
+                say_last(*stream, &refused.said).await;
             }
             return (refused.outcome, 0, 0);
         }
@@ -142,7 +138,7 @@ pub(crate) async fn pooled(coming: Coming, drain: Drain, line: &mut FlowLine) ->
             return (console::serve(welcome.stream, welcome.inbox, out, &pools, &drain).await, 0, 0);
         }
         Err(refused) => {
-            say_last(welcome.stream, refused.said).await;
+            say_last(welcome.stream, &refused.said).await;
             return (refused.outcome, 0, 0);
         }
     };
@@ -226,18 +222,6 @@ fn write_parameters(out: &mut BytesMut, parameters: &Parameters) {
     for (name, value) in parameters.told() {
         build::parameter(out, name, value);
     }
-}
-
-/// Sends an ErrorResponse and closes. Closing with unread bytes would send RST, which can destroy it on its way, so a little is read.
-async fn say_last(mut stream: SecureStream, said: BytesMut) {
-    let last = async {
-        stream.write_all(&said).await?;
-        stream.flush().await?;
-        stream.shutdown().await?;
-        tokio::io::copy(&mut (&mut stream).take(64 << 10), &mut tokio::io::sink()).await
-    };
-    // Nothing more can be done for a client that does not take it.
-    let _ = timeout(LAST_WORDS, last).await;
 }
 
 type NotReceived = (Refused, Option<Box<SecureStream>>);

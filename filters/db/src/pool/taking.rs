@@ -13,6 +13,7 @@ use qudag_filter_api::FilterError;
 use tokio::sync::oneshot;
 use tokio::time::{sleep_until, timeout_at};
 
+use super::CANCEL_TIME;
 use super::conn::{Conn, closed, poll_read, poll_write};
 use super::places::{Asked, Grant, Seat, Waiting, Who, plain};
 use super::registry::Doing;
@@ -23,8 +24,6 @@ use crate::session::{Down, Fingerprint, Tidy};
 /// How much is read of what nobody waits for any more, and for how long, before it is cancelled.
 const ABANDONED_BYTES: usize = 16 << 20;
 const ABANDONED_TIME: Duration = Duration::from_secs(1);
-/// How long a CancelRequest may take.
-const CANCEL_TIME: Duration = Duration::from_secs(5);
 
 /// What a transaction asks for.
 #[derive(Clone, Debug)]
@@ -71,8 +70,7 @@ impl Pool {
                 connection.seen.trace.does(Doing::Active, now);
                 return Ok(lease);
             }
-            closed("ended_idle");
-            self.disconnected();
+            self.closed("ended_idle");
             lease.connection = lock(&self.places).replace();
         }
         self.feed(&mut lease, deadline).await?;
@@ -82,7 +80,7 @@ impl Pool {
     /// Waits for a connection that is being made.
     async fn feed(self: &Arc<Self>, lease: &mut Lease, deadline: Instant) -> Result<(), FilterError> {
         let begun = Instant::now();
-        let mut coming = Coming { pool: self, connection: lock(&self.places).hunger() };
+        let mut coming = Hungry { pool: self, connection: lock(&self.places).hunger() };
         loop {
             self.make_connections();
             let news = self.news.notified();
@@ -115,9 +113,8 @@ impl Pool {
         let lost = connection.is_none();
         let surplus = lock(&self.places).release(seat, connection, now);
         if surplus.is_some() {
-            closed("shrunk");
-        }
-        if lost || surplus.is_some() {
+            self.closed("shrunk");
+        } else if lost {
             self.disconnected();
         }
         if let Some(home) = self.home.upgrade() {
@@ -153,12 +150,12 @@ impl Drop for Guard<'_> {
 }
 
 /// A connection that is on its way to somebody, who may go before it comes.
-struct Coming<'a> {
+struct Hungry<'a> {
     pool: &'a Arc<Pool>,
     connection: oneshot::Receiver<Box<Conn>>,
 }
 
-impl Drop for Coming<'_> {
+impl Drop for Hungry<'_> {
     fn drop(&mut self) {
         self.connection.close();
         if let Ok(connection) = self.connection.try_recv() {
@@ -203,13 +200,11 @@ impl Lease {
         connection.idle_since = now;
         let settings = self.pool.settings();
         self.seat = None;
-        if now.saturating_duration_since(connection.created) > settings.server_lifetime.0 {
+        let old = now.saturating_duration_since(connection.created) > settings.server_lifetime.0;
+        if old {
             closed("lifetime");
-            drop(connection);
-            self.pool.put(seat, None, now);
-        } else {
-            self.pool.put(seat, Some(connection), now);
         }
+        self.pool.put(seat, Some(connection).filter(|_| !old), now);
     }
 
     /// The connection as it came, nothing having been done with it.

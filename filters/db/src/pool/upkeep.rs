@@ -125,11 +125,10 @@ impl Pool {
             (known.sessions, known.pinned, adaptive, error, statements)
         };
         statements.sort_by_key(|(_, statement)| std::cmp::Reverse(statement.busy));
-        let text = |name: &[u8]| shown(name);
         PoolStatus {
             server: self.key.server.to_string(),
-            user: text(&self.key.user),
-            database: text(&self.key.database),
+            user: shown(&self.key.user),
+            database: shown(&self.key.database),
             size,
             limit,
             adaptive_limit: adaptive,
