@@ -425,6 +425,7 @@ async fn transactions_wait_for_places_and_are_refused_in_time() {
     assert_eq!(clients[2].value("SELECT 5").await, "5");
 
     with["db_backpressure"]["wait"] = "20s".into();
+    sidecar.reload(listener(&postgres), with.clone());
     // Fewer places, more places, while everything is in use.
     let (mut one, mut two) =
         (Raw::connect(port, "ann", "postgres").await, Raw::connect(port, "ann", "postgres").await);
