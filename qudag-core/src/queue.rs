@@ -202,6 +202,8 @@ impl<K: Clone + Ord> Queue<K> {
 
     /// Somebody gets a place without waiting, since one was free and nobody waited. It counts until [`Queue::finished`].
     pub fn take(&mut self, of: &K) {
+        // How fast others got places while none was free says nothing now.
+        self.drain = DrainRate::default();
         self.served += 1;
         self.running += 1;
         let share = self.shares.entry(of.clone()).or_default();

@@ -90,6 +90,20 @@ fn who_would_wait_in_vain_is_refused_at_once() {
 }
 
 #[test]
+fn a_time_when_nobody_was_served_is_forgotten_once_places_are_free() {
+    let (mut queue, start) = queue();
+    queue.take(&"a");
+    let first = queue.arrive(&"a", 1, None, &SETTINGS, start).unwrap();
+    let late = start + Duration::from_secs(60);
+    queue.finished(&"a");
+    assert_eq!(queue.next(&SETTINGS, late), Some(first));
+    queue.finished(&"a");
+    queue.take(&"a");
+    queue.arrive(&"a", 1, None, &SETTINGS, late).unwrap();
+    assert_eq!(queue.expected_wait(late + MS), Duration::ZERO, "nothing is known of this queue yet");
+}
+
+#[test]
 fn count_and_bytes_are_bounded() {
     let (mut queue, now) = queue();
     let settings = Settings { most: 2, bytes: 100, ..SETTINGS };
