@@ -7,6 +7,7 @@ mod kind;
 mod listener;
 pub mod pool;
 mod rate_limit;
+pub mod redis;
 mod reply;
 pub mod session;
 mod settings;
