@@ -1,4 +1,4 @@
-//! Databases: PostgreSQL sessions, passed through byte for byte; and the protocol machines of pooled sessions ([`wire`]).
+//! Databases: PostgreSQL sessions, passed through byte for byte; and the protocol machines of pooled sessions ([`wire`]). [`redis`] is Redis and Valkey.
 //!
 //! `LIFECYCLE.md` in the crate's folder tells the life of one connection.
 

@@ -6,16 +6,16 @@ use super::{LONGEST_LINE, Number, RespError};
 const DEEPEST: usize = 1024;
 /// The longest string and the most elements that are believed.
 const MOST: i64 = 1 << 40;
-/// How much of a line at the top is kept.
-const KEPT: usize = 64;
+/// How much of the text of an error is kept.
+const KEPT: usize = 256;
 
 /// A reply that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     /// The byte that it began with: its type.
     pub kind: u8,
-    /// The beginning of its text, where it is a line (`+`, `-`, `:`, …), without the type.
-    pub line: Vec<u8>,
+    /// The beginning of its text, where it is an error (`-`), without the type.
+    pub error: Vec<u8>,
 }
 
 impl Reply {
@@ -60,12 +60,12 @@ pub struct ReplyScan {
     open: Vec<Open>,
     /// The type of the value at the top; 0 before it.
     kind: u8,
-    line: Vec<u8>,
+    error: Vec<u8>,
 }
 
 impl Default for ReplyScan {
     fn default() -> Self {
-        Self { state: State::Type, open: Vec::new(), kind: 0, line: Vec::new() }
+        Self { state: State::Type, open: Vec::new(), kind: 0, error: Vec::new() }
     }
 }
 
@@ -98,9 +98,9 @@ impl ReplyScan {
                     if *length > LONGEST_LINE {
                         return Err(RespError::LongLine);
                     }
-                    if self.open.is_empty() {
-                        let kept = KEPT.saturating_sub(self.line.len()).min(here);
-                        self.line.extend(line.iter().take(kept));
+                    if self.kind == b'-' && self.open.is_empty() {
+                        let kept = KEPT.saturating_sub(self.error.len());
+                        self.error.extend(line.iter().take(kept));
                     }
                     rest = after;
                     let before = if here > 1 { line.get(here - 2) == Some(&b'\r') } else { *cr };
@@ -170,12 +170,12 @@ impl ReplyScan {
             if ended {
                 self.state = State::Type;
                 if self.value_ended() {
-                    let mut line = std::mem::take(&mut self.line);
-                    while line.last().is_some_and(|byte| matches!(byte, b'\r' | b'\n')) {
-                        line.pop();
+                    let mut error = std::mem::take(&mut self.error);
+                    while error.last().is_some_and(|byte| matches!(byte, b'\r' | b'\n')) {
+                        error.pop();
                     }
                     let kind = std::mem::take(&mut self.kind);
-                    return Ok((bytes.len() - rest.len(), Some(Reply { kind, line })));
+                    return Ok((bytes.len() - rest.len(), Some(Reply { kind, error })));
                 }
             }
         }
@@ -217,8 +217,8 @@ mod tests {
                 let (taken, reply) = scan.feed(piece)?;
                 length += taken;
                 piece = &piece[taken..];
-                if let Some(Reply { kind, line }) = reply {
-                    found.push((length, kind, String::from_utf8(line).unwrap()));
+                if let Some(Reply { kind, error }) = reply {
+                    found.push((length, kind, String::from_utf8(error).unwrap()));
                     length = 0;
                     assert!(scan.is_between());
                 }
@@ -230,9 +230,9 @@ mod tests {
     #[test]
     fn replies_end_where_they_end_in_any_pieces() {
         let replies: &[(&[u8], u8, &str)] = &[
-            (b"+OK\r\n", b'+', "OK"),
+            (b"+OK\r\n", b'+', ""),
             (b"-ERR no\r\n", b'-', "ERR no"),
-            (b":1000\r\n", b':', "1000"),
+            (b":1000\r\n", b':', ""),
             (b"$5\r\na\r\nbc\r\n", b'$', ""),
             (b"$0\r\n\r\n", b'$', ""),
             (b"$-1\r\n", b'$', ""),
@@ -240,20 +240,20 @@ mod tests {
             (b"*0\r\n", b'*', ""),
             (b"*2\r\n*2\r\n:1\r\n*0\r\n$1\r\nx\r\n", b'*', ""),
             (b"_\r\n", b'_', ""),
-            (b"#t\r\n", b'#', "t"),
-            (b",1.5e3\r\n", b',', "1.5e3"),
-            (b"(349\r\n", b'(', "349"),
+            (b"#t\r\n", b'#', ""),
+            (b",1.5e3\r\n", b',', ""),
+            (b"(349\r\n", b'(', ""),
             (b"!8\r\nERR a\r\nb\r\n", b'!', ""),
             (b"=5\r\ntxt:a\r\n", b'=', ""),
             (b"%2\r\n+a\r\n:1\r\n+b\r\n%0\r\n", b'%', ""),
             (b"~1\r\n+a\r\n", b'~', ""),
             (b">3\r\n+message\r\n+c\r\n$1\r\nx\r\n", b'>', ""),
-            (b"|1\r\n+ttl\r\n:5\r\n+OK\r\n", b'+', "OK"),
+            (b"|1\r\n+ttl\r\n:5\r\n+OK\r\n", b'+', ""),
             (b"|0\r\n*1\r\n|1\r\n+a\r\n*1\r\n:1\r\n:2\r\n", b'*', ""),
         ];
         let bytes = replies.iter().map(|(bytes, ..)| *bytes).collect::<Vec<_>>().concat();
         let wanted: Vec<_> =
-            replies.iter().map(|(bytes, kind, line)| (bytes.len(), *kind, (*line).to_owned())).collect();
+            replies.iter().map(|(bytes, kind, error)| (bytes.len(), *kind, (*error).to_owned())).collect();
         for piece in 1..bytes.len() {
             assert_eq!(scan(&bytes, piece).unwrap(), wanted, "in pieces of {piece}");
         }
