@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
 use metrics::counter;
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_util::io::poll_read_buf;
 
@@ -22,7 +22,7 @@ const READ_MUCH: usize = 64 << 10;
 
 /// Reads what is there into a buffer, whose room grows with what comes.
 pub(crate) fn poll_read(
-    stream: &mut SecureStream,
+    stream: &mut (impl AsyncRead + Unpin),
     cx: &mut Context<'_>,
     buffer: &mut BytesMut,
 ) -> Poll<io::Result<usize>> {
@@ -35,7 +35,7 @@ pub(crate) fn poll_read(
 
 /// Writes as much as is taken; ready when nothing is left.
 pub(crate) fn poll_write(
-    stream: &mut SecureStream,
+    stream: &mut (impl AsyncWrite + Unpin),
     cx: &mut Context<'_>,
     buffer: &mut BytesMut,
 ) -> Poll<io::Result<()>> {

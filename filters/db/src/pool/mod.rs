@@ -5,10 +5,10 @@
 //! machines of [`crate::session`] between two sockets. `console` answers the database `qudag_sidecar`.
 
 mod cancels;
-mod conn;
+pub(crate) mod conn;
 mod connecting;
 mod console;
-mod places;
+pub(crate) mod places;
 mod registry;
 mod servers;
 mod session;

@@ -282,6 +282,16 @@ impl<C> Places<C> {
         None
     }
 
+    /// A connection that was made for another reason than hunger, where there is room for it; otherwise it comes back.
+    pub(crate) fn adopt(&mut self, connection: C, now: Instant) -> Option<C> {
+        if self.connections >= self.room.size {
+            return Some(connection);
+        }
+        self.connections += 1;
+        self.admit(Some(connection), now);
+        None
+    }
+
     /// A connection comes back that nobody has used, from somebody who was hungry.
     pub(crate) fn hand_back(&mut self, connection: C, now: Instant) {
         self.admit(Some(connection), now);

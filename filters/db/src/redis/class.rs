@@ -7,6 +7,8 @@ use super::resp::{RespError, arguments};
 pub(crate) enum Expect {
     /// Nothing.
     Plain,
+    /// Whether the session follows what its client asked for.
+    Followed,
     /// The answer to MULTI.
     Multi,
     /// To EXEC.

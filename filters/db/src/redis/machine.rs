@@ -30,7 +30,7 @@ impl Transaction {
         match (to, error) {
             // Refused for what was queued, and the keys are not watched any more. After any other error all is as it was.
             (Expect::Exec, Some(error)) if error.starts_with(b"EXECABORT") => *self = Self::default(),
-            (_, Some(_)) | (Expect::Plain, None) => {}
+            (_, Some(_)) | (Expect::Plain | Expect::Followed, None) => {}
             (Expect::Exec | Expect::Discard, None) => *self = Self::default(),
             (Expect::Multi, None) => self.open = true,
             // Within a transaction UNWATCH is queued like any other command.
@@ -66,6 +66,7 @@ pub(crate) struct Machine {
     /// The answers that the server owes.
     owed: VecDeque<Expect>,
     transaction: Transaction,
+    declined: bool,
 }
 
 /// A batch.
@@ -173,6 +174,20 @@ impl Machine {
         }
     }
 
+    /// A command of the sidecar's own, of so many bytes, was put before everything else, in the place of one that was handled alone. It is a
+    /// batch by itself, and whether its answer is an error is remembered.
+    pub(crate) fn insert(&mut self, bytes: usize) {
+        self.coming = vec![Expect::Followed];
+        self.ready = bytes;
+        self.stop = Some(Stop::Full);
+        self.declined = false;
+    }
+
+    /// Whether the server's answer to what was inserted last was an error.
+    pub(crate) fn was_declined(&self) -> bool {
+        self.declined
+    }
+
     /// A command that is to be handled alone, when nothing is before it; its class and length. Its bytes are taken away next.
     pub(crate) fn take_alone(&mut self) -> Option<(Class, usize)> {
         match self.stop {
@@ -208,6 +223,7 @@ impl Machine {
             return true;
         }
         let Some(to) = self.owed.pop_front() else { return false };
+        self.declined |= to == Expect::Followed && reply.is_error();
         self.transaction.answered(to, reply.is_error().then_some(&reply.error));
         true
     }

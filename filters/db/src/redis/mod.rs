@@ -1,5 +1,25 @@
 //! Redis and Valkey: sessions passed through byte for byte, or pooled by batches of commands.
+//!
+//! `resp` finds where commands and replies end, `machine` says which commands form a batch and when a connection has to stay, `servers` makes and
+//! keeps the connections of one user, database and version of the protocol, and `session` drives the machine between two sockets.
 
 mod class;
+mod conn;
+mod credentials;
+mod filters;
+mod kind;
+mod listener;
 mod machine;
+mod reply;
 pub mod resp;
+mod servers;
+mod session;
+mod settings;
+
+pub use filters::{RedisBackpressure, RedisPool};
+pub use kind::{
+    Pooled, Redis, RedisAnswer, RedisBatch, RedisFilters, RedisRequest, RedisSession, RedisSettings,
+    RedisStates,
+};
+pub use servers::{Lease, Pool, Pools};
+pub use settings::{RedisListener, RedisUpstream};

@@ -1,0 +1,205 @@
+//! `listeners.redis` in the configuration.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use qudag_filter_api::{
+    Address, BuildError, Chains, ConfigError, ConfigPath, Env, Host, HostPort, Period, Resolve, Secret,
+    service_fn,
+};
+use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Stream, Terminal, connect};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::credentials::Credentials;
+use super::kind::{Pooled, Redis, RedisAnswer, RedisFilters, RedisRequest, RedisSettings};
+use super::listener;
+
+/// The listener for Redis clients and the server that it leads to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RedisListener {
+    /// Where programs connect.
+    pub bind: Address,
+    /// The Redis or Valkey server. A name is resolved at each connection.
+    pub server: Address,
+    /// The time to connect to the server, with resolving its name and logging in.
+    pub connect_timeout: Period,
+    /// How long an open session may make no progress while bytes wait to be written.
+    pub stall_timeout: Period,
+    /// How long an open session may be idle after one side has finished, where it is passed through.
+    pub half_close_timeout: Period,
+    /// How many sessions there are at a time; further ones are refused with an error.
+    #[schemars(range(min = 1))]
+    pub max_sessions: usize,
+    /// The user that pooled sessions log in as which have not said AUTH themselves; with `password` only. Left out, the server's default
+    /// user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The password for that. With it, whoever reaches this listener is let in. Without it, clients say AUTH where the server wants it, and
+    /// the server decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<Secret>,
+}
+
+impl Default for RedisListener {
+    fn default() -> Self {
+        let local = |port| Address::Tcp(HostPort { host: Host::Ip(Ipv4Addr::LOCALHOST.into()), port });
+        Self {
+            bind: local(6380),
+            server: local(6379),
+            connect_timeout: Period::secs(5),
+            stall_timeout: Period::secs(300),
+            half_close_timeout: Period::secs(300),
+            max_sessions: 1000,
+            user: None,
+            password: None,
+        }
+    }
+}
+
+/// How the server is reached, and what logs in where a client says nothing.
+#[derive(Clone)]
+pub struct RedisUpstream {
+    pub(crate) address: Address,
+    /// As a label.
+    pub(crate) name: Arc<str>,
+    pub(crate) resolve: Arc<dyn Resolve>,
+    pub(crate) connect_timeout: std::time::Duration,
+    pub(crate) credentials: Option<Arc<Credentials>>,
+}
+
+impl std::fmt::Debug for RedisUpstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedisUpstream").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl RedisUpstream {
+    /// A new connection.
+    pub(crate) async fn connect(&self) -> Result<Stream, qudag_filter_api::FilterError> {
+        connect(&self.address, &*self.resolve, self.connect_timeout).await
+    }
+}
+
+impl ListenerSpec for RedisListener {
+    type Filters = RedisFilters;
+    type Upstream = RedisUpstream;
+
+    fn check(&self, at: &ConfigPath) -> Vec<ConfigError> {
+        let mut errors = Vec::new();
+        let server = at.key("server");
+        if matches!(&self.server, Address::Tcp(HostPort { port: 0, .. })) {
+            errors
+                .push(server.error("port 0 cannot be dialled").hint("the server's port, 6379 for instance"));
+        } else if self.server == self.bind {
+            errors.push(server.error("the listener would dial itself").hint("the Redis server's address"));
+        }
+        for (key, period) in [
+            ("connect_timeout", self.connect_timeout),
+            ("stall_timeout", self.stall_timeout),
+            ("half_close_timeout", self.half_close_timeout),
+        ] {
+            if period.0.is_zero() {
+                errors.push(at.key(key).error("0s would end every session").hint("above 0s"));
+            }
+        }
+        if self.max_sessions == 0 {
+            errors.push(at.key("max_sessions").error("0 would refuse every session").hint("at least 1"));
+        }
+        if self.user.is_some() && self.password.is_none() {
+            errors.push(at.key("user").error("a user without a password").hint("set `password` as well"));
+        }
+        errors
+    }
+
+    fn binds(&self) -> Vec<(String, Address)> {
+        vec![("redis".to_owned(), self.bind.clone())]
+    }
+
+    fn settings(&self, _: &Env) -> RedisSettings {
+        RedisSettings {
+            server: self.server.clone(),
+            target: self.server.to_string().into(),
+            connect_timeout: self.connect_timeout.0,
+            splice: SpliceOptions { stall: self.stall_timeout.0, half_close: self.half_close_timeout.0 },
+            max_sessions: self.max_sessions,
+        }
+    }
+
+    fn terminal(
+        &self,
+        filters: &RedisFilters,
+        _: &Arc<RedisSettings>,
+        env: &Env,
+        _: Option<&Arc<RedisUpstream>>,
+    ) -> Result<Terminal<Self>, BuildError> {
+        let credentials = match (&self.password, filters.redis_pool.enabled) {
+            (Some(password), true) => {
+                let password =
+                    password.read().map_err(|why| BuildError::new("listeners.redis.password", why))?;
+                let user = self.user.as_ref().map(String::as_bytes);
+                Some(Arc::new(Credentials::new(user, password.into_bytes())))
+            }
+            _ => None,
+        };
+        let upstream = Arc::new(RedisUpstream {
+            address: self.server.clone(),
+            name: self.server.to_string().into(),
+            resolve: Arc::clone(&env.resolve),
+            connect_timeout: self.connect_timeout.0,
+            credentials,
+        });
+        let end = Arc::clone(&upstream);
+        let server = service_fn::<Redis, _, _>(move |request| {
+            let end = Arc::clone(&end);
+            async move {
+                match request {
+                    RedisRequest::Session(session) => match session.pooled {
+                        Some((pools, settings)) => {
+                            Ok(RedisAnswer::Pooled(Pooled { pools, settings, upstream: end }))
+                        }
+                        None => end.connect().await.map(RedisAnswer::PassThrough),
+                    },
+                    RedisRequest::Batch(_) => Ok(RedisAnswer::Own),
+                }
+            }
+        });
+        Ok((server, upstream))
+    }
+
+    fn bind(
+        _: String,
+        address: Address,
+        chains: Chains<Redis>,
+        env: Env,
+    ) -> BoxFuture<'static, io::Result<Box<dyn Front>>> {
+        Box::pin(listener::bind(address, chains, env))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong(settings: &str) -> Vec<String> {
+        let settings: RedisListener = serde_json::from_str(settings).unwrap();
+        let errors = settings.check(&ConfigPath::root());
+        errors.into_iter().map(|error| error.at.to_string()).collect()
+    }
+
+    #[test]
+    fn defaults_are_right_and_every_mistake_has_its_place() {
+        assert!(wrong("{}").is_empty());
+        assert_eq!(wrong(r#"{"server": "cache.example:0"}"#), ["server"]);
+        assert_eq!(wrong(r#"{"server": "unix:/x", "bind": "unix:/x"}"#), ["server"]);
+        for key in ["connect_timeout", "stall_timeout", "half_close_timeout"] {
+            assert_eq!(wrong(&format!(r#"{{"{key}": "0s"}}"#)), [key]);
+        }
+        assert_eq!(wrong(r#"{"max_sessions": 0}"#), ["max_sessions"]);
+        assert_eq!(wrong(r#"{"user": "ann"}"#), ["user"]);
+        assert!(serde_json::from_str::<RedisListener>(r#"{"servers": "x:1"}"#).is_err());
+    }
+}
