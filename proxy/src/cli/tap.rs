@@ -18,7 +18,7 @@ use crate::resolve::SystemResolver;
 /// What to show.
 #[derive(Debug, clap::Args)]
 pub struct TapOptions {
-    /// The kind of traffic: dns, peer, rpc, http or db
+    /// The kind of traffic: dns, peer, rpc, http, db or redis
     kind: String,
     /// The transactions of pooled sessions, and not the sessions; for db
     #[arg(long)]
@@ -51,7 +51,7 @@ fn path(tap: &TapOptions) -> Result<String, Failure> {
     let name = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     if !name(&tap.kind) {
         return Err(Failure::new(FAILED, format!("no kind of traffic {:?}", tap.kind))
-            .hint("dns, peer, rpc, http or db"));
+            .hint("dns, peer, rpc, http, db or redis"));
     }
     for condition in &tap.filter {
         if !is_plain_query(condition) || condition.contains('&') {

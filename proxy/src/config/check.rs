@@ -30,12 +30,14 @@ pub(super) fn check(config: &Config) -> Vec<ConfigError> {
         listener("rpc", all.rpc.as_ref().map(|part| Part::of(part, &listeners.key("rpc"))));
         listener("http", all.http.as_ref().map(|part| Part::of(part, &listeners.key("http"))));
         listener("postgres", all.postgres.as_ref().map(|part| Part::of(part, &listeners.key("postgres"))));
+        listener("redis", all.redis.as_ref().map(|part| Part::of(part, &listeners.key("redis"))));
     }
     errors.extend(config.filters.dns.check(&filters.key("dns")));
     errors.extend(config.filters.peer.check(&filters.key("peer")));
     errors.extend(config.filters.rpc.check(&filters.key("rpc")));
     errors.extend(config.filters.http.check(&filters.key("http")));
     errors.extend(config.filters.db.check(&filters.key("db")));
+    errors.extend(config.filters.redis.check(&filters.key("redis")));
     errors.extend(node(config));
     errors.extend(own(config));
     errors.extend(super::bypass::check(config));
@@ -101,6 +103,13 @@ fn loops(config: &Config) -> Vec<ConfigError> {
     {
         let at = root.key("listeners").key("postgres").key("server");
         errors.push(own(at, &listener.server, "listeners.postgres.bind"));
+    }
+    if let Some(listener) = &config.listeners.redis
+        && listener.bind != listener.server
+        && overlap(&listener.bind, &listener.server)
+    {
+        let at = root.key("listeners").key("redis").key("server");
+        errors.push(own(at, &listener.server, "listeners.redis.bind"));
     }
     if let Some(listener) = &config.listeners.postgres
         && config.filters.db.db_pool.enabled

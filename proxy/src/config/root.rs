@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use qudag_filter_api::{Address, Host, HostPort, Period, Secret};
+use qudag_filter_db::redis::{RedisFilters, RedisListener};
 use qudag_filter_db::{DbFilters, PostgresListener};
 use qudag_filter_dns::{DnsFilters, DnsListener};
 use qudag_filter_http::{HttpFilters, HttpListener};
@@ -119,6 +120,8 @@ pub struct Listeners {
     pub http: Option<HttpListener>,
     /// PostgreSQL sessions.
     pub postgres: Option<PostgresListener>,
+    /// Redis and Valkey sessions.
+    pub redis: Option<RedisListener>,
 }
 
 /// The filters of each kind of traffic.
@@ -135,6 +138,8 @@ pub struct Filters {
     pub http: HttpFilters,
     /// The filters of database sessions.
     pub db: DbFilters,
+    /// The filters of Redis and Valkey sessions.
+    pub redis: RedisFilters,
 }
 
 /// The admin API.
@@ -207,19 +212,28 @@ pub struct FlowsConfig {
     pub http: FlowLog,
     /// Database sessions.
     pub db: FlowLog,
+    /// Redis and Valkey sessions.
+    pub redis: FlowLog,
 }
 
 impl Default for FlowsConfig {
     fn default() -> Self {
         let all = FlowLog::All;
-        Self { dns: FlowLog::Errors, peer: all, rpc: all, http: all, db: all }
+        Self { dns: FlowLog::Errors, peer: all, rpc: all, http: all, db: all, redis: all }
     }
 }
 
 impl FlowsConfig {
     /// The choice for each kind of traffic.
-    pub fn kinds(&self) -> [(&'static str, FlowLog); 5] {
-        [("dns", self.dns), ("peer", self.peer), ("rpc", self.rpc), ("http", self.http), ("db", self.db)]
+    pub fn kinds(&self) -> [(&'static str, FlowLog); 6] {
+        [
+            ("dns", self.dns),
+            ("peer", self.peer),
+            ("rpc", self.rpc),
+            ("http", self.http),
+            ("db", self.db),
+            ("redis", self.redis),
+        ]
     }
 
     /// The same by name.

@@ -17,7 +17,7 @@ const WITHDRAWAL: Duration = Duration::from_secs(5);
 /// How long rules that capture connections may take to come or go.
 const RULES: Duration = Duration::from_secs(1);
 /// The kinds of traffic whose clients come by name. Peers are dialled by address, and DNS goes on serving the names.
-const BY_NAME: [&str; 3] = ["rpc", "http", "db"];
+const BY_NAME: [&str; 4] = ["rpc", "http", "db", "redis"];
 
 /// The state of the bypass, as `bypass status` shows it.
 #[derive(Clone, Debug, Serialize)]

@@ -6,6 +6,7 @@ use futures_util::future::BoxFuture;
 use qudag_filter_api::{Address, BuildError, ChainSpec, Decide, Env, HostPort, Kind, SlotInfo};
 use qudag_filter_common::{Front, KindOf, ListenerSpec};
 use qudag_filter_db::PostgresListener;
+use qudag_filter_db::redis::RedisListener;
 use qudag_filter_dns::DnsListener;
 use qudag_filter_http::HttpListener;
 use qudag_filter_peer::PeerListener;
@@ -106,4 +107,5 @@ kinds! {
     rpc: RpcListener, under listeners.rpc;
     http: HttpListener, under listeners.http;
     db: PostgresListener, under listeners.postgres;
+    redis: RedisListener, under listeners.redis;
 }

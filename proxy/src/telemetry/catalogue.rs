@@ -493,6 +493,47 @@ pub const CATALOGUE: &[Metric] = &[
         &["database", "user"],
         "How long the oldest of them has waited.",
     ),
+    gauge("qudag_sidecar_redis_sessions_active", &[], "Redis sessions under way."),
+    gauge(
+        "qudag_sidecar_redis_servers",
+        &["of"],
+        "Connections to the Redis server: shared ones (pool), and those of one session each (session).",
+    ),
+    counter(
+        "qudag_sidecar_redis_connects_total",
+        &["outcome"],
+        "Attempts to log in at the Redis server: ok, refused by the server, or failed.",
+    ),
+    counter(
+        "qudag_sidecar_redis_servers_closed_total",
+        &["reason"],
+        "Shared connections to the Redis server that were closed, by why.",
+    ),
+    counter(
+        "qudag_sidecar_redis_commands_total",
+        &[],
+        "Commands of pooled Redis sessions that were carried out.",
+    ),
+    counter(
+        "qudag_sidecar_redis_refused_total",
+        &["reason"],
+        "Commands of pooled Redis sessions that were refused, by the error.",
+    ),
+    counter(
+        "qudag_sidecar_redis_sheds_total",
+        &["reason"],
+        "Batches of Redis commands that got no connection in time or were refused early, by why.",
+    ),
+    counter(
+        "qudag_sidecar_redis_own_total",
+        &["reason"],
+        "Redis sessions that got a connection of their own, by why.",
+    ),
+    histogram(
+        "qudag_sidecar_redis_queue_wait_seconds",
+        &[],
+        "How long batches of Redis commands waited for a connection that did not get one at once.",
+    ),
     // Configuration and control.
     gauge("qudag_sidecar_build_info", &["version"], "Always 1; the version is in the label."),
     gauge("qudag_sidecar_generation", &[], "The number of the configuration generation in force."),

@@ -50,6 +50,8 @@ pub(crate) enum Stop {
     Alone(Class, usize),
     /// A command that is being sent on while it comes.
     Long,
+    /// What comes next is no command, and nothing after it can be understood.
+    Malformed(RespError),
 }
 
 /// What a client has sent and nobody has answered.
@@ -84,10 +86,21 @@ pub(crate) struct Batch {
 
 impl Machine {
     /// Looks at what has come, `inbox`, of which it has seen the beginning before.
-    ///
-    /// # Errors
-    /// When that is no command.
-    pub(crate) fn look(&mut self, inbox: &[u8]) -> Result<(), RespError> {
+    pub(crate) fn look(&mut self, inbox: &[u8]) {
+        if let Err(why) = self.try_look(inbox) {
+            self.stop = Some(Stop::Malformed(why));
+        }
+    }
+
+    /// Why what comes next is no command, when nothing is before it.
+    pub(crate) fn malformed(&self) -> Option<RespError> {
+        match self.stop {
+            Some(Stop::Malformed(why)) if self.coming.is_empty() => Some(why),
+            _ => None,
+        }
+    }
+
+    fn try_look(&mut self, inbox: &[u8]) -> Result<(), RespError> {
         while self.stop.is_none() {
             let Some(rest) = inbox.get(self.ready + self.partial..).filter(|rest| !rest.is_empty()) else {
                 break;
@@ -263,7 +276,7 @@ mod tests {
         turns
             .iter()
             .map(|(words, answer)| {
-                machine.look(&command(words)).unwrap();
+                machine.look(&command(words));
                 machine.batch().unwrap();
                 machine.sent();
                 assert!(!machine.is_answered());
@@ -302,18 +315,18 @@ mod tests {
             [command("get a"), b"\r\n".to_vec(), command("get b"), command("select 1"), command("get c")]
                 .concat();
         for end in 1..=inbox.len() {
-            machine.look(&inbox[..end]).unwrap();
+            machine.look(&inbox[..end]);
         }
         let first = inbox.len() - command("select 1").len() - command("get c").len();
         assert_eq!(machine.batch(), Some(Batch { bytes: first, commands: 2, long: false, opens: false }));
         assert_eq!(machine.take_alone(), None);
         machine.sent();
         let inbox = &inbox[first..];
-        machine.look(inbox).unwrap();
+        machine.look(inbox);
         assert_eq!((machine.batch(), machine.take_empty()), (None, 0));
         let (class, length) = machine.take_alone().unwrap();
         assert_eq!((class, length), (Class::Select, command("select 1").len()));
-        machine.look(&inbox[length..]).unwrap();
+        machine.look(&inbox[length..]);
         assert_eq!(machine.batch().unwrap().commands, 1);
     }
 
@@ -321,7 +334,7 @@ mod tests {
     fn long_commands_are_sent_while_they_come() {
         let mut machine = Machine::default();
         let inbox = [&b"*3\r\n$3\r\nset\r\n$1\r\na\r\n$1000000\r\n"[..], &[b'x'; LONG]].concat();
-        machine.look(&inbox).unwrap();
+        machine.look(&inbox);
         let batch = machine.batch().unwrap();
         assert_eq!(batch, Batch { bytes: inbox.len(), commands: 1, long: true, opens: false });
         machine.sent();
@@ -329,19 +342,31 @@ mod tests {
         assert!(machine.is_long());
         assert_eq!(machine.more(b"\r\n*1\r\n").unwrap(), 2);
         assert!(!machine.is_long() && !machine.is_answered());
-        machine.look(&command("ping")).unwrap();
+        machine.look(&command("ping"));
         assert_eq!(machine.batch().unwrap().commands, 1);
 
         let mut machine = Machine::default();
         let inbox = [&b"*2\r\n$4\r\nauth\r\n$1000000\r\n"[..], &[b'x'; LONG]].concat();
-        assert_eq!(machine.look(&inbox), Err(RespError::Length));
+        machine.look(&inbox);
+        assert_eq!(machine.malformed(), Some(RespError::Length));
+    }
+
+    #[test]
+    fn commands_before_what_is_none_are_carried_out() {
+        let mut machine = Machine::default();
+        let inbox = [command("ping"), b"*1\r\n$x\r\n".to_vec(), command("ping")].concat();
+        machine.look(&inbox);
+        assert_eq!((machine.batch().unwrap().commands, machine.malformed()), (1, None));
+        machine.sent();
+        machine.look(&inbox[command("ping").len()..]);
+        assert_eq!((machine.batch(), machine.malformed()), (None, Some(RespError::Length)));
     }
 
     #[test]
     fn a_refused_batch_says_whether_it_leaves_something_open() {
         let opens = |commands: &[&str]| {
             let mut machine = Machine::default();
-            machine.look(&commands.iter().flat_map(|words| command(words)).collect::<Vec<_>>()).unwrap();
+            machine.look(&commands.iter().flat_map(|words| command(words)).collect::<Vec<_>>());
             machine.batch().unwrap().opens
         };
         assert!(opens(&["multi", "get a"]) && opens(&["watch a"]));

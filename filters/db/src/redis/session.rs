@@ -113,19 +113,16 @@ impl Session {
     /// Serves the client until its session ends or is passed on.
     pub(crate) async fn run(&mut self, drain: &Drain) -> End {
         loop {
-            if let Err(why) = self.machine.look(&self.inbox) {
-                // As servers say it before they close.
-                self.out.extend_from_slice(&line(&format!("ERR Protocol error: {why}")));
-                return match self.flush().await {
-                    Ok(()) => End::Over("malformed"),
-                    Err(end) => end,
-                };
-            }
+            self.machine.look(&self.inbox);
             self.inbox.advance(self.machine.take_empty().min(self.inbox.len()));
             let step = if let Some(batch) = self.machine.batch() {
                 self.batch(batch).await
             } else if let Some((class, length)) = self.machine.take_alone() {
                 self.alone(class, length).await
+            } else if let Some(why) = self.machine.malformed() {
+                // As servers say it before they close.
+                self.out.extend_from_slice(&line(&format!("ERR Protocol error: {why}")));
+                self.flush().await.and(Err(End::Over("malformed")))
             } else if self.ended {
                 self.flush().await.and(Err(End::Over("ok")))
             } else {

@@ -30,6 +30,7 @@ pub(super) fn listeners(config: &Config, running: Option<&Running>) -> Vec<Check
     add("rpc", listeners.rpc.as_ref().map(ListenerSpec::binds));
     add("http", listeners.http.as_ref().map(ListenerSpec::binds));
     add("db", listeners.postgres.as_ref().map(ListenerSpec::binds));
+    add("redis", listeners.redis.as_ref().map(ListenerSpec::binds));
     add("admin", Some(vec![("admin".to_owned(), config.admin.bind.clone())]));
     wanted.into_iter().map(|(kind, name, address)| listener(kind, &name, &address, running)).collect()
 }
@@ -112,6 +113,10 @@ pub(super) async fn upstreams(config: &Config, chosen: bool, resolve: &SystemRes
     if let Some(postgres) = &listeners.postgres {
         let hint = "start the database, correct `listeners.postgres.server`, or leave the listener out";
         needed.push((DATABASE.to_owned(), postgres.server.clone(), hint));
+    }
+    if let Some(redis) = &listeners.redis {
+        let hint = "start the server, correct `listeners.redis.server`, or leave the listener out";
+        needed.push(("redis".to_owned(), redis.server.clone(), hint));
     }
     let mut checks = Vec::new();
     for (name, address, hint) in needed {
