@@ -258,13 +258,13 @@ async fn a_rollout_of_nothing() {
 #[tokio::test]
 async fn flows_of_each_kind() {
     let gone = ports::free();
-    let kinds = ["dns", "peer", "rpc", "http", "db"];
+    let kinds = ["dns", "peer", "rpc", "http", "db", "redis"];
     let yaml = |quiet: &str| {
         let flows = kinds.map(|kind| format!("{kind}: {}", if kind == quiet { "off" } else { "all" }));
         format!(
             "node: {{ rpc: \"{gone}\", http: \"{gone}\" }}\nlisteners:\n  dns: {{ bind: \"127.0.0.1:0\" }}\n  peer: {{ \
              outbound: [{{ name: gone, bind: \"127.0.0.1:0\", to: \"{gone}\" }}] }}\n  rpc: {{ bind: \"127.0.0.1:0\" }}\n  \
-             http: {{ bind: \"127.0.0.1:0\" }}\n  postgres: {{ bind: \"127.0.0.1:0\", server: \"{gone}\" }}\nfilters:\n  \
+             http: {{ bind: \"127.0.0.1:0\" }}\n  postgres: {{ bind: \"127.0.0.1:0\", server: \"{gone}\" }}\n  redis: {{ bind: \"127.0.0.1:0\", server: \"{gone}\" }}\nfilters:\n  \
              dns:\n    dns_upstream: {{ servers: [\"{gone}\"] }}\ntelemetry:\n  log: {{ format: json }}\n  flows: {{ {} \
              }}\n",
             flows.join(", ")
@@ -283,6 +283,10 @@ async fn flows_of_each_kind() {
         call(sidecar.listener("rpc").await).await;
         http::get(sidecar.listener("http").await, "/health").await.unwrap();
         refused_session(sidecar.listener("db").await).await;
+        let mut redis = TcpStream::connect(sidecar.listener("redis").await).await.unwrap();
+        let mut said = String::new();
+        redis.read_to_string(&mut said).await.unwrap();
+        assert!(said.starts_with("-LOADING qudag-sidecar: cannot connect"), "{said}");
         for kind in kinds {
             let counted = async || {
                 let flows = sidecar.metric("qudag_sidecar_flows_total", &[("kind", kind)]).await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qudag_filter_api::{Address, Flow, FlowKey, Kind, chain};
-use qudag_filter_common::{CircuitBreaker, RateLimit, SpliceOptions, Stream};
+use qudag_filter_common::{CircuitBreaker, Limit, RateLimit, SpliceOptions, Stream};
 
 use super::filters::{RedisBackpressure, RedisPool};
 use super::servers::{Lease, Pool, Pools};
@@ -15,6 +15,9 @@ use super::settings::RedisUpstream;
 pub struct Redis;
 
 impl qudag_filter_common::RateLimited for Redis {
+    /// A batch is often one command, and Redis is asked many small things.
+    const PER_CLIENT: Limit = Limit { rate: 10_000, burst: 20_000 };
+
     /// Sessions that are passed through count, and batches of pooled ones.
     fn counts(request: &RedisRequest) -> bool {
         match request {

@@ -431,7 +431,15 @@ impl Pool {
 fn unavailable(why: &LoginError) -> FilterError {
     let why = match why {
         LoginError::Failed(error) => error.to_string(),
-        LoginError::Refused(why) => format!("refused: {}", why.escape_ascii()),
+        LoginError::Refused(why) => {
+            let words = format!("by the server: {}", why.escape_ascii());
+            // A user that the server does not let in is no failure of the server.
+            let denied = ["NOAUTH", "WRONGPASS", "NOPERM", "NOPROTO"];
+            if denied.iter().any(|code| why.starts_with(code.as_bytes())) {
+                return FilterError::Refused(words.into());
+            }
+            format!("refused {words}")
+        }
     };
     FilterError::Unavailable { why: why.into(), retry_after: BACKOFF.max }
 }
