@@ -528,7 +528,11 @@ impl Lease {
         let (Some(place), Some(mut connection)) = (self.place.take(), self.connection.take()) else { return };
         let now = Instant::now();
         connection.idle_since = now;
-        if now.saturating_duration_since(connection.created) > self.pool.settings().server_lifetime.0 {
+        if !connection.scan.is_between() {
+            // Something has begun that is no answer to anything.
+            closed("unknown");
+            self.pool.put(place, None);
+        } else if now.saturating_duration_since(connection.created) > self.pool.settings().server_lifetime.0 {
             closed("lifetime");
             self.pool.put(place, None);
         } else {
