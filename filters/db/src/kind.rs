@@ -8,6 +8,7 @@ use qudag_filter_api::{Address, Flow, FlowKey, Kind, chain};
 use qudag_filter_common::{CircuitBreaker, SpliceOptions, Stream};
 
 use crate::pool::{Access, DbBackpressure, DbPool, Lease, Pools, Transaction};
+use crate::replicas::{ReadReplicas, Replicas};
 use crate::{DbRateLimit, StartupPacket};
 
 /// Database traffic. A connection asks once for how its session is to be carried; a pooled session asks again at each transaction.
@@ -56,6 +57,7 @@ pub struct Pooled {
     pub(crate) pools: Arc<Pools>,
     pub(crate) settings: Arc<DbPool>,
     pub(crate) access: Arc<Access>,
+    pub(crate) replicas: Option<Arc<Replicas>>,
 }
 
 /// A session that a client asks for.
@@ -69,6 +71,8 @@ pub struct DbSession {
     pub server: Arc<str>,
     /// Set by `db_pool`.
     pub(crate) pooled: Option<(Arc<Pools>, Arc<DbPool>)>,
+    /// Set by `read_replicas`.
+    pub(crate) replicas: Option<Arc<Replicas>>,
 }
 
 impl Flow for DbRequest {
@@ -89,7 +93,7 @@ impl Flow for DbRequest {
     fn target(&self) -> &str {
         match self {
             Self::Session(session) => session.target(),
-            Self::Transaction(transaction) => transaction.session.pool.server(),
+            Self::Transaction(transaction) => transaction.pool().server(),
         }
     }
 }
@@ -138,6 +142,8 @@ chain! {
     pub struct DbFilters for Db, states DbStates {
         /// Refuses sessions and transactions over a rate with SQLSTATE 53400.
         rate_limit: DbRateLimit,
+        /// Lets transactions that only read be carried out by replicas, and finds the primary.
+        read_replicas: ReadReplicas,
         /// Refuses transactions early that would wait too long for a server, with SQLSTATE 53300.
         db_backpressure: DbBackpressure,
         /// Refuses sessions at once, with SQLSTATE 57P03, while the server is known to be down.
@@ -166,6 +172,7 @@ mod tests {
             },
             server: "db".into(),
             pooled: None,
+            replicas: None,
         };
         let key = |client, names| session(client, names).key();
         assert_eq!(key("10.0.0.1:1", Some(("a", "b"))), key("10.0.0.2:1", Some(("a", "b"))));

@@ -32,13 +32,20 @@ struct Place {
     starting: Seats,
     sessions: Seats,
     cancels: Cancels,
+    /// Whether sessions are for replicas.
+    read_only: bool,
 }
 
-pub(crate) async fn bind(address: Address, chains: Chains<Db>, env: Env) -> io::Result<Box<dyn Front>> {
+pub(crate) async fn bind(
+    address: Address,
+    read_only: bool,
+    chains: Chains<Db>,
+    env: Env,
+) -> io::Result<Box<dyn Front>> {
     let socket = Socket::bind(&address, &*env.resolve).await?;
     let (starting, sessions) = (Seats::default(), Seats::default());
     let cancels = Cancels::default();
-    let place = Arc::new(Place { chains, resolve: env.resolve, starting, sessions, cancels });
+    let place = Arc::new(Place { chains, resolve: env.resolve, starting, sessions, cancels, read_only });
     Ok(socket.into_front(move |client, drain| connection(Arc::clone(&place), client, drain)))
 }
 
@@ -127,6 +134,8 @@ async fn connection(place: Arc<Place>, client: Stream, drain: Drain) {
                 inbox: BytesMut::from(&read[..]),
                 key,
                 access: way.access,
+                replicas: way.replicas,
+                read_only: place.read_only,
                 pools: way.pools,
                 settings: way.settings,
                 chains: Arc::clone(&place.chains),
@@ -297,7 +306,8 @@ impl Start<'_> {
         let seat = SessionSeat::take(&self.place.sessions, settings.max_sessions)
             .ok_or(FilterError::Overloaded("too many sessions".into()))?;
         let server = Arc::clone(&settings.target);
-        let session = DbSession { client: self.client.peer_addr(), first, server, pooled: None };
+        let client = self.client.peer_addr();
+        let session = DbSession { client, first, server, pooled: None, replicas: None };
         let key = session.key();
         match lease.chain.call(DbRequest::Session(session)).await? {
             DbAnswer::PassThrough(stream) => {

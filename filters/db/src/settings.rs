@@ -16,13 +16,20 @@ use crate::auth::{AuthSettings, ClientTls, ClientTlsSettings, ServerTls, ServerT
 use crate::pool::{Access, Target};
 use crate::{Db, DbAnswer, DbFilters, DbRequest, DbSettings, Pooled, listener};
 
+/// The name of the bind for programs that only read.
+const READ_ONLY: &str = "postgres-read-only";
+
 /// The listener for PostgreSQL clients and the server that it leads to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PostgresListener {
     /// Where programs connect. For libpq a Unix socket is named `unix:FOLDER/.s.PGSQL.PORT`.
     pub bind: Address,
-    /// The PostgreSQL server. A name is resolved at each session.
+    /// Where programs connect that only read: their sessions go to replicas, see `read_replicas`. Sessions that are not pooled are led to
+    /// the server from here as well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_only_bind: Option<Address>,
+    /// The PostgreSQL server; the primary until another one is found, where `read_replicas` is on. A name is resolved at each session.
     pub server: Address,
     /// The time to connect to the server, with resolving its name.
     pub connect_timeout: Period,
@@ -50,6 +57,7 @@ impl Default for PostgresListener {
         let local = |port| Address::Tcp(HostPort { host: Host::Ip(Ipv4Addr::LOCALHOST.into()), port });
         Self {
             bind: local(6432),
+            read_only_bind: None,
             server: local(5432),
             connect_timeout: Period::secs(5),
             startup_timeout: Period::secs(10),
@@ -114,6 +122,14 @@ impl ListenerSpec for PostgresListener {
             errors
                 .push(server.error("the listener would dial itself").hint("the PostgreSQL server's address"));
         }
+        if let Some(bind) = &self.read_only_bind {
+            let at = at.key("read_only_bind");
+            if *bind == self.bind && !matches!(bind, Address::Tcp(HostPort { port: 0, .. })) {
+                errors.push(at.error("the same as `bind`").hint("another port"));
+            } else if *bind == self.server {
+                errors.push(at.error("the listener would dial itself").hint("another port"));
+            }
+        }
         for (key, period) in [
             ("connect_timeout", self.connect_timeout),
             ("startup_timeout", self.startup_timeout),
@@ -134,7 +150,8 @@ impl ListenerSpec for PostgresListener {
     }
 
     fn binds(&self) -> Vec<(String, Address)> {
-        vec![("postgres".to_owned(), self.bind.clone())]
+        let read_only = self.read_only_bind.iter().map(|bind| (READ_ONLY.to_owned(), bind.clone()));
+        std::iter::once(("postgres".to_owned(), self.bind.clone())).chain(read_only).collect()
     }
 
     fn settings(&self, _: &Env) -> DbSettings {
@@ -177,7 +194,10 @@ impl ListenerSpec for PostgresListener {
             async move {
                 match request {
                     DbRequest::Session(session) => match session.pooled {
-                        Some((pools, settings)) => Ok(DbAnswer::Pooled(Pooled { pools, settings, access })),
+                        Some((pools, settings)) => {
+                            let replicas = session.replicas;
+                            Ok(DbAnswer::Pooled(Pooled { pools, settings, access, replicas }))
+                        }
                         None => {
                             let stream =
                                 connect(&settings.server, &*resolve, settings.connect_timeout).await?;
@@ -186,7 +206,11 @@ impl ListenerSpec for PostgresListener {
                     },
                     DbRequest::Transaction(transaction) if transaction.own => Ok(DbAnswer::Own),
                     DbRequest::Transaction(transaction) => {
-                        transaction.session.pool.dedicated().await.map(DbAnswer::Server)
+                        // It is for all that the session does from now on.
+                        let route = transaction.route.filter(|route| !route.reads);
+                        let pool =
+                            route.map_or_else(|| Arc::clone(&transaction.session.pool), |route| route.pool);
+                        pool.dedicated().await.map(DbAnswer::Server)
                     }
                 }
             }
@@ -195,12 +219,12 @@ impl ListenerSpec for PostgresListener {
     }
 
     fn bind(
-        _: String,
+        name: String,
         address: Address,
         chains: Chains<Db>,
         env: Env,
     ) -> BoxFuture<'static, io::Result<Box<dyn Front>>> {
-        Box::pin(listener::bind(address, chains, env))
+        Box::pin(listener::bind(address, name == READ_ONLY, chains, env))
     }
 }
 
@@ -224,6 +248,8 @@ mod tests {
             assert_eq!(wrong(&format!(r#"{{"{key}": "0s"}}"#)), [key]);
         }
         assert_eq!(wrong(r#"{"max_sessions": 0}"#), ["max_sessions"]);
+        assert_eq!(wrong(r#"{"read_only_bind": "127.0.0.1:6432"}"#), ["read_only_bind"]);
+        assert_eq!(wrong(r#"{"read_only_bind": "127.0.0.1:5432"}"#), ["read_only_bind"]);
         assert!(serde_json::from_str::<PostgresListener>(r#"{"servers": "x:1"}"#).is_err());
     }
 }

@@ -164,6 +164,7 @@ impl Pool {
             seat: None,
             connection: Some(Box::new(connection)),
             pressure: None,
+            reads: false,
         })
     }
 

@@ -22,7 +22,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -33,7 +33,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::auth::{ClientTls, Identity};
-use crate::session::Fingerprint;
+use crate::session::{Asks, Fingerprint, Texts};
 use crate::startup::CANCEL_REQUEST;
 use conn::CancelKey;
 
@@ -74,7 +74,7 @@ impl fmt::Debug for Target {
 
 impl Target {
     /// A new connection.
-    async fn connect(&self) -> Result<Stream, qudag_filter_api::FilterError> {
+    pub(crate) async fn connect(&self) -> Result<Stream, qudag_filter_api::FilterError> {
         let stream = connect(&self.address, &*self.resolve, self.connect_timeout).await?;
         if let Stream::Tcp(tcp) = &stream {
             // A connection that cannot be told to is slower, and works.
@@ -107,15 +107,51 @@ pub struct SessionInfo {
     pub client: Option<SocketAddr>,
     /// The flow, the same for the session and all its transactions.
     pub key: FlowKey,
-    /// The pool of the user and database at the primary server.
+    /// The pool of the user and database at the server that was the primary when the session began.
     pub pool: Arc<Pool>,
+    /// What it prefers by its start-up.
+    pub(crate) prefers: Prefers,
+    /// Decides which of several replicas it reads from.
+    pub(crate) seed: u64,
+    /// Pools of the user and database at other servers, as far as it has used them.
+    others: Mutex<Vec<Arc<Pool>>>,
     /// What the client calls itself.
     pub(crate) application: String,
     pub(crate) tls: bool,
     pub(crate) trace: Trace,
 }
 
+/// The most pools at other servers that a session remembers.
+const OTHERS: usize = 64;
+
+/// Where a session wants its transactions to be carried out that say nothing of it themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Prefers {
+    /// As it is configured.
+    #[default]
+    Any,
+    Primary,
+    Replica,
+}
+
 impl SessionInfo {
+    /// The pool of its user and database at a server.
+    pub(crate) fn pool_at(&self, target: &Arc<Target>) -> Option<Arc<Pool>> {
+        if *self.pool.key.server == *target.name {
+            return Some(Arc::clone(&self.pool));
+        }
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = others.iter().find(|pool| *pool.key.server == *target.name) {
+            return Some(Arc::clone(pool));
+        }
+        let pool = self.pool.at(target)?;
+        if others.len() >= OTHERS {
+            others.clear();
+        }
+        others.push(Arc::clone(&pool));
+        Some(pool)
+    }
+
     fn status(&self, now: Instant) -> ClientStatus {
         let (since, age) = self.trace.times(now);
         ClientStatus {
@@ -142,14 +178,40 @@ pub struct Transaction {
     pub statement: Fingerprint,
     /// Whether the session has a server of its own, which it got while `db_pool` was off.
     pub own: bool,
+    /// Where it wants to be carried out.
+    pub asks: Asks,
+    /// When the session's last transaction ended that may have written.
+    pub wrote: Option<Instant>,
+    /// Set by `read_replicas`.
+    pub(crate) route: Option<Route>,
     /// Set by `db_backpressure`.
     pub pressure: Option<Arc<Pressure>>,
 }
+
+/// Where a transaction is carried out.
+#[derive(Clone, Debug)]
+pub(crate) struct Route {
+    pub(crate) pool: Arc<Pool>,
+    /// Whether it only reads.
+    pub(crate) reads: bool,
+}
+
+impl Transaction {
+    /// The pool that it gets its server from.
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        self.route.as_ref().map_or(&self.session.pool, |route| &route.pool)
+    }
+}
+
+/// A user and a database.
+type Owner = (Box<[u8]>, Box<[u8]>);
 
 /// All pools.
 pub struct Pools {
     lanes: Lanes,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
+    /// The statements of each user and database, which have one number at all servers.
+    texts: Mutex<HashMap<Owner, Weak<Mutex<Texts>>>>,
     /// All connections, and how many there may be.
     connections: AtomicUsize,
     most: AtomicUsize,
@@ -173,6 +235,7 @@ impl Pools {
         Arc::new(Self {
             lanes,
             pools: Mutex::default(),
+            texts: Mutex::default(),
             connections: AtomicUsize::new(0),
             most: AtomicUsize::new(DbPool::default().max_servers),
             settings: ArcSwap::default(),
@@ -213,6 +276,7 @@ impl Pools {
                         Arc::downgrade(self),
                         lane,
                         Arc::clone(settings),
+                        self.texts(key, settings.statements),
                         identity.clone(),
                     );
                     let paused = self.paused();
@@ -227,6 +291,20 @@ impl Pools {
         pool.identify(identity);
         self.apply(&pool, settings);
         Some(pool)
+    }
+
+    /// The statements of a user and database. They are kept as long as there is a pool of it, at whatever server: a client's statement
+    /// goes to all of them under one name.
+    fn texts(&self, key: &PoolKey, most: usize) -> Arc<Mutex<Texts>> {
+        let owner = (key.user.clone(), key.database.clone());
+        let mut all = self.texts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(texts) = all.get(&owner).and_then(Weak::upgrade) {
+            return texts;
+        }
+        all.retain(|_, texts| texts.strong_count() > 0);
+        let texts = Arc::new(Mutex::new(Texts::new(most)));
+        all.insert(owner, Arc::downgrade(&texts));
+        texts
     }
 
     /// All pools as they are shown.

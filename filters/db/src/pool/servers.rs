@@ -74,7 +74,8 @@ pub struct Pool {
     pub(crate) lane: Arc<Lane>,
     pub(super) places: Mutex<Places<Box<Conn>>>,
     pub(super) known: Mutex<Known>,
-    pub(crate) texts: Mutex<Texts>,
+    /// Shared with the pools of the same user and database at other servers.
+    pub(crate) texts: Arc<Mutex<Texts>>,
     pub(crate) sessions: Registry<SessionInfo>,
     pub(super) servers: Registry<ServerTrace>,
     /// What is counted for each transaction.
@@ -123,6 +124,7 @@ impl Pool {
         home: Weak<Pools>,
         lane: Arc<Lane>,
         settings: Arc<DbPool>,
+        texts: Arc<Mutex<Texts>>,
         identity: Identity,
     ) -> Arc<Self> {
         let room = Room { size: settings.size, limit: settings.size };
@@ -147,7 +149,7 @@ impl Pool {
             lane,
             places: Mutex::new(Places::new(room)),
             known: Mutex::new(known),
-            texts: Mutex::new(Texts::new(settings.statements)),
+            texts,
             sessions: Registry::default(),
             servers: Registry::default(),
             meters: Meters::new(),
@@ -177,6 +179,17 @@ impl Pool {
             known.settings = Arc::clone(settings);
         }
         self.set_room(Room { size: settings.size, limit: settings.size });
+    }
+
+    /// The pool of the same user and database at another server; `None` when there are too many pools.
+    pub(crate) fn at(&self, target: &Arc<Target>) -> Option<Arc<Self>> {
+        let key = PoolKey { server: Arc::clone(&target.name), ..self.key.clone() };
+        self.home.upgrade()?.pool(&key, target, &self.settings(), self.identity())
+    }
+
+    /// What logs in.
+    pub(crate) fn identity(&self) -> Identity {
+        lock(&self.known).identity.clone()
     }
 
     /// A session has proved who it is; what logs in is newer than what was known.

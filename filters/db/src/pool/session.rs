@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use metrics::counter;
-use qudag_filter_api::{Chains, FilterError};
+use qudag_filter_api::{Chains, FilterError, FilterSpec};
 use qudag_filter_common::Drain;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -24,8 +24,9 @@ use super::tapped::Tapped;
 use super::{SessionInfo, Transaction};
 use crate::auth::SecureStream;
 use crate::kind::{Db, DbAnswer, DbRequest};
+use crate::replicas::ReadReplicas;
 use crate::reply::{fatal, refusal};
-use crate::session::{Client, Down, Fingerprint, Pins, Sent, Step, Tidy};
+use crate::session::{Asks, Client, Down, Fingerprint, Pins, Sent, Step, Tidy};
 use crate::wire::backend::Status;
 use crate::wire::build::ErrorResponse;
 
@@ -61,6 +62,8 @@ pub(crate) struct Session {
     /// How long a client may take no byte while there is something for it.
     pub(crate) stall: Duration,
     pub(crate) tapped: Tapped,
+    /// When the last transaction ended that may have written.
+    pub(crate) wrote: Option<Instant>,
     pub(crate) read: u64,
     pub(crate) written: u64,
 }
@@ -179,7 +182,13 @@ impl Session {
         trace.does(Doing::Waiting, now);
         let own = self.own.is_some();
         let (session, bytes) = (Arc::clone(&self.info), self.inbox.len());
-        let request = Transaction { session, bytes, statement, own, pressure: None };
+        let asks = match generation.chain.has(ReadReplicas::NAME) {
+            true => self.client.asks(&self.inbox),
+            false => Asks::Nothing,
+        };
+        let wrote = self.wrote;
+        let request =
+            Transaction { session, bytes, statement, own, asks, wrote, route: None, pressure: None };
         let answer = {
             let mut call = pin!(generation.chain.call(DbRequest::Transaction(request)));
             std::future::poll_fn(|cx| {
@@ -237,6 +246,17 @@ impl Session {
         let pool = Arc::clone(server.pool());
         let settings = pool.settings();
         let kept = settings.mode == Mode::Session;
+        let reads = server.reads;
+        // What follows in a pipeline may be for the primary.
+        self.client.send_singly(reads);
+        let mut guest = match Arc::ptr_eq(&pool, &self.info.pool) {
+            true => None,
+            false => {
+                let work = self.client.work(&self.inbox);
+                pool.note(statement, || work.shape());
+                Some(pool.enter())
+            }
+        };
         let conn = server.conn()?;
         let mut ready = conn.machine.attach(&mut self.client, &mut conn.up);
         let mut busy = Busy::default();
@@ -329,7 +349,10 @@ impl Session {
                 }
                 Ok(Down::More) => {
                     let pins = self.client.pins();
-                    if !pins.is_empty() && conn.machine.is_between_transactions() && !self.pin(pins) {
+                    if !pins.is_empty()
+                        && conn.machine.is_between_transactions()
+                        && !self.pin(guest.as_mut(), pins)
+                    {
                         break Some("overloaded");
                     }
                 }
@@ -340,7 +363,11 @@ impl Session {
                 }
             }
         };
+        if !reads {
+            self.wrote = Some(Instant::now());
+        }
         self.member.pin(false);
+        drop(guest);
         self.info.trace.pinned.store(false, Relaxed);
         let took = busy.total();
         self.tapped.busy(took);
@@ -401,12 +428,13 @@ impl Session {
         Poll::Pending
     }
 
-    /// The session keeps its server; `false` when too many do.
-    fn pin(&mut self, pins: Pins) -> bool {
-        if self.member.is_pinned() {
+    /// The session keeps its server, of its own pool or that where it is a guest; `false` when too many do.
+    fn pin(&mut self, guest: Option<&mut Member>, pins: Pins) -> bool {
+        let member = guest.unwrap_or(&mut self.member);
+        if member.is_pinned() {
             return true;
         }
-        if !self.member.pin(true) {
+        if !member.pin(true) {
             let message = "qudag-sidecar: too many sessions keep their servers";
             let hint = Some(
                 "filters.db.db_pool.max_pinned; LISTEN, temporary tables, session locks and SET keep a server",

@@ -135,14 +135,19 @@ impl FilterSpec for DbPool {
                 Either::Left(inner.clone().oneshot(DbRequest::Session(session)))
             }
             DbRequest::Transaction(transaction) => {
-                let pool = Arc::clone(&transaction.session.pool);
+                let pool = Arc::clone(transaction.pool());
+                let reads = transaction.route.as_ref().is_some_and(|route| route.reads);
                 pools.apply(&pool, &settings);
                 let want = Want {
                     who: transaction.session.client.map(|client| client.ip()),
                     bytes: transaction.bytes,
                     pressure: transaction.pressure,
                 };
-                Either::Right(async move { pool.take(want).await.map(DbAnswer::Server) })
+                Either::Right(async move {
+                    let mut lease = pool.take(want).await?;
+                    lease.reads = reads;
+                    Ok(DbAnswer::Server(lease))
+                })
             }
         })
     }

@@ -20,9 +20,10 @@ use super::session::Session;
 use super::settings::DbPool;
 use super::taking::Want;
 use super::tapped::Tapped;
-use super::{Pool, PoolKey, Pools, SessionInfo, Target, console};
+use super::{Pool, PoolKey, Pools, Prefers, SessionInfo, Target, console};
 use crate::auth::{Begun, SecureStream, ServerTls, Users, accept_tls, authenticate};
 use crate::kind::Db;
+use crate::replicas::Replicas;
 use crate::reply::{fatal, say_last};
 use crate::session::{Client, Down, Parameters, Pins, Tidy};
 use crate::startup::{Progress, Setting, StartupError, StartupMessage, StartupPacket, parse, shown};
@@ -31,6 +32,8 @@ use crate::wire::build::{self, ErrorResponse};
 
 /// The minor version of protocol 3 that is spoken (PostgreSQL 18).
 const MINOR: u16 = 2;
+/// The parameter that says where a session's transactions go.
+const TARGET: &[u8] = b"qudag.target";
 
 /// What pooled sessions need of the listener's settings; made anew only when these change.
 pub(crate) struct Access {
@@ -56,6 +59,9 @@ pub(crate) struct Coming {
     pub(crate) inbox: BytesMut,
     pub(crate) key: FlowKey,
     pub(crate) access: Arc<Access>,
+    pub(crate) replicas: Option<Arc<Replicas>>,
+    /// Whether it has come where sessions only read.
+    pub(crate) read_only: bool,
     pub(crate) pools: Arc<Pools>,
     pub(crate) settings: Arc<DbPool>,
     pub(crate) chains: Chains<Db>,
@@ -106,7 +112,7 @@ type Ended = (&'static str, u64, u64);
 
 /// A pooled session from its first byte to its end.
 pub(crate) async fn pooled(coming: Coming, drain: Drain, line: &mut FlowLine) -> Ended {
-    let Coming { stream, inbox, key, access, pools, settings, chains, cancels, deadline, stall } = coming;
+    let Coming { stream, inbox, key, access, pools, settings, chains, cancels, deadline, stall, .. } = coming;
     let client = stream.peer_addr();
     let mut welcome = match receive(stream, inbox, &access, &cancels, deadline).await {
         Ok(Some(welcome)) => welcome,
@@ -127,11 +133,13 @@ pub(crate) async fn pooled(coming: Coming, drain: Drain, line: &mut FlowLine) ->
         access: &access,
         pools: &pools,
         settings: &settings,
+        replicas: coming.replicas.as_deref(),
+        read_only: coming.read_only,
         deadline,
         who: client.map(|client| client.ip()),
     };
-    let (pool, parameters, said) = match login.run(&mut welcome).await {
-        Ok(Entered::Pool(pool, parameters, said)) => (pool, parameters, said),
+    let (pool, parameters, prefers, said) = match login.run(&mut welcome).await {
+        Ok(Entered::Pool(pool, parameters, prefers, said)) => (pool, parameters, prefers, said),
         Ok(Entered::Console(mut out)) => {
             write_parameters(&mut out, &console::parameters());
             out.extend_from_slice(&build::ready(Status::Idle));
@@ -154,6 +162,9 @@ pub(crate) async fn pooled(coming: Coming, drain: Drain, line: &mut FlowLine) ->
         client,
         key,
         pool: Arc::clone(&pool),
+        prefers,
+        seed: fastrand::u64(..),
+        others: std::sync::Mutex::default(),
         application: shown(&message.application_name),
         tls: stream.is_encrypted(),
         trace: Trace::new(std::time::Instant::now()),
@@ -176,6 +187,7 @@ pub(crate) async fn pooled(coming: Coming, drain: Drain, line: &mut FlowLine) ->
         chains,
         stall,
         tapped: Tapped::default(),
+        wrote: None,
         read: 0,
         written: 0,
     };
@@ -331,7 +343,7 @@ async fn read_packet(
 
 /// Where a client has come to, with what it is told first.
 enum Entered {
-    Pool(Arc<Pool>, Arc<Parameters>, BytesMut),
+    Pool(Arc<Pool>, Arc<Parameters>, Prefers, BytesMut),
     Console(BytesMut),
 }
 
@@ -340,6 +352,8 @@ struct LoggingIn<'a> {
     access: &'a Access,
     pools: &'a Arc<Pools>,
     settings: &'a Arc<DbPool>,
+    replicas: Option<&'a Replicas>,
+    read_only: bool,
     deadline: Instant,
     who: super::places::Who,
 }
@@ -364,7 +378,8 @@ impl LoggingIn<'_> {
         if message.minor > MINOR || !unknown.is_empty() {
             build::negotiate(&mut said, message.minor.min(MINOR), &unknown);
         }
-        let given = message.given().map_err(|why| Refused::fatal("malformed", "22023", &why))?;
+        let mut given = message.given().map_err(|why| Refused::fatal("malformed", "22023", &why))?;
+        let prefers = self.prefers(&mut given)?;
         let users = self.access.users.as_ref().map_err(|why| {
             tracing::warn!(%why, "nobody can log in to pooled sessions");
             Refused::with(&FilterError::Internal("no users are known".into()))
@@ -388,19 +403,47 @@ impl LoggingIn<'_> {
             let text = "qudag-sidecar: not an administrator; see listeners.postgres.auth.admins";
             return Err(Refused::fatal("refused", "42501", text));
         }
-        let key = PoolKey {
-            server: Arc::clone(&self.access.target.name),
+        let mut target = Arc::clone(&self.access.target);
+        let mut key = PoolKey {
+            server: Arc::clone(&target.name),
             user: user.into(),
             database: welcome.message.database.clone().into(),
         };
-        let pool = self.pools.pool(&key, &self.access.target, self.settings, identity);
+        if let Some(replicas) = self.replicas {
+            target = replicas.enter(&target, &key, &identity);
+            key.server = Arc::clone(&target.name);
+        }
+        let pool = self.pools.pool(&key, &target, self.settings, identity);
         let pool = pool.ok_or_else(|| Refused::with(&FilterError::Overloaded("too many pools".into())))?;
         let known = pool.welcome(self.who).await.map_err(|failed| match failed.response {
             Some(response) => Refused { outcome: "refused", said: BytesMut::from(&response[..]) },
             None => Refused::with(&failed.error),
         })?;
         let parameters = self.parameters(&pool, known, &given).await?;
-        Ok(Entered::Pool(pool, parameters, said))
+        Ok(Entered::Pool(pool, parameters, prefers, said))
+    }
+
+    /// Takes what the client prefers out of what it gave.
+    fn prefers(&self, given: &mut Vec<Setting>) -> Result<Prefers, Refused> {
+        let mut prefers = if self.read_only { Prefers::Replica } else { Prefers::Any };
+        let mut wrong = false;
+        given.retain(|(name, value)| {
+            let ours = name.eq_ignore_ascii_case(TARGET);
+            if ours {
+                match &value[..] {
+                    b"any" => prefers = Prefers::Any,
+                    b"primary" => prefers = Prefers::Primary,
+                    b"replica" => prefers = Prefers::Replica,
+                    _ => wrong = true,
+                }
+            }
+            !ours
+        });
+        if wrong {
+            let text = "qudag-sidecar: invalid value for parameter \"qudag.target\": primary, replica or any";
+            return Err(Refused::fatal("malformed", "22023", text));
+        }
+        Ok(prefers)
     }
 
     /// What the client is told: what the server has, and what it makes of what the client gave.

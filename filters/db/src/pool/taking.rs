@@ -63,8 +63,13 @@ impl Pool {
                 }
             }
         };
-        let mut lease =
-            Lease { pool: Arc::clone(self), seat: Some(seat), connection, pressure: want.pressure };
+        let mut lease = Lease {
+            pool: Arc::clone(self),
+            seat: Some(seat),
+            connection,
+            pressure: want.pressure,
+            reads: false,
+        };
         while let Some(connection) = &mut lease.connection {
             if connection.is_quiet() {
                 connection.seen.trace.does(Doing::Active, now);
@@ -144,7 +149,8 @@ impl Drop for Guard<'_> {
         lock(&self.pool.places).leave(waiting, Instant::now());
         // The place may have come in this moment.
         if let Ok(Grant::Place(seat, connection)) = self.answer.try_recv() {
-            Lease { pool: Arc::clone(self.pool), seat: Some(seat), connection, pressure: None }.unused();
+            let pool = Arc::clone(self.pool);
+            Lease { pool, seat: Some(seat), connection, pressure: None, reads: false }.unused();
         }
     }
 }
@@ -172,6 +178,8 @@ pub struct Lease {
     pub(super) seat: Option<Seat>,
     pub(super) connection: Option<Box<Conn>>,
     pub(super) pressure: Option<Arc<Pressure>>,
+    /// Whether it is for a transaction that only reads, which may be at a replica.
+    pub(crate) reads: bool,
 }
 
 impl Lease {

@@ -7,6 +7,7 @@ use bytes::{Buf, BytesMut};
 use super::fingerprint::{Fingerprint, shape};
 use super::parameters::Parameters;
 use super::pins::Pins;
+use super::reads::{self, Asks};
 use super::seen::Seen;
 use super::text::{Look, look};
 use crate::wire::backend::Status;
@@ -116,6 +117,8 @@ pub struct Client {
     pub(super) look: Option<Look>,
     /// Whether the rest of a long message is thrown away.
     pub(super) dropping: bool,
+    /// Whether batches are sent one at a time.
+    pub(super) single: bool,
 }
 
 impl Client {
@@ -131,7 +134,14 @@ impl Client {
             parsed_unnamed: false,
             look: None,
             dropping: false,
+            single: false,
         }
+    }
+
+    /// Whether the batches of a pipeline go to the server one at a time, each after the replies to the one before: where the next one may
+    /// be for another server.
+    pub fn send_singly(&mut self, single: bool) {
+        self.single = single;
     }
 
     /// Looks at what a client without a server has sent; what needs no server is taken from `inbox` and answered into `out`.
@@ -313,6 +323,58 @@ impl Client {
             }
         };
         Work { text: text.unwrap_or_default(), escapes }
+    }
+
+    /// Where the batch at the front of the inbox wants to be carried out.
+    pub fn asks(&self, inbox: &[u8]) -> Asks {
+        let escapes = self.seen.parameters.escapes();
+        if !self.seen.parameters.is_ascii_safe() {
+            return Asks::Nothing;
+        }
+        let mut asks = None;
+        let mut parsed: Option<&[u8]> = None;
+        let mut rest = inbox;
+        while let Ok(Some(head)) = frontend::head(rest) {
+            let here = rest.get(HEADER..head.len.min(rest.len())).unwrap_or_default();
+            let whole = rest.len() >= head.len;
+            let text = match head.kind {
+                frontend::QUERY => Some(here.strip_suffix(b"\0").unwrap_or(here)),
+                frontend::PARSE => {
+                    let mut parts = here.splitn(3, |byte| *byte == 0);
+                    parsed = parts.next();
+                    parts.next()
+                }
+                frontend::BIND => match frontend::Bind::read(here) {
+                    Ok(bind) if parsed == Some(bind.statement) => None,
+                    Ok(bind) => match self.seen.statement(bind.statement).and_then(|known| known.text()) {
+                        Some(text) => Some(text),
+                        None => return Asks::Nothing,
+                    },
+                    Err(_) => return Asks::Nothing,
+                },
+                frontend::FUNCTION_CALL => return Asks::Nothing,
+                _ => None,
+            };
+            if let Some(text) = text {
+                asks = match asks {
+                    None => match reads::hint(text) {
+                        Some(hint) => return hint,
+                        None if !whole => return Asks::Nothing,
+                        None if reads::begins_read_only(text, escapes) => Some(Asks::ReadOnly),
+                        None if reads::is_plain_select(text, escapes) => Some(Asks::Select),
+                        None => return Asks::Nothing,
+                    },
+                    Some(Asks::ReadOnly) if !reads::ends_transaction(text, escapes) => Some(Asks::ReadOnly),
+                    Some(Asks::Select) if reads::is_plain_select(text, escapes) => Some(Asks::Select),
+                    Some(_) => return Asks::Nothing,
+                };
+            }
+            if matches!(head.kind, frontend::QUERY | frontend::SYNC) {
+                break;
+            }
+            rest = rest.get(head.len..).unwrap_or_default();
+        }
+        asks.unwrap_or_default()
     }
 
     /// Why it keeps its server.

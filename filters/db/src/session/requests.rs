@@ -81,7 +81,8 @@ impl Client {
                     }
                     return Ok(Sent::Held);
                 }
-                if self.turn >= TURN && !server.open {
+                let most = if self.single { 1 } else { TURN };
+                if self.turn >= most && !server.open {
                     return Ok(Sent::Held);
                 }
             }

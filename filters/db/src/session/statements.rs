@@ -14,7 +14,7 @@ const PREFIX: &[u8] = b"_qudag_";
 /// A text with its parameter types, once for all clients and servers of a pool.
 #[derive(Debug)]
 pub(super) struct Statement {
-    /// Never used twice within a pool.
+    /// Never used twice among the servers of a user and database.
     pub(super) id: u64,
     /// Text and types in the form of the wire; `None` when they were too long to be kept.
     pub(super) rest: Option<Box<[u8]>>,

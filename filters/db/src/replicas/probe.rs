@@ -1,0 +1,161 @@
+//! Asking a server whether it is the primary, and how far it is, on one connection that is kept.
+
+use std::io;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
+
+use super::topology::Report;
+use crate::auth::{Identity, LoggedIn, Login, LoginError, SecureStream, login};
+use crate::pool::Target;
+use crate::wire::{WireError, backend, build};
+
+/// The longest answer that is read.
+const LONGEST: usize = 64 << 10;
+
+/// Any user may ask this. The position of a primary is that of what was inserted, since a commit may be acknowledged before it is
+/// written (`synchronous_commit = off`). The timeline of a replica is that of what it has replayed or receives, whichever is known and
+/// later; the last one is shown to members of `pg_read_all_stats` only.
+const QUESTION: &[u8] = b"SELECT recovery, \
+CASE WHEN recovery THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_insert_lsn() END, \
+CASE WHEN recovery THEN GREATEST(\
+(SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()), \
+(SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery()), \
+(SELECT received_tli FROM pg_catalog.pg_stat_wal_receiver)) \
+ELSE ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int END, \
+(SELECT system_identifier FROM pg_catalog.pg_control_system()) \
+FROM (SELECT pg_catalog.pg_is_in_recovery() AS recovery OFFSET 0) AS asked";
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub(super) struct Asker {
+    pub(super) user: Box<[u8]>,
+    pub(super) database: Box<[u8]>,
+    pub(super) identity: Identity,
+}
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ProbeError {
+    #[error(transparent)]
+    Login(#[from] LoginError),
+    #[error("the connection failed: {0}")]
+    Io(#[from] io::Error),
+    #[error("the answer makes no sense: {0}")]
+    Wire(#[from] WireError),
+    #[error("the answer is not as expected")]
+    Answer,
+    #[error("the query failed with SQLSTATE {0}")]
+    Failed(String),
+    #[error("no answer in time")]
+    Timeout,
+}
+
+impl ProbeError {
+    /// Whether another user might get an answer.
+    pub(super) fn is_of_user(&self) -> bool {
+        match self {
+            Self::Login(LoginError::Refused { sqlstate, .. }) | Self::Failed(sqlstate) => {
+                ["28", "3D", "42", "53"].iter().any(|class| sqlstate.starts_with(class))
+            }
+            Self::Login(LoginError::Scram(_) | LoginError::Credentials(_)) => true,
+            _ => false,
+        }
+    }
+}
+
+/// A connection for probes.
+pub(super) struct Connection {
+    stream: SecureStream,
+    inbox: BytesMut,
+}
+
+impl Connection {
+    pub(super) async fn open(target: &Target, asker: &Asker, deadline: Instant) -> Result<Self, ProbeError> {
+        let stream = target.connect().await.map_err(io::Error::other)?;
+        let parameters: [(&[u8], &[u8]); 2] =
+            [(b"application_name", b"qudag-sidecar"), (b"client_encoding", b"UTF8")];
+        let request = Login {
+            user: &asker.user,
+            database: &asker.database,
+            parameters: &parameters,
+            identity: &asker.identity,
+            server: &target.address,
+            tls: &target.tls,
+        };
+        let LoggedIn { stream, rest, .. } = login(stream, &request, deadline).await?;
+        Ok(Self { stream, inbox: rest })
+    }
+
+    /// After an error the connection is of no use.
+    pub(super) async fn ask(&mut self) -> Result<Report, ProbeError> {
+        let mut out = BytesMut::new();
+        build::query(&mut out, QUESTION);
+        self.stream.write_all(&out).await?;
+        self.stream.flush().await?;
+        let mut at = 0;
+        loop {
+            let rest = self.inbox.get(at..).unwrap_or_default();
+            let head = backend::head(rest)?.filter(|head| head.len <= rest.len());
+            if let Some(head) = head {
+                if head.kind == backend::ERROR {
+                    let body = rest.get(crate::wire::HEADER..head.len).unwrap_or_default();
+                    let sqlstate = backend::Report::read(body).sqlstate;
+                    return Err(ProbeError::Failed(String::from_utf8_lossy(sqlstate).into_owned()));
+                }
+                at += head.len;
+                if head.kind == backend::READY {
+                    let report = backend::first_row(&self.inbox).and_then(|row| report(&row));
+                    self.inbox.clear();
+                    return report.ok_or(ProbeError::Answer);
+                }
+                continue;
+            }
+            if self.inbox.len() > LONGEST {
+                return Err(ProbeError::Answer);
+            }
+            if self.stream.read_buf(&mut self.inbox).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+        }
+    }
+}
+
+fn report(row: &[&[u8]]) -> Option<Report> {
+    let [recovery, lsn, timeline, system] = row else { return None };
+    fn number<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
+        std::str::from_utf8(text).ok()?.parse().ok()
+    }
+    let primary = match *recovery {
+        b"t" => false,
+        b"f" => true,
+        _ => return None,
+    };
+    let lsn = std::str::from_utf8(lsn).ok()?;
+    let (high, low) = lsn.split_once('/')?;
+    let part = |text: &str| u32::from_str_radix(text, 16).ok().map(u64::from);
+    let lsn = part(high)? << 32 | part(low)?;
+    // A `bigint` in the answer, whose sign is only its first bit.
+    let system: i64 = number(system)?;
+    Some(Report { primary, lsn, timeline: number(timeline)?, system: system.cast_unsigned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_read_or_refused() {
+        let of = |row: [&str; 4]| report(&row.map(str::as_bytes));
+        let expected = Report { primary: false, lsn: 0x16_0000_0028, timeline: 3, system: u64::MAX };
+        assert_eq!(of(["t", "16/28", "3", "-1"]), Some(expected));
+        assert_eq!(of(["f", "0/0", "1", "5"]).map(|report| report.primary), Some(true));
+        for wrong in
+            [["", "0/0", "1", "5"], ["f", "", "1", "5"], ["f", "0/0", "", "5"], ["f", "0/0", "1", "x"]]
+        {
+            assert_eq!(of(wrong), None);
+        }
+        assert_eq!(report(&[b"t"]), None);
+    }
+}
