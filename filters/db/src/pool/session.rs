@@ -363,7 +363,8 @@ impl Session {
                 }
             }
         };
-        if !reads {
+        // Whoever only reads may have come to the primary for want of a replica, where everything is carried out.
+        if self.client.take_changed() || !reads {
             self.wrote = Some(Instant::now());
         }
         self.member.pin(false);

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
-use super::topology::Report;
+use super::topology::{Lsn, Report};
 use crate::auth::{Identity, LoggedIn, Login, LoginError, SecureStream, login};
 use crate::pool::Target;
 use crate::wire::{WireError, backend, build};
@@ -24,8 +24,8 @@ CASE WHEN recovery THEN GREATEST(\
 (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery()), \
 (SELECT received_tli FROM pg_catalog.pg_stat_wal_receiver)) \
 ELSE ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int END, \
-(SELECT system_identifier FROM pg_catalog.pg_control_system()) \
-FROM (SELECT pg_catalog.pg_is_in_recovery() AS recovery OFFSET 0) AS asked";
+(SELECT system_identifier FROM pg_catalog.pg_control_system()), sizes.wal_block_size, sizes.bytes_per_wal_segment \
+FROM pg_catalog.pg_control_init() AS sizes, (SELECT pg_catalog.pg_is_in_recovery() AS recovery OFFSET 0) AS asked";
 
 /// Who asks.
 #[derive(Clone, Debug)]
@@ -122,8 +122,24 @@ impl Connection {
     }
 }
 
+/// Headers of pages of the log, and of the first one of a segment (`SizeOfXLogShortPHD`, `SizeOfXLogLongPHD`).
+const PAGE_HEADER: u64 = 24;
+const SEGMENT_HEADER: u64 = 40;
+
+/// Where the last record has ended that was inserted before a position: where the next one begins. Between the two may be a page's header,
+/// behind which no record ends.
+fn end_of_record(lsn: Lsn, block: u64, segment: u64) -> Option<Lsn> {
+    Some(if lsn.checked_rem(segment)? == SEGMENT_HEADER {
+        lsn - SEGMENT_HEADER
+    } else if lsn.checked_rem(block)? == PAGE_HEADER {
+        lsn - PAGE_HEADER
+    } else {
+        lsn
+    })
+}
+
 fn report(row: &[&[u8]]) -> Option<Report> {
-    let [recovery, lsn, timeline, system] = row else { return None };
+    let [recovery, lsn, timeline, system, block, segment] = row else { return None };
     fn number<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
         std::str::from_utf8(text).ok()?.parse().ok()
     }
@@ -136,6 +152,7 @@ fn report(row: &[&[u8]]) -> Option<Report> {
     let (high, low) = lsn.split_once('/')?;
     let part = |text: &str| u32::from_str_radix(text, 16).ok().map(u64::from);
     let lsn = part(high)? << 32 | part(low)?;
+    let lsn = if primary { end_of_record(lsn, number(block)?, number(segment)?)? } else { lsn };
     // A `bigint` in the answer, whose sign is only its first bit.
     let system: i64 = number(system)?;
     Some(Report { primary, lsn, timeline: number(timeline)?, system: system.cast_unsigned() })
@@ -147,7 +164,9 @@ mod tests {
 
     #[test]
     fn an_answer_is_read_or_refused() {
-        let of = |row: [&str; 4]| report(&row.map(str::as_bytes));
+        let of = |[recovery, lsn, timeline, system]: [&str; 4]| {
+            report(&[recovery, lsn, timeline, system, "8192", "16777216"].map(str::as_bytes))
+        };
         let expected = Report { primary: false, lsn: 0x16_0000_0028, timeline: 3, system: u64::MAX };
         assert_eq!(of(["t", "16/28", "3", "-1"]), Some(expected));
         assert_eq!(of(["f", "0/0", "1", "5"]).map(|report| report.primary), Some(true));
@@ -157,5 +176,10 @@ mod tests {
             assert_eq!(of(wrong), None);
         }
         assert_eq!(report(&[b"t"]), None);
+        assert_eq!(report(&[b"f", b"0/0", b"1", b"5", b"0", b"0"]), None);
+        // A replica that has all of it says `0/3000000` and `0/2002000`.
+        assert_eq!(of(["f", "0/3000028", "1", "5"]).map(|report| report.lsn), Some(0x300_0000));
+        assert_eq!(of(["f", "0/2002018", "1", "5"]).map(|report| report.lsn), Some(0x200_2000));
+        assert_eq!(of(["f", "0/2002028", "1", "5"]).map(|report| report.lsn), Some(0x200_2028));
     }
 }

@@ -153,7 +153,7 @@ mod tests {
     fn every_mistake_has_its_place() {
         assert!(wrong(r#"{"servers": ["a:1", "b:1"]}"#).is_empty());
         assert_eq!(wrong("{}"), ["servers"]);
-        assert_eq!(wrong(r#"{"servers": ["a:1", "a:1", "b:0"]}"#), ["servers[1]", "servers[2]"]);
+        assert_eq!(wrong(r#"{"servers": ["a:1", "a:1", "b:0"]}"#), ["servers.1", "servers.2"]);
         assert_eq!(wrong(r#"{"servers": ["a:1"], "probe": "1ms"}"#), ["probe"]);
         assert_eq!(wrong(r#"{"servers": ["a:1"], "max_lag": "1s"}"#), ["max_lag"]);
         assert_eq!(wrong(r#"{"servers": ["a:1"], "max_lag": "10m", "probe": "100ms"}"#), ["max_lag"]);

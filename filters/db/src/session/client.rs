@@ -325,6 +325,11 @@ impl Client {
         Work { text: text.unwrap_or_default(), escapes }
     }
 
+    /// Whether a statement was carried out that changes something, since this was asked the last time.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.seen.changed)
+    }
+
     /// Where the batch at the front of the inbox wants to be carried out.
     pub fn asks(&self, inbox: &[u8]) -> Asks {
         let escapes = self.seen.parameters.escapes();

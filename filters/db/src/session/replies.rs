@@ -26,6 +26,21 @@ pub enum Down {
     Tidy,
 }
 
+/// What the tags of statements begin with that change nothing by themselves. What functions do that a SELECT calls cannot be seen.
+const READS: [&[u8]; 11] = [
+    b"SELECT",
+    b"BEGIN",
+    b"COMMIT",
+    b"START",
+    b"ROLLBACK",
+    b"SHOW",
+    b"SET",
+    b"FETCH",
+    b"CLOSE",
+    b"DECLARE",
+    b"EXPLAIN",
+];
+
 impl Server {
     /// Takes what the server has sent from `inbox` and puts what its client is to get into `out`. An incomplete message stays in
     /// `inbox`. `seen` is that of the client that has the server, if one has.
@@ -217,7 +232,10 @@ impl Server {
     }
 
     /// A statement has been carried out.
-    fn command(&mut self, tag: &[u8], seen: Option<&mut Seen>) {
+    fn command(&mut self, tag: &[u8], mut seen: Option<&mut Seen>) {
+        if let Some(seen) = seen.as_deref_mut() {
+            seen.changed |= !READS.iter().any(|read| tag.starts_with(read));
+        }
         match tag {
             b"DISCARD ALL" => self.discarded(seen),
             b"DEALLOCATE ALL" => self.deallocated(seen),

@@ -22,6 +22,8 @@ pub struct Seen {
     pub(super) parameters: Arc<Parameters>,
     pub(super) status: Status,
     pub(super) pins: Pins,
+    /// A statement was carried out that changes something, by its tag.
+    pub(super) changed: bool,
     /// How much of a message that was begun towards the server is still to come from the client.
     pub(super) sending: usize,
     /// The bytes of names and texts.
@@ -44,6 +46,7 @@ impl Seen {
             parameters,
             status: Status::Idle,
             pins: Pins::default(),
+            changed: false,
             sending: 0,
             bytes: 0,
         }

@@ -160,6 +160,39 @@ impl Postgres {
         self.server = launch(&self.bin, self.user, &self.folder, self.port).await.expect("the port is free");
     }
 
+    /// A server that replicates this one, at the same user and database.
+    #[allow(dead_code, reason = "not every test file has replicas")]
+    pub(crate) async fn replica(&self) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["server.key", "server.crt"] {
+            fs::copy(self.folder.path().join(name), folder.path().join(name)).unwrap();
+        }
+        if let Some((uid, gid)) = self.user {
+            for path in [folder.path().to_owned(), folder.path().join("server.key")] {
+                chown(path, Some(uid), Some(gid)).unwrap();
+            }
+        }
+        let mut copy = Command::from(as_user(self.user, &self.bin, "pg_basebackup"));
+        copy.arg("-D").arg(folder.path().join("data"));
+        copy.args(format!("-h 127.0.0.1 -p {} -U ann -R -X stream -c fast --no-sync", self.port).split(' '));
+        run(&mut copy).await.unwrap();
+        for _ in 0..5 {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            if let Some(server) = launch(&self.bin, self.user, &folder, port).await {
+                return Self { port, folder, bin: self.bin.clone(), user: self.user, server };
+            }
+        }
+        panic!("{}", fs::read_to_string(folder.path().join("log")).unwrap());
+    }
+
+    /// Makes a replica a primary. Returns when it is one.
+    #[allow(dead_code, reason = "not every test file has replicas")]
+    pub(crate) async fn promote(&self) {
+        let mut promote = Command::from(as_user(self.user, &self.bin, "pg_ctl"));
+        promote.args(["promote", "-s", "-w", "-D"]).arg(self.folder.path().join("data"));
+        run(&mut promote).await.unwrap();
+    }
+
     /// A client program for a server at a host, or a folder with a Unix socket, and a port.
     pub(crate) fn client(&self, program: &str, host: &str, port: u16) -> Command {
         let mut command = Command::new(self.bin.join(program));

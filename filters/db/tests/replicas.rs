@@ -1,0 +1,249 @@
+//! A primary and a replica that streams from it, with the sidecar before them.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    dead_code,
+    reason = "a test fails by a panic, and not every test file uses all of the server's helpers"
+)]
+
+mod postgres;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use postgres::Postgres;
+use qudag_filter_common::testing::{self, PATIENCE, metric, nowhere, until};
+use qudag_filter_db::PostgresListener;
+use qudag_filter_db::wire::{backend, build};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+type Sidecar = testing::Sidecar<PostgresListener>;
+
+const HOST: &str = "127.0.0.1";
+const WHERE: &str = "SELECT pg_is_in_recovery()";
+
+async fn sidecar(primary: &Postgres, replica: &Postgres, settings: Value) -> Sidecar {
+    let listener = json!({
+        "bind": "127.0.0.1:0",
+        "read_only_bind": "127.0.0.1:0",
+        "server": format!("{HOST}:{}", primary.port),
+        "auth": { "method": "trust" },
+    });
+    let mut replicas = settings;
+    replicas["enabled"] = true.into();
+    replicas["servers"] = json!([format!("{HOST}:{}", replica.port)]);
+    replicas["probe"] = "100ms".into();
+    let filters = json!({ "db_pool": { "enabled": true, "size": 5 }, "read_replicas": replicas });
+    Sidecar::start(nowhere(), listener, filters).await
+}
+
+/// A client that sends its own messages.
+struct Client {
+    stream: TcpStream,
+    inbox: BytesMut,
+}
+
+impl Client {
+    async fn connect(address: SocketAddr, options: &str) -> Self {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let body = format!("\0\x03\0\0user\0ann\0database\0postgres\0options\0{options}\0\0");
+        let length = u32::try_from(body.len() + 4).unwrap();
+        stream.write_all(&[&length.to_be_bytes()[..], body.as_bytes()].concat()).await.unwrap();
+        let mut client = Self { stream, inbox: BytesMut::new() };
+        client.answer().await;
+        client
+    }
+
+    async fn message(&mut self) -> (u8, String) {
+        loop {
+            if self.inbox.len() >= 5 {
+                let length = u32::from_be_bytes(self.inbox[1..5].try_into().unwrap()) as usize;
+                if self.inbox.len() > length {
+                    let message = self.inbox.split_to(length + 1);
+                    return (message[0], String::from_utf8_lossy(&message[5..]).into_owned());
+                }
+            }
+            let read = timeout(PATIENCE, self.stream.read_buf(&mut self.inbox)).await.unwrap().unwrap();
+            assert!(read > 0, "the connection ended");
+        }
+    }
+
+    /// What comes through the next ReadyForQuery: the values of rows with one column, and the SQLSTATEs of errors.
+    async fn answer(&mut self) -> Vec<String> {
+        let mut seen = Vec::new();
+        loop {
+            match self.message().await {
+                (backend::DATA_ROW, row) => seen.push(row.chars().skip(6).collect()),
+                (backend::ERROR, text) => {
+                    let code = text.split('\0').find_map(|field| field.strip_prefix('C')).unwrap();
+                    seen.push(code.to_owned());
+                }
+                (backend::READY, _) => return seen,
+                _ => {}
+            }
+        }
+    }
+
+    async fn send(&mut self, queries: &[&str]) {
+        let mut out = BytesMut::new();
+        for sql in queries {
+            build::query(&mut out, sql.as_bytes());
+        }
+        self.stream.write_all(&out).await.unwrap();
+    }
+
+    async fn query(&mut self, sql: &str) -> Vec<String> {
+        self.send(&[sql]).await;
+        self.answer().await
+    }
+
+    /// Asks again until this is the answer.
+    async fn until(&mut self, sql: &str, expected: &[&str]) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = self.query(sql).await;
+            if answer == expected {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{sql}: {answer:?}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// A Parse of a named statement, or a Bind, Execute and Sync of it.
+fn prepared(name: &str, sql: Option<&str>) -> BytesMut {
+    let mut out = BytesMut::new();
+    if let Some(sql) = sql {
+        build::parse(&mut out, name.as_bytes(), &[sql.as_bytes(), &[0, 0, 0]].concat());
+    }
+    let bind = [b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"].concat();
+    build::header(&mut out, b'B', bind.len());
+    out.extend_from_slice(&bind);
+    build::header(&mut out, b'E', 5);
+    out.extend_from_slice(&[0; 5]);
+    out.extend_from_slice(build::SYNC);
+    out
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_go_where_they_ask_to_and_a_session_reads_what_it_has_written() {
+    let Some(primary) = Postgres::start().await else { return };
+    let replica = primary.replica().await;
+    let sidecar = sidecar(&primary, &replica, json!({ "route": { "parser": true } })).await;
+    let (main, read_only) = (sidecar.tcps()[0], sidecar.tcps()[1]);
+    let mut client = Client::connect(main, "").await;
+
+    // Before the session writes, only what it asks for matters.
+    let hinted = format!("/* qudag: replica */ {WHERE}");
+    client.until(&hinted, &["t"]).await;
+    assert_eq!(client.query(WHERE).await, ["f"]);
+    for options in ["-c qudag.target=replica", "-c geqo=on -c qudag.target=replica"] {
+        let mut reader = Client::connect(main, options).await;
+        assert_eq!(reader.query(WHERE).await, ["t"]);
+        assert_eq!(reader.query("CREATE TABLE no (x int)").await, ["25006"]);
+        assert_eq!(reader.query(&format!("/* qudag: primary */ {WHERE}")).await, ["f"]);
+    }
+    assert_eq!(Client::connect(read_only, "").await.query(WHERE).await, ["t"]);
+    let mut writer = Client::connect(read_only, "-c qudag.target=primary").await;
+    assert_eq!(writer.query(WHERE).await, ["f"]);
+
+    // A transaction stays where it began, and the next batch of a pipeline goes where it has to.
+    let mut client = Client::connect(main, "").await;
+    client.send(&["BEGIN READ ONLY", WHERE, "COMMIT", WHERE, &hinted]).await;
+    let mut seen = Vec::new();
+    for _ in 0..5 {
+        seen.extend(client.answer().await);
+    }
+    // The SELECT outside was at the primary, after which the session may have written.
+    assert_eq!(seen[..2], ["t", "f"]);
+    client.until(&hinted, &["t"]).await;
+
+    // A prepared statement is known at both.
+    client.stream.write_all(&prepared("s", Some(WHERE))).await.unwrap();
+    assert_eq!(client.answer().await, ["f"]);
+    client.until("BEGIN READ ONLY", &[]).await;
+    client.stream.write_all(&prepared("s", None)).await.unwrap();
+    client.answer().await;
+    client.query("COMMIT").await;
+    let mut reader = Client::connect(read_only, "").await;
+    reader.stream.write_all(&prepared("s", Some(WHERE))).await.unwrap();
+    assert_eq!(reader.answer().await, ["t"]);
+
+    // What the replica has not replayed is read from the primary.
+    let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+    client.query("CREATE TABLE written (x int)").await;
+    let mut direct = Client::connect(at(replica.port), "").await;
+    direct.until("SELECT count(*) FROM pg_class WHERE relname = 'written'", &["1"]).await;
+    direct.query("SELECT pg_wal_replay_pause()").await;
+    direct.until("SELECT pg_get_wal_replay_pause_state()", &["paused"]).await;
+    let count = "/* qudag: replica */ SELECT count(*) FROM written";
+    for rows in 1..=10 {
+        client.query("INSERT INTO written VALUES (1)").await;
+        assert_eq!(client.query(count).await, [rows.to_string()]);
+        assert_eq!(client.query("SELECT count(*) FROM written").await, [rows.to_string()], "by the parser");
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(client.query(&hinted).await, ["f"]);
+    // Also what a session has written that only wanted to read.
+    let mut reader = Client::connect(read_only, "").await;
+    reader.until(WHERE, &["t"]).await;
+    reader.query("/* qudag: primary */ SELECT 1").await;
+    assert_eq!(reader.query(WHERE).await, ["f"]);
+    reader.query("CREATE TABLE other ()").await;
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(reader.query("SELECT FROM other").await, Vec::<String>::new());
+    // A session that has not written may see less.
+    let mut other = Client::connect(main, "").await;
+    other.until(count, &["0"]).await;
+    direct.query("SELECT pg_wal_replay_resume()").await;
+    client.until(&hinted, &["t"]).await;
+    assert_eq!(client.query(count).await, ["10"]);
+    assert!(metric("qudag_sidecar_db_reads_total", &["to=\"replica\""]) > 0.0);
+    assert!(metric("qudag_sidecar_db_reads_total", &["why=\"behind\""]) > 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_follow_a_promotion_and_never_go_back() {
+    let Some(mut primary) = Postgres::start().await else { return };
+    let replica = primary.replica().await;
+    let sidecar = sidecar(&primary, &replica, json!({})).await;
+    let mut client = Client::connect(sidecar.tcp(), "").await;
+    client.query("CREATE TABLE written (x int)").await;
+    client.until("/* qudag: replica */ SELECT count(*) FROM written", &["0"]).await;
+
+    // Reads go on while there is no primary.
+    primary.stop();
+    let mut reader = Client::connect(sidecar.tcp(), "-c qudag.target=replica").await;
+    reader.until(WHERE, &["t"]).await;
+
+    replica.promote().await;
+    let promoted = Instant::now();
+    client.until("INSERT INTO written VALUES (1) RETURNING x", &["1"]).await;
+    let took = promoted.elapsed();
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert_eq!(metric("qudag_sidecar_db_failovers_total", &[]), 1.0);
+
+    // The old primary comes back, with all it had, and is asked for nothing.
+    primary.start_again().await;
+    let answers =
+        || metric("qudag_sidecar_db_replica_usable", &[&format!("server=\"{HOST}:{}\"", primary.port)]);
+    until("the old primary is judged", || answers() == 0.0).await;
+    for _ in 0..20 {
+        assert_eq!(client.query("INSERT INTO written VALUES (1) RETURNING x").await, ["1"]);
+        assert_eq!(client.query("/* qudag: replica */ SELECT pg_is_in_recovery()").await, ["f"]);
+        sleep(Duration::from_millis(20)).await;
+    }
+    let mut new = Client::connect(sidecar.tcp(), "").await;
+    assert_eq!(new.query("SELECT count(*) FROM written").await, ["21"]);
+    let mut old = Client::connect(SocketAddr::from(([127, 0, 0, 1], primary.port)), "").await;
+    assert_eq!(old.query("SELECT count(*) FROM written").await, ["0"]);
+}
