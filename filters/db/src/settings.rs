@@ -25,7 +25,7 @@ const READ_ONLY: &str = "postgres-read-only";
 pub struct PostgresListener {
     /// Where programs connect. For libpq a Unix socket is named `unix:FOLDER/.s.PGSQL.PORT`.
     pub bind: Address,
-    /// Where programs connect that only read: their sessions go to replicas, see `read_replicas`. Sessions that are not pooled are led to
+    /// Where programs connect that only read: their sessions go to replicas, see `read_replicas`. It has `max_sessions` of its own. Sessions that are not pooled are led to
     /// the server from here as well.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_only_bind: Option<Address>,

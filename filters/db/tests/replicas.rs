@@ -52,9 +52,13 @@ struct Client {
 
 impl Client {
     async fn connect(address: SocketAddr, options: &str) -> Self {
+        Self::login(address, "ann", options).await
+    }
+
+    async fn login(address: SocketAddr, user: &str, options: &str) -> Self {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        let body = format!("\0\x03\0\0user\0ann\0database\0postgres\0options\0{options}\0\0");
+        let body = format!("\0\x03\0\0user\0{user}\0database\0postgres\0options\0{options}\0\0");
         let length = u32::try_from(body.len() + 4).unwrap();
         stream.write_all(&[&length.to_be_bytes()[..], body.as_bytes()].concat()).await.unwrap();
         let mut client = Self { stream, inbox: BytesMut::new() };
@@ -215,14 +219,19 @@ async fn reads_go_where_they_ask_to_and_a_session_reads_what_it_has_written() {
 async fn writes_follow_a_promotion_and_never_go_back() {
     let Some(mut primary) = Postgres::start().await else { return };
     let replica = primary.replica().await;
+    // Any user may ask servers what they are.
+    let grant = "CREATE ROLE bob LOGIN; GRANT ALL ON SCHEMA public TO bob";
+    primary.psql(HOST, primary.port, &[], grant).await.unwrap();
+    let mut direct = Client::connect(SocketAddr::from(([127, 0, 0, 1], replica.port)), "").await;
+    direct.until("SELECT count(*) FROM pg_roles WHERE rolname = 'bob'", &["1"]).await;
     let sidecar = sidecar(&primary, &replica, json!({})).await;
-    let mut client = Client::connect(sidecar.tcp(), "").await;
+    let mut client = Client::login(sidecar.tcp(), "bob", "").await;
     client.query("CREATE TABLE written (x int)").await;
     client.until("/* qudag: replica */ SELECT count(*) FROM written", &["0"]).await;
 
     // Reads go on while there is no primary.
     primary.stop();
-    let mut reader = Client::connect(sidecar.tcp(), "-c qudag.target=replica").await;
+    let mut reader = Client::login(sidecar.tcp(), "bob", "-c qudag.target=replica").await;
     reader.until(WHERE, &["t"]).await;
 
     replica.promote().await;
@@ -242,7 +251,7 @@ async fn writes_follow_a_promotion_and_never_go_back() {
         assert_eq!(client.query("/* qudag: replica */ SELECT pg_is_in_recovery()").await, ["f"]);
         sleep(Duration::from_millis(20)).await;
     }
-    let mut new = Client::connect(sidecar.tcp(), "").await;
+    let mut new = Client::login(sidecar.tcp(), "bob", "").await;
     assert_eq!(new.query("SELECT count(*) FROM written").await, ["21"]);
     let mut old = Client::connect(SocketAddr::from(([127, 0, 0, 1], primary.port)), "").await;
     assert_eq!(old.query("SELECT count(*) FROM written").await, ["0"]);

@@ -493,6 +493,22 @@ pub const CATALOGUE: &[Metric] = &[
         &["database", "user"],
         "How long the oldest of them has waited.",
     ),
+    counter(
+        "qudag_sidecar_db_reads_total",
+        &["to", "why"],
+        "Transactions that only read, by where they were carried out, and why: usable, or what was the matter with the replicas.",
+    ),
+    gauge(
+        "qudag_sidecar_db_replica_usable",
+        &["server"],
+        "1 for a replica that answers reads, 0 for other servers of the cluster.",
+    ),
+    gauge(
+        "qudag_sidecar_db_replica_lag_seconds",
+        &["server"],
+        "How far a replica was behind the primary when it was asked last.",
+    ),
+    counter("qudag_sidecar_db_failovers_total", &[], "How often another server was found to be the primary."),
     gauge("qudag_sidecar_redis_sessions_active", &[], "Redis sessions under way."),
     gauge(
         "qudag_sidecar_redis_servers",

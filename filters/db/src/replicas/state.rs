@@ -13,7 +13,7 @@ use super::ReadReplicas;
 use super::probe::{Asker, Connection, ProbeError};
 use super::topology::{Report, Topology};
 use crate::auth::Identity;
-use crate::pool::{Pool, PoolKey, Prefers, Route, Target, Transaction};
+use crate::pool::{Mode, Pool, PoolKey, Prefers, Route, Target, Transaction};
 use crate::session::Asks;
 
 /// How long a transaction waits for the first probes, or for a primary to be found.
@@ -227,7 +227,12 @@ impl Running {
     pub(super) async fn route(&self, transaction: &Transaction) -> Result<Option<Route>, FilterError> {
         let session = &transaction.session;
         let settings = &self.replicas.settings;
-        let reads = settings.route.allows(session.prefers, transaction.asks);
+        // What keeps its server to the session's end must not be led by its first transaction.
+        let asks = match session.pool.settings().mode {
+            Mode::Transaction => transaction.asks,
+            Mode::Session => Asks::Nothing,
+        };
+        let reads = settings.route.allows(session.prefers, asks);
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let news = self.replicas.news.notified();
