@@ -121,6 +121,11 @@ fn loops(config: &Config) -> Vec<ConfigError> {
             "`users`, a file as PgBouncer's auth_file; `query_user`, to ask the server; or `method: trust`",
         ));
     }
+    let replicas = &config.filters.db.read_replicas;
+    if replicas.enabled && replicas.settings.servers.is_empty() {
+        let at = root.key("filters").key("db").key("read_replicas").key("servers");
+        errors.push(at.error("no server").hint("the replicas' addresses, or `enabled: false`"));
+    }
     errors
 }
 

@@ -84,9 +84,7 @@ impl FilterSpec for ReadReplicas {
     fn check(&self, at: &ConfigPath) -> Vec<ConfigError> {
         let mut errors = Vec::new();
         let servers = at.key("servers");
-        if self.servers.is_empty() {
-            errors.push(servers.error("no server").hint("the replicas' addresses, or `enabled: false`"));
-        } else if self.servers.len() > MOST {
+        if self.servers.len() > MOST {
             errors.push(servers.error(format!("{} are too many", self.servers.len())).hint("at most 32"));
         }
         for (place, server) in self.servers.iter().enumerate() {
@@ -151,8 +149,9 @@ mod tests {
 
     #[test]
     fn every_mistake_has_its_place() {
-        assert!(wrong(r#"{"servers": ["a:1", "b:1"]}"#).is_empty());
-        assert_eq!(wrong("{}"), ["servers"]);
+        for right in ["{}", r#"{"servers": ["a:1", "b:1"]}"#] {
+            assert!(wrong(right).is_empty(), "{right}");
+        }
         assert_eq!(wrong(r#"{"servers": ["a:1", "a:1", "b:0"]}"#), ["servers.1", "servers.2"]);
         assert_eq!(wrong(r#"{"servers": ["a:1"], "probe": "1ms"}"#), ["probe"]);
         assert_eq!(wrong(r#"{"servers": ["a:1"], "max_lag": "1s"}"#), ["max_lag"]);
