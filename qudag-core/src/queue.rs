@@ -26,7 +26,7 @@ const KNOWN: Duration = Duration::from_millis(50);
 const CALM: Duration = Duration::from_secs(1);
 
 /// A queue is not overloaded while no more than so many wait for each place that is in use: what is done in the places takes long then.
-const FEW: usize = 4;
+const FEW: usize = 2;
 
 /// A time that is as good as never.
 const FAR: Duration = Duration::from_secs(86_400);

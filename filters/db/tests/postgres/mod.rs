@@ -240,9 +240,19 @@ impl Postgres {
 
     /// Ends the server with its sessions (immediate shutdown), and waits for it.
     pub(crate) fn stop(&mut self) {
+        self.stop_with("immediate");
+    }
+
+    /// Stops the server, which tells its clients. Returns when it is gone.
+    #[allow(dead_code, reason = "not every test file needs it")]
+    pub(crate) fn shut_down(&mut self) {
+        self.stop_with("fast");
+    }
+
+    fn stop_with(&mut self, mode: &str) {
         if self.server.id().is_some() {
             let mut stop = as_user(self.user, &self.bin, "pg_ctl");
-            stop.args(["stop", "-s", "-m", "immediate", "-D"]).arg(self.folder.path().join("data"));
+            stop.args(["stop", "-s", "-m", mode, "-D"]).arg(self.folder.path().join("data"));
             // What does not end so is killed by the drop of the child.
             let _ = stop.stderr(Stdio::null()).status();
         }
