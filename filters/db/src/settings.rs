@@ -206,11 +206,12 @@ impl ListenerSpec for PostgresListener {
                     },
                     DbRequest::Transaction(transaction) if transaction.own => Ok(DbAnswer::Own),
                     DbRequest::Transaction(transaction) => {
+                        let want = transaction.want();
                         // It is for all that the session does from now on.
                         let route = transaction.route.filter(|route| !route.reads);
                         let pool =
                             route.map_or_else(|| Arc::clone(&transaction.session.pool), |route| route.pool);
-                        pool.dedicated().await.map(DbAnswer::Server)
+                        pool.dedicated(want).await.map(DbAnswer::Server)
                     }
                 }
             }

@@ -11,6 +11,7 @@
 
 mod postgres;
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -451,6 +452,38 @@ async fn transactions_wait_for_places_and_are_refused_in_time() {
     sidecar.reload(listener(&postgres), with);
     for client in [&mut one, &mut two] {
         assert_eq!(client.value("SELECT 8").await, "8");
+    }
+}
+
+/// Those that the server has no connection for are led by the pool on.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_fails_when_the_pool_is_switched_off_and_the_server_has_too_few_connections() {
+    let Some(postgres) = Postgres::start().await else { return };
+    postgres.psql(HOST, postgres.port, &[], "CREATE ROLE few LOGIN CONNECTION LIMIT 5").await.unwrap();
+    let mut with = filters(json!({ "size": 2 }));
+    let mut sidecar = Sidecar::start(nowhere(), listener(&postgres), with.clone()).await;
+    let port = sidecar.tcp().port();
+    let mut clients = Vec::new();
+    for _ in 0..12 {
+        clients.push(Raw::connect(port, "few", "postgres").await);
+    }
+    for enabled in [true, false, true] {
+        with["db_pool"]["enabled"] = enabled.into();
+        sidecar.reload(listener(&postgres), with.clone());
+        let mut processes = HashSet::new();
+        for round in 0..3 {
+            for client in &mut clients {
+                client.begin("SELECT pg_backend_pid()").await;
+            }
+            processes.clear();
+            for client in &mut clients {
+                let answer = client.answer().await;
+                let row = answer.iter().find(|(kind, _)| *kind == backend::DATA_ROW);
+                processes.insert(row.unwrap_or_else(|| panic!("{enabled}, {round}: {answer:?}")).1.clone());
+            }
+        }
+        let right = if enabled { 1..=2 } else { 3..=5 };
+        assert!(right.contains(&processes.len()), "{enabled}: {processes:?}");
     }
 }
 

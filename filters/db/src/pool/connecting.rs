@@ -11,13 +11,13 @@ use tokio::time::{sleep, timeout_at};
 
 use super::conn::{CancelKey, Conn};
 use super::places::Who;
-use super::servers::{Pool, lock};
+use super::servers::{Known, Pool, lock};
 use super::taking::{Lease, Want};
 use crate::auth::{Login, LoginError, login};
 use crate::session::{Parameters, Server};
 
 /// Connections that are made at a time.
-const PARALLEL: usize = 3;
+pub(super) const PARALLEL: usize = 3;
 const BACKOFF: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(1) };
 /// Start-up parameters of clients whose meaning for the server is remembered.
 const WISHES: usize = 256;
@@ -156,16 +156,35 @@ impl Pool {
         Ok((connection, parameters))
     }
 
-    /// A connection of its own for a session that is not pooled any more.
-    pub(crate) async fn dedicated(self: &Arc<Self>) -> Result<Lease, FilterError> {
-        let (connection, _) = self.log_in().await.map_err(|error| Failure::of(&error).error())?;
-        Ok(Lease {
-            pool: Arc::clone(self),
-            seat: None,
-            connection: Some(Box::new(connection)),
-            pressure: None,
-            reads: false,
-        })
+    /// A server for a session that is not pooled any more: one of its own. While others are getting theirs, and for a while after the
+    /// server would have no more, the pool leads it as before: all sessions want one at the same time, and nobody is to wait for that.
+    ///
+    /// # Errors
+    /// Those of [`Pool::take`].
+    pub(crate) async fn dedicated(self: &Arc<Self>, want: Want) -> Result<Lease, FilterError> {
+        let refused = |known: &Known| known.no_own_before.is_some_and(|time| Instant::now() < time);
+        if let Ok(_one_of_few) = self.own.try_acquire()
+            && !refused(&lock(&self.known))
+        {
+            match self.log_in().await {
+                Ok((connection, _)) => {
+                    let connection = Some(Box::new(connection));
+                    return Ok(Lease {
+                        pool: Arc::clone(self),
+                        seat: None,
+                        connection,
+                        pressure: None,
+                        reads: false,
+                    });
+                }
+                Err(error) => {
+                    let failure = Failure::of(&error);
+                    tracing::debug!(server = %self.key.server, error = %failure.why, "the pool leads a session on");
+                    lock(&self.known).no_own_before = Some(Instant::now() + BACKOFF.max);
+                }
+            }
+        }
+        self.take(want).await
     }
 
     /// What the server reports at a login.

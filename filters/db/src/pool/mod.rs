@@ -45,6 +45,7 @@ pub(crate) use servers::PoolKey;
 pub use settings::{Adaptive, DbBackpressure, DbPool, Mode, Pressure};
 pub(crate) use startup::{Access, Coming, pooled};
 pub use taking::Lease;
+use taking::Want;
 pub use tapped::TRANSACTIONS;
 
 /// How long a CancelRequest may take.
@@ -200,6 +201,15 @@ impl Transaction {
     /// The pool that it gets its server from.
     pub(crate) fn pool(&self) -> &Arc<Pool> {
         self.route.as_ref().map_or(&self.session.pool, |route| &route.pool)
+    }
+
+    /// What it asks of a pool.
+    pub(crate) fn want(&self) -> Want {
+        Want {
+            who: self.session.client.map(|client| client.ip()),
+            bytes: self.bytes,
+            pressure: self.pressure.clone(),
+        }
     }
 }
 

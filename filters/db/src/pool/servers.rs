@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use metrics::{Counter, Histogram, counter, histogram};
 use qudag_core::limit::Limit;
 use qudag_filter_api::Lane;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use super::conn::{Conn, closed};
-use super::connecting::Failure;
+use super::connecting::{Failure, PARALLEL};
 use super::places::{Places, Room};
 use super::registry::{Registry, ServerTrace};
 use super::settings::{DbPool, Pressure};
@@ -46,6 +46,8 @@ pub(super) struct Known {
     pub(super) failures: u32,
     pub(super) failure: Option<Failure>,
     pub(super) not_before: Option<Instant>,
+    /// The server had no connection for a session alone.
+    pub(super) no_own_before: Option<Instant>,
     pub(super) limit: Limit<Fingerprint>,
     pub(super) statements: HashMap<Fingerprint, Statement>,
     pub(super) pinned: usize,
@@ -84,6 +86,8 @@ pub struct Pool {
     pub(super) earlier: Notify,
     /// A connection was made or could not be made.
     pub(super) news: Notify,
+    /// For making connections that sessions get for themselves.
+    pub(super) own: Semaphore,
 }
 
 impl fmt::Debug for Pool {
@@ -135,6 +139,7 @@ impl Pool {
             failures: 0,
             failure: None,
             not_before: None,
+            no_own_before: None,
             limit: Limit::default(),
             statements: HashMap::new(),
             pinned: 0,
@@ -155,6 +160,7 @@ impl Pool {
             meters: Meters::new(),
             earlier: Notify::new(),
             news: Notify::new(),
+            own: Semaphore::new(PARALLEL),
         });
         drop(pool.lane.handle().spawn(look_after(Arc::clone(&pool))));
         pool

@@ -15,7 +15,6 @@ use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
 
 use super::Pools;
-use super::taking::Want;
 use crate::kind::{Db, DbAnswer, DbRequest};
 
 /// The most connections of a pool and of all.
@@ -138,11 +137,7 @@ impl FilterSpec for DbPool {
                 let pool = Arc::clone(transaction.pool());
                 let reads = transaction.route.as_ref().is_some_and(|route| route.reads);
                 pools.apply(&pool, &settings);
-                let want = Want {
-                    who: transaction.session.client.map(|client| client.ip()),
-                    bytes: transaction.bytes,
-                    pressure: transaction.pressure,
-                };
+                let want = transaction.want();
                 Either::Right(async move {
                     let mut lease = pool.take(want).await?;
                     lease.reads = reads;
