@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use qudag_filter_api::{Lanes, Resolve};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -76,6 +77,9 @@ pub fn run(options: RunOptions) -> Result<(), RunError> {
     let boot = Boot::read(&source, &instance_dir, operator)?;
     let config = &boot.best.0.config;
 
+    if !config.runtime.core_dumps {
+        leave_no_core().map_err(RunError::process("limit of core dumps"))?;
+    }
     let telemetry = Telemetry::start(&config.telemetry).map_err(RunError::process("telemetry"))?;
     let telemetry = Arc::new(telemetry);
     let data = runtime("data", config.runtime.workers)?;
@@ -87,6 +91,14 @@ pub fn run(options: RunOptions) -> Result<(), RunError> {
     threads.shutdown(Duration::from_secs(1));
     admin.shutdown_timeout(Duration::from_secs(1));
     ended
+}
+
+/// From now on a crash leaves nothing of the process's memory. A limit of 1 byte is less than any core has where it is a file, and means none
+/// where it goes to a program (`core(5)`, `fs/coredump.c` of Linux), which a limit of 0 does not.
+fn leave_no_core() -> io::Result<()> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Core);
+    let least = maximum.map_or(1, |most| most.min(1));
+    Ok(setrlimit(Resource::Core, Rlimit { current: Some(least), maximum })?)
 }
 
 fn runtime(name: &'static str, workers: Option<NonZeroUsize>) -> Result<Runtime, RunError> {

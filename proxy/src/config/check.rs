@@ -283,6 +283,7 @@ pub fn restart_only_changes(old: &Config, new: &Config) -> Vec<ConfigError> {
     fixed("telemetry.log.format", old.telemetry.log.format == new.telemetry.log.format);
     fixed("telemetry.log.file", old.telemetry.log.file == new.telemetry.log.file);
     fixed("runtime.workers", old.runtime.workers == new.runtime.workers);
+    fixed("runtime.core_dumps", old.runtime.core_dumps == new.runtime.core_dumps);
     errors
 }
 
@@ -352,6 +353,7 @@ mod tests {
         new.telemetry.log.file = Some("/x".into());
         new.telemetry.log.format = crate::telemetry::logs::LogFormat::Json;
         new.runtime.workers = std::num::NonZeroUsize::new(3);
+        new.runtime.core_dumps = true;
         let named: Vec<_> =
             restart_only_changes(&old, &new).iter().map(|error| error.at.to_string()).collect();
         assert_eq!(
@@ -362,7 +364,8 @@ mod tests {
                 "admin.read_token",
                 "telemetry.log.format",
                 "telemetry.log.file",
-                "runtime.workers"
+                "runtime.workers",
+                "runtime.core_dumps"
             ]
         );
     }

@@ -251,10 +251,13 @@ pub struct RuntimeConfig {
     pub workers: Option<NonZeroUsize>,
     /// How long work under way may take to end when the sidecar stops, or when a listener is removed.
     pub drain_timeout: Period,
+    /// Whether a crash leaves the process's memory in a file or with the system's collector; passwords and keys are in it. Changes take a
+    /// restart.
+    pub core_dumps: bool,
 }
 
 impl Default for RuntimeConfig {
     fn default() -> Self {
-        Self { workers: None, drain_timeout: Period::secs(30) }
+        Self { workers: None, drain_timeout: Period::secs(30), core_dumps: false }
     }
 }

@@ -331,6 +331,23 @@ async fn threads_for_traffic() {
 }
 
 #[tokio::test]
+async fn core_dumps() {
+    for (yaml, limited) in [("", true), ("runtime: { core_dumps: true }\n", false)] {
+        let sidecar = TestSidecar::start(yaml).await;
+        let of = |process: &str| std::fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+        let soft_and_hard = |limits: String| {
+            let line = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+            let words: Vec<_> = line.split_whitespace().skip(4).take(2).map(str::to_owned).collect();
+            (words[0].clone(), words[1].clone())
+        };
+        let (soft, hard) = soft_and_hard(of("self"));
+        let least = if hard == "0" { "0" } else { "1" };
+        let right = if limited { least.to_owned() } else { soft };
+        assert_eq!(soft_and_hard(of(&sidecar.pid().to_string())), (right, hard), "{yaml}");
+    }
+}
+
+#[tokio::test]
 async fn the_drain_has_an_end() {
     let peer = EchoPeer::start().await;
     let yaml = format!(
