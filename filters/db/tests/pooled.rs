@@ -455,6 +455,57 @@ async fn transactions_wait_for_places_and_are_refused_in_time() {
     }
 }
 
+/// A client decodes rows by what it was told when it prepared the statement.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_whose_table_has_changed_fails_on_every_server() {
+    let Some(postgres) = Postgres::start().await else { return };
+    let (_sidecar, port) = pooled(&postgres, 2).await;
+    postgres
+        .psql(HOST, postgres.port, &[], "CREATE TABLE t (a int); INSERT INTO t VALUES (1)")
+        .await
+        .unwrap();
+    let mut client = Raw::connect(port, "ann", "postgres").await;
+    let prepare = |name: &str| {
+        let mut batch = BytesMut::new();
+        build::parse(&mut batch, name.as_bytes(), b"SELECT * FROM t\0\0\0");
+        build::target(&mut batch, b'D', name.as_bytes());
+        batch.extend_from_slice(build::SYNC);
+        batch
+    };
+    let run = |name: &str| {
+        let mut batch = BytesMut::new();
+        build::header(&mut batch, b'B', name.len() + 8);
+        batch.extend_from_slice(&[b"\0", name.as_bytes(), &[0; 7]].concat());
+        batch.extend_from_slice(b"E\0\0\0\x09\0\0\0\0\0");
+        batch.extend_from_slice(build::SYNC);
+        batch
+    };
+    async fn kinds(client: &mut Raw, batch: &[u8]) -> String {
+        client.send(batch).await;
+        let answer = client.answer().await;
+        answer
+            .iter()
+            .map(|(kind, text)| if text.contains("C0A000") { '!' } else { char::from(*kind) })
+            .collect()
+    }
+    assert_eq!(kinds(&mut client, &prepare("s")).await, "1tTZ");
+    let mut other = Raw::connect(port, "ann", "postgres").await;
+    // On the server that has it and on one that has not, before and after the change.
+    for right in ["2DCZ", "!Z"] {
+        assert_eq!(kinds(&mut client, &run("s")).await, right);
+        other.query("BEGIN").await;
+        assert_eq!(kinds(&mut client, &run("s")).await, right);
+        other.query("COMMIT").await;
+        postgres.psql(HOST, postgres.port, &[], "ALTER TABLE t ADD COLUMN b text").await.ok();
+    }
+    assert_eq!(kinds(&mut client, &prepare("again")).await, "1tTZ");
+    for _ in 0..2 {
+        assert_eq!(kinds(&mut client, &run("again")).await, "2DCZ");
+        assert_eq!(kinds(&mut client, &run("s")).await, "!Z");
+        other.query("BEGIN").await;
+    }
+}
+
 /// Those that the server has no connection for are led by the pool on.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_fails_when_the_pool_is_switched_off_and_the_server_has_too_few_connections() {

@@ -8,7 +8,9 @@ use super::pins::Pins;
 use super::relay::Relay;
 use super::seen::Seen;
 use super::server::{Copy, Kind, Mode, Server, Unknown, Unnamed};
+use super::statements::Shape;
 use crate::wire::backend::{self, Report, Status};
+use crate::wire::build::ErrorResponse;
 use crate::wire::{HEADER, Head};
 
 /// What to do after the bytes that a server has sent.
@@ -40,6 +42,18 @@ const READS: [&[u8]; 11] = [
     b"DECLARE",
     b"EXPLAIN",
 ];
+
+const FEATURE_NOT_SUPPORTED: &[u8] = b"0A000";
+const INVALID_STATEMENT_NAME: &[u8] = b"26000";
+
+/// What the server says itself where it finds the same out (`RevalidateCachedQuery` in `plancache.c`).
+const OUTDATED: ErrorResponse<'_> = ErrorResponse {
+    fatal: false,
+    sqlstate: "0A000",
+    message: "cached plan must not change result type",
+    detail: None,
+    hint: Some("qudag-sidecar: prepare the statement again; what it takes or gives has changed since"),
+};
 
 impl Server {
     /// Takes what the server has sent from `inbox` and puts what its client is to get into `out`. An incomplete message stays in
@@ -108,7 +122,7 @@ impl Server {
             };
             let here = head.len.min(rest.len());
             let body = rest.get(HEADER..here).unwrap_or_default();
-            let on = self.reply(head, body, seen.as_deref_mut())?;
+            let on = self.reply(head, body, relay, seen.as_deref_mut())?;
             if on {
                 relay.pass(here)
             } else {
@@ -123,7 +137,13 @@ impl Server {
     }
 
     /// One message, of which `body` is what is there; whether it goes to the client.
-    fn reply(&mut self, head: Head, body: &[u8], seen: Option<&mut Seen>) -> Result<bool, Unknown> {
+    fn reply(
+        &mut self,
+        head: Head,
+        body: &[u8],
+        relay: &mut Relay<'_>,
+        seen: Option<&mut Seen>,
+    ) -> Result<bool, Unknown> {
         let client = self.mode == Mode::Client;
         match head.kind {
             backend::NOTICE | backend::NOTIFICATION => Ok(client),
@@ -137,7 +157,7 @@ impl Server {
                 }
                 Ok(client)
             }
-            backend::ERROR => self.error(head, body, seen),
+            backend::ERROR => self.error(head, body, relay, seen),
             backend::READY => self.ready(Status::read(body)?, seen),
             _ => self.progress(head, body, seen),
         }
@@ -152,11 +172,24 @@ impl Server {
             (Kind::Parse(_), backend::PARSE_COMPLETE)
             | (Kind::Bind(_), backend::BIND_COMPLETE)
             | (Kind::Close(_), backend::CLOSE_COMPLETE) => true,
-            (Kind::DescribeStatement(_), backend::PARAMETER_DESCRIPTION) => false,
-            (
-                Kind::DescribeStatement(_) | Kind::DescribePortal,
-                backend::ROW_DESCRIPTION | backend::NO_DATA,
-            ) => true,
+            (Kind::DescribeStatement(_), backend::PARAMETER_DESCRIPTION) => {
+                self.describing = Shape::parameters(body);
+                false
+            }
+            (Kind::DescribeStatement(id), backend::ROW_DESCRIPTION | backend::NO_DATA) => {
+                let shape = if head.is_streamed() { Shape::LONG } else { Shape::of(self.describing, body) };
+                if let Some(id) = id {
+                    self.held.describe(id, shape);
+                    let told = seen.and_then(|seen| seen.named(id)).filter(|_| on);
+                    if let Some(statement) = told
+                        && *statement.told.get_or_init(|| shape) != shape
+                    {
+                        statement.outdate();
+                    }
+                }
+                true
+            }
+            (Kind::DescribePortal, backend::ROW_DESCRIPTION | backend::NO_DATA) => true,
             (Kind::StandIn, backend::CLOSE_COMPLETE) => {
                 if let Some(front) = self.queue.front_mut() {
                     front.kind = Kind::Parsed;
@@ -280,9 +313,16 @@ impl Server {
         }
     }
 
-    fn error(&mut self, head: Head, body: &[u8], seen: Option<&mut Seen>) -> Result<bool, Unknown> {
+    fn error(
+        &mut self,
+        head: Head,
+        body: &[u8],
+        relay: &mut Relay<'_>,
+        seen: Option<&mut Seen>,
+    ) -> Result<bool, Unknown> {
         let report = Report::read(body);
         let client = self.mode == Mode::Client;
+        let mut on = client;
         if report.is_fatal() {
             self.unknown.get_or_insert(Unknown::Fatal);
             let pinned = seen.as_ref().is_some_and(|seen| !seen.pins.is_empty() || seen.sending > 0);
@@ -312,17 +352,31 @@ impl Server {
         match front.kind {
             Kind::Query | Kind::FunctionCall | Kind::Sync => {}
             kind => {
-                if let (Kind::Bind(Some(id)) | Kind::DescribeStatement(Some(id)), b"0A000") =
-                    (kind, report.sqlstate)
-                {
-                    // "cached plan must not change result type": prepared anew, it works.
-                    self.held.remove(id);
-                    self.doomed.push(id);
+                let statement = |id| seen.as_deref().and_then(|seen| seen.named(id));
+                match (kind, report.sqlstate) {
+                    (Kind::Bind(Some(id)) | Kind::DescribeStatement(Some(id)), FEATURE_NOT_SUPPORTED) => {
+                        // "cached plan must not change result type": prepared anew, it works.
+                        self.held.remove(id);
+                        self.doomed.push(id);
+                        if let Some(statement) = statement(id) {
+                            statement.outdate();
+                        }
+                    }
+                    (Kind::Stale(id), INVALID_STATEMENT_NAME) => {
+                        if let Some(statement) = statement(id) {
+                            statement.outdate();
+                        }
+                        if client {
+                            OUTDATED.write(relay.out());
+                        }
+                        on = false;
+                    }
+                    _ => {}
                 }
                 self.skip_to_sync(seen);
             }
         }
-        Ok(client)
+        Ok(on)
     }
 
     /// An extended message has failed: nothing is carried out up to the next Sync, also no Query.

@@ -9,8 +9,8 @@ use super::client::{Client, Violation};
 use super::pins::Pins;
 use super::relay::Relay;
 use super::seen::Undo;
-use super::server::{Copy, Kind, OUTSTANDING, Server, Unnamed};
-use super::statements::{Name, Statement, Texts, foreign};
+use super::server::{Copy, Expect, Kind, OUTSTANDING, Server, Unnamed};
+use super::statements::{Name, Statement, Texts, foreign, nobodys};
 use crate::wire::frontend::{self, Bind, Parse, Target};
 use crate::wire::{HEADER, Head, WireError, build};
 
@@ -118,7 +118,8 @@ impl Client {
             };
             relay.pass(here - done);
             self.seen.sending = head.len - here;
-            self.dropping = in_copy && done == here;
+            let stale = matches!(server.queue.back(), Some(Expect { kind: Kind::Stale(_), .. }));
+            self.dropping = (in_copy || stale) && done == here;
             if matches!(head.kind, frontend::QUERY | frontend::FUNCTION_CALL | frontend::SYNC) {
                 self.turn += 1;
                 self.parsed_unnamed = false;
@@ -191,6 +192,13 @@ impl Client {
                     return Ok(None);
                 }
                 let statement = self.ready_statement(server, relay, names.statement);
+                if let Some(statement) = statement.as_deref().filter(|_| !names.statement.is_empty()) {
+                    match as_told(server, relay, statement) {
+                        Some(true) => {}
+                        Some(false) => return Ok(Some(stale(server, relay, statement.id, message.len()))),
+                        None => return Ok(None),
+                    }
+                }
                 server.expect(Kind::Bind(statement.as_ref().map(|statement| statement.id)), false, None);
                 if let Some(statement) = &statement {
                     self.seen.pins |= statement.pins;
@@ -211,7 +219,8 @@ impl Client {
                 Target::Statement(name) if self.must_wait(server, name) => return Ok(None),
                 Target::Statement(name) => {
                     let statement = self.ready_statement(server, relay, name);
-                    let id = statement.as_ref().map(|statement| statement.id);
+                    let named = statement.as_ref().filter(|_| !name.is_empty());
+                    let id = named.map(|statement| statement.id);
                     server.expect(Kind::DescribeStatement(id), false, None);
                     if let Some(name) = at_server(name, statement.as_deref()) {
                         build::target(relay.out(), head.kind, name.as_bytes());
@@ -363,6 +372,28 @@ impl Client {
             }
         }
     }
+}
+
+/// Whether a statement is at this server what clients were told of it: it was prepared there at another time, and tables change. `None`: the
+/// server was asked.
+fn as_told(server: &mut Server, relay: &mut Relay<'_>, statement: &Statement) -> Option<bool> {
+    // Where no client was told anything, none relies on it; and what cannot be prepared again has stayed at one server.
+    let Some(told) = statement.told.get().filter(|_| statement.rest.is_some()) else { return Some(true) };
+    let shape = server.held.shape(statement.id);
+    if shape.is_none() && !server.is_describing(statement.id) {
+        let out = relay.out();
+        build::target(out, frontend::DESCRIBE, Name::of(statement.id).as_bytes());
+        out.extend_from_slice(build::FLUSH);
+        server.expect(Kind::DescribeStatement(Some(statement.id)), true, None);
+    }
+    shape.map(|shape| shape == *told)
+}
+
+/// Sends something that fails instead of a message whose statement has changed; how many bytes it replaces.
+fn stale(server: &mut Server, relay: &mut Relay<'_>, id: u64, here: usize) -> usize {
+    build::target(relay.out(), frontend::DESCRIBE, nobodys().as_bytes());
+    server.expect(Kind::Stale(id), false, None);
+    replaced(relay, here)
 }
 
 /// The name that replaces a client's.

@@ -57,6 +57,11 @@ impl Seen {
         if name.is_empty() { self.unnamed.as_ref() } else { self.names.get(name) }
     }
 
+    /// A named statement by its number.
+    pub(super) fn named(&self, id: u64) -> Option<&Arc<Statement>> {
+        self.names.values().find(|statement| statement.id == id)
+    }
+
     pub(super) fn report(&mut self, name: &[u8], value: &[u8]) {
         if self.parameters.get(name) != Some(value) {
             Arc::make_mut(&mut self.parameters).report(name, value);

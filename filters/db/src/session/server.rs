@@ -94,6 +94,8 @@ pub(super) enum Kind {
     Parse(Option<u64>),
     Bind(Option<u64>),
     DescribeStatement(Option<u64>),
+    /// Something that fails, sent for a Bind of a statement that is something else at this server than what clients were told.
+    Stale(u64),
     DescribePortal,
     Execute,
     Close(Option<u64>),
@@ -158,6 +160,8 @@ pub struct Server {
     /// The client has read of the server's end.
     pub(super) told_fatal: bool,
     guesses: Guesses,
+    /// The parameters of the statement that is being described.
+    pub(super) describing: u64,
     /// How much of a long reply is still to come, and whether it is the client's.
     pub(super) passing: usize,
     pub(super) passing_on: bool,
@@ -203,6 +207,7 @@ impl Server {
             unknown: None,
             told_fatal: false,
             guesses: Guesses::default(),
+            describing: 0,
             passing: 0,
             passing_on: false,
             failure: Vec::new(),
@@ -413,6 +418,11 @@ impl Server {
             self.guesses.before = (false, false);
         }
         guessing(&self.guesses)
+    }
+
+    /// Whether a statement is being described.
+    pub(super) fn is_describing(&self, id: u64) -> bool {
+        self.queue.iter().any(|sent| sent.kind == Kind::DescribeStatement(Some(id)))
     }
 
     /// Closes statements until there is room for one more, and those that failed for good.

@@ -3,7 +3,10 @@
 use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::pins::Pins;
 
@@ -20,12 +23,55 @@ pub(super) struct Statement {
     pub(super) rest: Option<Box<[u8]>>,
     /// What executing it means for the session.
     pub(super) pins: Pins,
+    /// What clients were told of it, once one has asked.
+    pub(super) told: OnceLock<Shape>,
+    /// It is something else now than what clients were told. Whoever prepares the text again gets another statement.
+    stale: AtomicBool,
 }
 
 impl Statement {
     /// The text, where it is kept.
     pub(super) fn text(&self) -> Option<&[u8]> {
         self.rest.as_deref().and_then(|rest| rest.split(|byte| *byte == 0).next())
+    }
+
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale.load(Relaxed)
+    }
+
+    pub(super) fn outdate(&self) {
+        self.stale.store(true, Relaxed);
+    }
+}
+
+/// What a statement takes and gives: a hash of the types of its parameters, and of the names, types and type modifiers of its columns, by which
+/// PostgreSQL itself tells whether a plan still gives what it gave (`RevalidateCachedQuery` in `plancache.c`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape(u64);
+
+impl Shape {
+    /// That of a description which is too long to be looked at.
+    pub(super) const LONG: Self = Self(0);
+
+    /// `parameters` is the body of ParameterDescription; it goes into [`Shape::of`].
+    pub(super) fn parameters(parameters: &[u8]) -> u64 {
+        xxh3_64(parameters)
+    }
+
+    /// `columns` is the body of RowDescription, or empty for NoData. For each column it has a name, a zero byte, and 18 bytes: table (4), number in
+    /// it (2), type (4), its length (2), type modifier (4), format (2).
+    pub(super) fn of(parameters: u64, columns: &[u8]) -> Self {
+        let mut hash = Xxh3::with_seed(parameters);
+        let mut rest = columns.get(2..).unwrap_or_default();
+        while let Some(end) = rest.iter().position(|byte| *byte == 0) {
+            let (name, column) = rest.split_at(end + 1);
+            for part in [name, column.get(6..10).unwrap_or_default(), column.get(12..16).unwrap_or_default()]
+            {
+                hash.update(part);
+            }
+            rest = column.get(18..).unwrap_or_default();
+        }
+        Self(hash.digest().max(1))
     }
 }
 
@@ -75,7 +121,10 @@ impl Texts {
     /// The statement of a text; `look` finds its pins when it is new.
     pub(super) fn statement(&mut self, rest: &[u8], look: impl FnOnce() -> Pins) -> Arc<Statement> {
         if let Some(known) = self.known.get(rest) {
-            return Arc::clone(&known.0);
+            if !known.0.is_stale() {
+                return Arc::clone(&known.0);
+            }
+            self.known.remove(rest);
         }
         let statement = self.single(rest, look());
         if self.known.len() >= self.most {
@@ -89,12 +138,17 @@ impl Texts {
 
     /// A statement that is shared with nobody.
     pub(super) fn single(&mut self, rest: &[u8], pins: Pins) -> Arc<Statement> {
-        Arc::new(Statement { id: self.fresh(), rest: Some(rest.into()), pins })
+        self.new_statement(Some(rest.into()), pins)
     }
 
     /// A statement that cannot be prepared again.
     pub(super) fn long(&mut self) -> Arc<Statement> {
-        Arc::new(Statement { id: self.fresh(), rest: None, pins: Pins::LONG_STATEMENT })
+        self.new_statement(None, Pins::LONG_STATEMENT)
+    }
+
+    fn new_statement(&mut self, rest: Option<Box<[u8]>>, pins: Pins) -> Arc<Statement> {
+        let (told, stale) = (OnceLock::new(), AtomicBool::new(false));
+        Arc::new(Statement { id: self.fresh(), rest, pins, told, stale })
     }
 
     /// How many texts are shared.
@@ -141,10 +195,23 @@ pub(super) fn foreign(name: &[u8]) -> std::borrow::Cow<'_, [u8]> {
 /// The use of a statement that stays.
 const FOR_GOOD: u64 = u64::MAX;
 
+/// A name under which no server has anything.
+pub(super) fn nobodys() -> Name {
+    Name::of(0)
+}
+
+/// A statement that a server has.
+#[derive(Debug)]
+struct Holding {
+    used: u64,
+    /// Where it was described.
+    shape: Option<Shape>,
+}
+
 /// Which statements a server connection has, with the use of each.
 #[derive(Debug)]
 pub(super) struct Held {
-    by_id: HashMap<u64, u64>,
+    by_id: HashMap<u64, Holding>,
     clock: u64,
     pub(super) most: usize,
 }
@@ -158,23 +225,34 @@ impl Held {
     pub(super) fn touch(&mut self, id: u64) -> bool {
         self.clock += 1;
         match self.by_id.get_mut(&id) {
-            Some(used) if *used == FOR_GOOD => true,
-            Some(used) => {
-                *used = self.clock;
+            Some(Holding { used: FOR_GOOD, .. }) => true,
+            Some(holding) => {
+                holding.used = self.clock;
                 true
             }
             None => false,
         }
     }
 
+    /// What it is at this server, where that was asked for.
+    pub(super) fn shape(&self, id: u64) -> Option<Shape> {
+        self.by_id.get(&id).and_then(|holding| holding.shape)
+    }
+
+    pub(super) fn describe(&mut self, id: u64, shape: Shape) {
+        if let Some(holding) = self.by_id.get_mut(&id) {
+            holding.shape = Some(shape);
+        }
+    }
+
     /// One that stays, since it could not be prepared again.
     pub(super) fn insert_for_good(&mut self, id: u64) {
-        self.by_id.insert(id, FOR_GOOD);
+        self.by_id.insert(id, Holding { used: FOR_GOOD, shape: None });
     }
 
     pub(super) fn insert(&mut self, id: u64) {
         self.clock += 1;
-        self.by_id.insert(id, self.clock);
+        self.by_id.insert(id, Holding { used: self.clock, shape: None });
     }
 
     pub(super) fn remove(&mut self, id: u64) -> bool {
@@ -186,8 +264,8 @@ impl Held {
         if self.by_id.len() < self.most {
             return None;
         }
-        let can_go = self.by_id.iter().filter(|(_, used)| **used != FOR_GOOD);
-        let oldest = can_go.min_by_key(|(_, used)| **used).map(|(id, _)| *id)?;
+        let can_go = self.by_id.iter().filter(|(_, holding)| holding.used != FOR_GOOD);
+        let oldest = can_go.min_by_key(|(_, holding)| holding.used).map(|(id, _)| *id)?;
         self.by_id.remove(&oldest);
         Some(oldest)
     }

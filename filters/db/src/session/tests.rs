@@ -269,6 +269,81 @@ fn a_plan_that_cannot_be_used_any_more_is_prepared_anew() {
     assert_eq!(rig.model.statements(), 1);
 }
 
+/// asyncpg, tokio-postgres, JDBC and others decode rows by what they were told at Describe.
+#[test]
+fn a_statement_that_has_changed_fails_until_it_is_prepared_again() {
+    let describe = |name: &str| written(|out| build::target(out, frontend::DESCRIBE, name.as_bytes()));
+    let (mut rig, mut client) = (Rig::new(), Client::new(named("pool")));
+    let prepare = |name: &str| [&parse(name, "SELECT 'x'")[..], &describe(name), SYNC].concat();
+    let run = |name: &str| [&bind(name)[..], EXECUTE, SYNC].concat();
+    let rows = "2 SELECT 'x'|pool|4MB| C Z";
+    assert_eq!(rig.run(&mut client, &prepare("s")), "1 t T Z");
+    assert_eq!(rig.run(&mut client, &run("s")), rows);
+    // Another server prepares it anew and is asked what it gives: the same.
+    (rig.server, rig.model) = (Server::new(named("pool"), 2), ModelServer::new(b"pool"));
+    rig.attach(&mut client);
+    let (mut inbox, mut said) = (BytesMut::from(&run("s")[..]), BytesMut::new());
+    let sent = client.up(&mut rig.server, &mut rig.texts, &mut inbox, &mut rig.up, &mut said);
+    assert_eq!(
+        (sent, inbox.len()),
+        (Ok(Sent::Held), run("s").len()),
+        "the Bind waits for what the server says"
+    );
+    assert_eq!(rig.answers(Some(&mut client)), (Ok(Down::More), String::new()));
+    client.up(&mut rig.server, &mut rig.texts, &mut inbox, &mut rig.up, &mut said).unwrap();
+    assert_eq!(rig.answers(Some(&mut client)), (Ok(Down::Free), rows.to_owned()));
+    assert_eq!(rig.leave(&mut client), Tidy::Clean);
+    // The table changes. A server that has it says so itself; one that has it not would give other columns than the client knows.
+    rig.model.column = b'b';
+    assert_eq!(rig.run(&mut client, &run("s")), "0A000 Z");
+    for _ in 0..2 {
+        assert_eq!(rig.run(&mut client, &run("s")), "0A000 Z");
+    }
+    let in_transaction = [&query("BEGIN")[..], &run("s"), &query("ROLLBACK")].concat();
+    assert_eq!(rig.run(&mut client, &in_transaction), "C Z 0A000 Z C Z");
+    // A long Bind is left out whole, however it arrives.
+    let mut long = written(|out| {
+        build::header(out, frontend::BIND, 7 + 4 + STREAM + 2);
+        out.extend_from_slice(b"\0s\0\0\0\0\x01");
+        out.extend_from_slice(&u32::try_from(STREAM).unwrap().to_be_bytes());
+        out.extend_from_slice(&vec![b'x'; STREAM]);
+        out.extend_from_slice(&[0; 2]);
+    });
+    long.extend_from_slice(&[EXECUTE, SYNC].concat());
+    rig.attach(&mut client);
+    let (mut inbox, mut said, mut got) = (BytesMut::new(), BytesMut::new(), String::new());
+    for piece in long.chunks(STREAM / 3) {
+        inbox.extend_from_slice(piece);
+        client.up(&mut rig.server, &mut rig.texts, &mut inbox, &mut rig.up, &mut said).unwrap();
+        assert!(rig.up.len() < 200, "{}", rig.up.len());
+        got = [got, rig.answers(Some(&mut client)).1].join(" ").trim().to_owned();
+    }
+    assert_eq!((got.as_str(), inbox.len(), said.len()), ("0A000 Z", 0, 0));
+    assert_eq!(rig.leave(&mut client), Tidy::Clean);
+    // Prepared again, it is what the client is told now, for others as well.
+    assert_eq!(rig.run(&mut client, &prepare("t")), "1 t T Z");
+    assert_eq!(rig.run(&mut client, &run("t")), rows);
+    assert_eq!(rig.run(&mut client, &run("s")), "0A000 Z");
+    let mut other = Client::new(named("pool"));
+    assert_eq!(rig.run(&mut other, &prepare("s")), "1 t T Z");
+    assert_eq!(rig.run(&mut other, &run("s")), rows);
+}
+
+/// Whoever was told nothing relies on nothing.
+#[test]
+fn a_statement_that_nobody_has_described_is_sent_without_asking() {
+    let (mut rig, mut client) = (Rig::new(), Client::new(named("pool")));
+    rig.run(&mut client, &[&parse("s", "SELECT 'x'")[..], SYNC].concat());
+    (rig.server, rig.model) = (Server::new(named("pool"), 2), ModelServer::new(b"pool"));
+    rig.attach(&mut client);
+    let run = [&bind("s")[..], EXECUTE, SYNC].concat();
+    let sent = rig.sent(&mut client, &run);
+    assert_eq!(
+        sent[..],
+        [&parse("_qudag_1", "SELECT 'x'")[..], &bind("_qudag_1"), EXECUTE, SYNC].concat()[..]
+    );
+}
+
 #[test]
 fn a_setup_that_fails_is_the_clients_error_and_the_servers_end() {
     let (mut rig, mut client) = (Rig::new(), Client::new(named("x")));

@@ -19,6 +19,10 @@ pub(in crate::session) struct ModelServer {
     ignoring: bool,
     copying: Option<bool>,
     statements: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// What SELECTs give: the name of their column.
+    pub(in crate::session) column: u8,
+    /// What those gave that were prepared, by their names.
+    columns: BTreeMap<Vec<u8>, u8>,
     unnamed: Option<Vec<u8>>,
     portals: BTreeMap<Vec<u8>, Vec<u8>>,
     name: Vec<u8>,
@@ -38,6 +42,8 @@ impl ModelServer {
             ignoring: false,
             copying: None,
             statements: BTreeMap::new(),
+            column: b'a',
+            columns: BTreeMap::new(),
             unnamed: None,
             portals: BTreeMap::new(),
             name: name.into(),
@@ -197,6 +203,7 @@ impl ModelServer {
             return self.fail("42P05", parse.name);
         } else {
             self.statements.insert(parse.name.into(), parse.query.into());
+            self.columns.insert(parse.name.into(), self.column);
         }
         self.say(backend::PARSE_COMPLETE, b"");
     }
@@ -211,6 +218,9 @@ impl ModelServer {
         if self.status == Status::Failed && !ends_transaction(&text) {
             return self.fail("25P02", b"");
         }
+        if self.has_changed(bind.statement, &text) {
+            return self.fail("0A000", b"");
+        }
         self.portals.insert(bind.portal.into(), text);
         self.say(backend::BIND_COMPLETE, b"");
     }
@@ -218,6 +228,7 @@ impl ModelServer {
     fn describe(&mut self, body: &[u8]) {
         match Target::read(frontend::DESCRIBE, body) {
             Ok(Target::Statement(name)) => match self.statement(name) {
+                Some(text) if self.has_changed(name, &text) => self.fail("0A000", b""),
                 Some(text) => {
                     self.say(backend::PARAMETER_DESCRIPTION, b"\0\0");
                     self.shape(&text);
@@ -233,11 +244,16 @@ impl ModelServer {
     }
 
     fn shape(&mut self, text: &[u8]) {
-        if text.starts_with(b"SELECT '") {
-            self.say(backend::ROW_DESCRIPTION, b"\0\0");
+        if is_select(text) {
+            self.say(backend::ROW_DESCRIPTION, &[&[0, 1, self.column, 0][..], &[0; 18]].concat());
         } else {
             self.say(backend::NO_DATA, b"");
         }
+    }
+
+    /// Whether a statement would give something else than when it was prepared.
+    fn has_changed(&self, name: &[u8], text: &[u8]) -> bool {
+        is_select(text) && self.columns.get(name).is_some_and(|column| *column != self.column)
     }
 
     /// Runs a statement; `false` when it fails.
@@ -327,6 +343,10 @@ impl ModelServer {
 fn statements(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let whole = text.strip_suffix(b";").unwrap_or(text);
     whole.split(|byte| *byte == b';')
+}
+
+fn is_select(text: &[u8]) -> bool {
+    text.starts_with(b"SELECT '")
 }
 
 fn ends_transaction(text: &[u8]) -> bool {
