@@ -377,7 +377,10 @@ impl Client {
             return Ok(());
         }
         let right = matches!(&batch.errors[..], [fault] if fault.code == CANCELLED && fault.message.contains("timeout"));
-        if !right || rows(&batch) != [format!("{token} 1")] || batch.status != b'E' {
+        // On a busy machine the first SELECT may take so long.
+        let rows = rows(&batch);
+        let own = rows.is_empty() || rows == [format!("{token} 1")];
+        if !right || !own || batch.status != b'E' {
             self.seen.wrong(format!("client {}: {token} timed out with {batch:?}", self.number));
         }
         link.query("rollback");
