@@ -165,7 +165,19 @@ impl Pool {
             connection: Some(Box::new(connection)),
             pressure: None,
             reads: false,
+            routed: false,
         })
+    }
+
+    /// Resolves when an attempt to connect has failed that ended after `begun`.
+    pub(crate) async fn unreachable(&self, begun: Instant) {
+        loop {
+            let news = self.news.notified();
+            if lock(&self.known).failure.as_ref().is_some_and(|failure| failure.at >= begun) {
+                return;
+            }
+            news.await;
+        }
     }
 
     /// What the server reports at a login.

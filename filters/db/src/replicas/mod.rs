@@ -9,4 +9,4 @@ mod state;
 mod topology;
 
 pub use settings::{ReadReplicas, Routing};
-pub use state::Replicas;
+pub use state::{ReplicaStatus, Replicas};

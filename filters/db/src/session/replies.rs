@@ -280,8 +280,11 @@ impl Server {
         }
     }
 
-    fn error(&mut self, head: Head, body: &[u8], seen: Option<&mut Seen>) -> Result<bool, Unknown> {
+    fn error(&mut self, head: Head, body: &[u8], mut seen: Option<&mut Seen>) -> Result<bool, Unknown> {
         let report = Report::read(body);
+        if let (b"25006", Some(seen)) = (report.sqlstate, &mut seen) {
+            seen.refused_writing = true;
+        }
         let client = self.mode == Mode::Client;
         if report.is_fatal() {
             self.unknown.get_or_insert(Unknown::Fatal);
