@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 
 use cluster::{Client, HOST, Sidecar, WHERE, sidecar};
 use postgres::Postgres;
-use qudag_filter_common::testing::{metric, until};
+use qudag_filter_common::testing::{PATIENCE, metric, until};
 use serde_json::json;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 const REPLICA: &str = "/* qudag: replica */ SELECT pg_is_in_recovery()";
 
@@ -154,11 +154,13 @@ async fn write(
         let hello = b"\0\0\0\x27\0\x03\0\0user\0ann\0database\0postgres\0\0";
         let mut ask = hello.to_vec();
         ask[3] = u8::try_from(hello.len()).unwrap();
+        // A server that stops may say so behind an answer.
+        let mut inbox = bytes::BytesMut::new();
         loop {
             if stream.write_all(&ask).await.is_err() {
                 continue 'connections;
             }
-            let (mut inbox, mut ok) = (bytes::BytesMut::new(), false);
+            let mut ok = false;
             let is_insert = ask[0] == b'Q';
             // Through ReadyForQuery.
             'answer: loop {
@@ -174,7 +176,10 @@ async fn write(
                         _ => {}
                     }
                 }
-                match stream.read_buf(&mut inbox).await {
+                let read = timeout(PATIENCE, stream.read_buf(&mut inbox)).await;
+                match read.unwrap_or_else(|_| {
+                    panic!("no answer to {:?} but {inbox:?}", String::from_utf8_lossy(&ask))
+                }) {
                     Ok(0) | Err(_) => continue 'connections,
                     Ok(_) => {}
                 }

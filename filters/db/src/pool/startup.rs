@@ -147,7 +147,9 @@ pub(crate) async fn pooled(coming: Coming, drain: Drain, line: &mut FlowLine) ->
         Ok(Entered::Console(mut out)) => {
             write_parameters(&mut out, &console::parameters());
             out.extend_from_slice(&build::ready(Status::Idle));
-            return (console::serve(welcome.stream, welcome.inbox, out, &pools, &drain).await, 0, 0);
+            let seen =
+                console::Seen { pools: &pools, replicas: coming.replicas.as_deref(), load: &access.load };
+            return (console::serve(welcome.stream, welcome.inbox, out, &seen, &drain).await, 0, 0);
         }
         Err(refused) => {
             say_last(welcome.stream, &refused.said).await;

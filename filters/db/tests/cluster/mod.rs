@@ -24,7 +24,7 @@ pub(crate) async fn sidecar(primary: &Postgres, replicas: &[&Postgres], settings
         "bind": "127.0.0.1:0",
         "read_only_bind": "127.0.0.1:0",
         "server": format!("{HOST}:{}", primary.port),
-        "auth": { "method": "trust" },
+        "auth": { "method": "trust", "admins": ["ann"] },
     });
     let mut reads = settings;
     reads["enabled"] = true.into();
