@@ -115,9 +115,7 @@ mod tests {
             (12, Some(2), Some(1.5), 4096)
         );
         let mut less = row;
-        for hidden in 5..9 {
-            less[hidden] = "";
-        }
+        less[5..9].fill("");
         let less = of(&less).unwrap();
         assert_eq!((less.connections, less.active, less.oldest), (12, None, None));
         for place in (0..row.len()).filter(|place| *place != 1) {

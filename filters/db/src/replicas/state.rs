@@ -459,14 +459,18 @@ impl Running {
                 Ok(server) => {
                     counter!("qudag_sidecar_db_reads_total", "to" => "replica", "why" => "usable")
                         .increment(1);
-                    known.reads.get_mut(server).map(|reads| *reads += 1);
+                    if let Some(reads) = known.reads.get_mut(server) {
+                        *reads += 1;
+                    }
                     return to(server);
                 }
                 Err(why) => {
                     counter!("qudag_sidecar_db_reads_total", "to" => "primary", "why" => why.label())
                         .increment(1);
                     let primary = topology.primary();
-                    primary.and_then(|it| known.reads.get_mut(it)).map(|reads| *reads += 1);
+                    if let Some(reads) = primary.and_then(|it| known.reads.get_mut(it)) {
+                        *reads += 1;
+                    }
                 }
             }
         }
