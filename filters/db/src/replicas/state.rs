@@ -5,14 +5,13 @@ use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
 use qudag_filter_api::FilterError;
-use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::ReadReplicas;
 use super::probe::{QUESTION, report};
-use super::topology::{Ban, Report, Topology};
+use super::topology::{Report, Topology};
 use crate::asking::{AskError, Asker, Connection};
 use crate::auth::Identity;
 use crate::pool::{Mode, Pool, PoolKey, Pools, Prefers, Route, Target, Transaction};
@@ -23,32 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The least time that a probe has.
 const LEAST: Duration = Duration::from_secs(1);
 
-/// A server of a cluster, as it is shown.
-#[derive(Clone, Debug, Serialize)]
-pub struct ReplicaStatus {
-    /// The server, as configured.
-    pub server: String,
-    /// `primary`, `replica`, `old primary`, `other primary` (of another cluster) or `unknown`.
-    pub role: &'static str,
-    /// Its timeline; `null` when the last probe failed, as the next one.
-    pub timeline: Option<u32>,
-    /// Up to where in the write-ahead log it has inserted or replayed.
-    pub position: Option<String>,
-    /// How far it was behind, in seconds; `null` when that is not known.
-    pub lag: Option<f64>,
-    /// Whether it answers reads.
-    pub usable: bool,
-    /// Why it does not, as in `qudag_sidecar_db_reads_total`; `null` for the primary and for replicas that do.
-    pub why: Option<&'static str>,
-    /// How many transactions that only read it was given.
-    pub reads: u64,
-    /// Of all of those, from 0 to 1.
-    pub share: f64,
-}
-
 /// A cluster's servers. Kept while the filter is off, when nothing is asked.
 pub struct Replicas {
-    settings: ReadReplicas,
+    pub(super) settings: ReadReplicas,
     known: Mutex<Known>,
     /// A server has said something new.
     news: Notify,
@@ -66,17 +42,17 @@ impl std::fmt::Debug for Replicas {
 }
 
 #[derive(Default)]
-struct Known {
+pub(super) struct Known {
     /// The listener's server, then the others; empty until a session has come.
-    targets: Vec<Arc<Target>>,
-    topology: Option<Topology>,
+    pub(super) targets: Vec<Arc<Target>>,
+    pub(super) topology: Option<Topology>,
     /// Who asks: a user that has proved who it is. Another one is wanted when servers refuse this one.
     asker: Option<Asker>,
     refused: bool,
     /// The primary as it was told last.
     told: Option<Arc<str>>,
     /// How many transactions that only read each server was given.
-    reads: Vec<u64>,
+    pub(super) reads: Vec<u64>,
     /// The sessions, for when a server is fenced.
     pools: Weak<Pools>,
 }
@@ -112,7 +88,7 @@ impl Replicas {
         })
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    pub(super) fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -153,39 +129,6 @@ impl Replicas {
     /// All servers, the listener's first; none before a session has come.
     pub(crate) fn targets(&self) -> Vec<Arc<Target>> {
         self.known().targets.clone()
-    }
-
-    /// The servers as they are known.
-    pub fn status(&self) -> Vec<ReplicaStatus> {
-        let known = self.known();
-        let (Some(topology), now) = (known.topology.as_ref(), Instant::now()) else { return Vec::new() };
-        let primary = topology.primary();
-        let total: u64 = known.reads.iter().sum();
-        let status = |(server, target): (usize, &Arc<Target>)| {
-            let report = topology.report(server);
-            let judged = topology.judge(server, now, None, &self.settings.rules());
-            let is_primary = primary == Some(server);
-            let role = match report {
-                _ if topology.is_old(server) => "old primary",
-                None => "unknown",
-                Some(report) if report.primary && is_primary => "primary",
-                Some(report) if report.primary => "other primary",
-                Some(_) => "replica",
-            };
-            let reads = known.reads.get(server).copied().unwrap_or_default();
-            ReplicaStatus {
-                server: target.name.to_string(),
-                role,
-                timeline: report.map(|report| report.timeline),
-                position: report.map(|Report { lsn, .. }| format!("{:X}/{:X}", lsn >> 32, lsn & 0xffff_ffff)),
-                lag: topology.lag(server).filter(|_| role == "replica").map(|lag| lag.as_secs_f64()),
-                usable: judged.is_ok(),
-                why: judged.err().filter(|_| !(is_primary && report.is_some())).map(Ban::label),
-                reads,
-                share: if total > 0 { reads as f64 / total as f64 } else { 0.0 },
-            }
-        };
-        known.targets.iter().enumerate().map(status).collect()
     }
 
     /// No connection could be made to a server for a transaction: others are asked to do what it was for.
