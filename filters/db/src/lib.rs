@@ -2,9 +2,11 @@
 //!
 //! `LIFECYCLE.md` in the crate's folder tells the life of one connection.
 
+mod asking;
 pub mod auth;
 mod kind;
 mod listener;
+mod load;
 pub mod pool;
 mod rate_limit;
 pub mod redis;
@@ -15,9 +17,11 @@ mod settings;
 mod startup;
 pub mod wire;
 
+pub use asking::ProbeSettings;
 pub use kind::{Db, DbAnswer, DbFilters, DbRequest, DbSession, DbSettings, DbStates, Pooled};
+pub use load::{LoadSettings, LoadStatus};
 pub use pool::{Adaptive, DbBackpressure, DbPool, TRANSACTIONS};
 pub use rate_limit::{DbRateLimit, DbRateLimitState, TransactionLimits};
-pub use replicas::{ReadReplicas, Replicas, Routing};
+pub use replicas::{ReadReplicas, ReplicaStatus, Replicas, Routing};
 pub use settings::PostgresListener;
 pub use startup::{Setting, StartupError, StartupMessage, StartupPacket, fuzz_startup};

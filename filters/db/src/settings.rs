@@ -12,7 +12,9 @@ use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Terminal, connect}
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::asking::{ProbeSettings, ProbeUser};
 use crate::auth::{AuthSettings, ClientTls, ClientTlsSettings, ServerTls, ServerTlsSettings, Users, Way};
+use crate::load::{Load, LoadStatus};
 use crate::pool::{Access, Target};
 use crate::{Db, DbAnswer, DbFilters, DbRequest, DbSettings, Pooled, listener};
 
@@ -50,6 +52,8 @@ pub struct PostgresListener {
     pub server_tls: ServerTlsSettings,
     /// How clients prove who they are, in pooled sessions. In others the server asks them itself.
     pub auth: AuthSettings,
+    /// What the sidecar asks servers itself, while sessions are pooled, and as whom.
+    pub probe: ProbeSettings,
 }
 
 impl Default for PostgresListener {
@@ -68,6 +72,7 @@ impl Default for PostgresListener {
             tls: None,
             server_tls: ServerTlsSettings::default(),
             auth: AuthSettings::default(),
+            probe: ProbeSettings::default(),
         }
     }
 }
@@ -84,11 +89,17 @@ struct MadeOf {
     tls: Option<ClientTlsSettings>,
     server_tls: ServerTlsSettings,
     auth: AuthSettings,
+    probe: ProbeSettings,
     connect_timeout: Period,
 }
 
 impl DbUpstream {
-    fn new(made_of: MadeOf, env: &Env) -> Result<Self, BuildError> {
+    /// How loaded the servers are.
+    pub fn load(&self) -> Vec<LoadStatus> {
+        self.access.load.status()
+    }
+
+    fn new(made_of: MadeOf, env: &Env, previous: Option<&Self>) -> Result<Self, BuildError> {
         let tls = Arc::new(ClientTls::open(&made_of.server_tls)?);
         let (server, resolve) = (made_of.server.clone(), Arc::clone(&env.resolve));
         let connect_timeout = made_of.connect_timeout.0;
@@ -100,10 +111,15 @@ impl DbUpstream {
         };
         let users = Users::open(&made_of.auth, way).map(Arc::new).map_err(|error| error.why);
         let clients = made_of.tls.as_ref().map(ServerTls::open).transpose()?.map(Arc::new);
-        let target =
-            Target { name: server.to_string().into(), address: server, resolve, tls, connect_timeout };
+        let probe = made_of.probe.user.as_ref().zip(users.as_ref().ok()).map(|(user, users)| {
+            let database = made_of.probe.database.as_bytes().into();
+            Arc::new(ProbeUser { user: user.as_bytes().into(), database, users: Arc::clone(users) })
+        });
+        let target = Target::new(server, resolve, tls, connect_timeout, probe);
+        let target = Arc::new(target);
+        let load = Load::new(&made_of.probe.load, &target, previous.map(|it| &*it.access.load));
         let admins = made_of.auth.admins.clone();
-        let access = Access { target: Arc::new(target), tls: clients, admins, users };
+        let access = Access { target, tls: clients, admins, users, load };
         Ok(Self { made_of, access: Arc::new(access) })
     }
 }
@@ -146,6 +162,7 @@ impl ListenerSpec for PostgresListener {
         errors.extend(self.tls.iter().flat_map(|tls| tls.check(&at.key("tls"))));
         errors.extend(self.server_tls.check(&at.key("server_tls")));
         errors.extend(self.auth.check(&at.key("auth")));
+        errors.extend(self.probe.check(&at.key("probe")));
         errors
     }
 
@@ -177,11 +194,12 @@ impl ListenerSpec for PostgresListener {
             tls: self.tls.clone(),
             server_tls: self.server_tls.clone(),
             auth: self.auth.clone(),
+            probe: self.probe.clone(),
             connect_timeout: self.connect_timeout,
         };
         let upstream = match previous {
             Some(previous) if previous.made_of == made_of => Arc::clone(previous),
-            _ => Arc::new(DbUpstream::new(made_of, env)?),
+            _ => Arc::new(DbUpstream::new(made_of, env, previous.map(|it| &**it))?),
         };
         if let (true, Err(why)) = (filters.db_pool.enabled, &upstream.access.users) {
             return Err(BuildError::new("listeners.postgres.auth", why));
@@ -209,9 +227,12 @@ impl ListenerSpec for PostgresListener {
                         let want = transaction.want();
                         // It is for all that the session does from now on.
                         let route = transaction.route.filter(|route| !route.reads);
+                        let routed = route.is_some();
                         let pool =
                             route.map_or_else(|| Arc::clone(&transaction.session.pool), |route| route.pool);
-                        pool.dedicated(want).await.map(DbAnswer::Server)
+                        let mut lease = pool.dedicated(want).await?;
+                        lease.routed = routed;
+                        Ok(DbAnswer::Server(lease))
                     }
                 }
             }

@@ -9,140 +9,24 @@
     reason = "a test fails by a panic, and not every test file uses all of the server's helpers"
 )]
 
+mod cluster;
 mod postgres;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use cluster::{Client, HOST, WHERE, prepared, sidecar};
 use postgres::Postgres;
-use qudag_filter_common::testing::{self, PATIENCE, metric, nowhere, until};
-use qudag_filter_db::PostgresListener;
-use qudag_filter_db::wire::{backend, build};
-use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
-
-type Sidecar = testing::Sidecar<PostgresListener>;
-
-const HOST: &str = "127.0.0.1";
-const WHERE: &str = "SELECT pg_is_in_recovery()";
-
-async fn sidecar(primary: &Postgres, replica: &Postgres, settings: Value) -> Sidecar {
-    let listener = json!({
-        "bind": "127.0.0.1:0",
-        "read_only_bind": "127.0.0.1:0",
-        "server": format!("{HOST}:{}", primary.port),
-        "auth": { "method": "trust" },
-    });
-    let mut replicas = settings;
-    replicas["enabled"] = true.into();
-    replicas["servers"] = json!([format!("{HOST}:{}", replica.port)]);
-    replicas["probe"] = "100ms".into();
-    let filters = json!({ "db_pool": { "enabled": true, "size": 5 }, "read_replicas": replicas });
-    Sidecar::start(nowhere(), listener, filters).await
-}
-
-/// A client that sends its own messages.
-struct Client {
-    stream: TcpStream,
-    inbox: BytesMut,
-}
-
-impl Client {
-    async fn connect(address: SocketAddr, options: &str) -> Self {
-        Self::login(address, "ann", options).await
-    }
-
-    async fn login(address: SocketAddr, user: &str, options: &str) -> Self {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        let body = format!("\0\x03\0\0user\0{user}\0database\0postgres\0options\0{options}\0\0");
-        let length = u32::try_from(body.len() + 4).unwrap();
-        stream.write_all(&[&length.to_be_bytes()[..], body.as_bytes()].concat()).await.unwrap();
-        let mut client = Self { stream, inbox: BytesMut::new() };
-        client.answer().await;
-        client
-    }
-
-    async fn message(&mut self) -> (u8, String) {
-        loop {
-            if self.inbox.len() >= 5 {
-                let length = u32::from_be_bytes(self.inbox[1..5].try_into().unwrap()) as usize;
-                if self.inbox.len() > length {
-                    let message = self.inbox.split_to(length + 1);
-                    return (message[0], String::from_utf8_lossy(&message[5..]).into_owned());
-                }
-            }
-            let read = timeout(PATIENCE, self.stream.read_buf(&mut self.inbox)).await.unwrap().unwrap();
-            assert!(read > 0, "the connection ended");
-        }
-    }
-
-    /// What comes through the next ReadyForQuery: the values of rows with one column, and the SQLSTATEs of errors.
-    async fn answer(&mut self) -> Vec<String> {
-        let mut seen = Vec::new();
-        loop {
-            match self.message().await {
-                (backend::DATA_ROW, row) => seen.push(row.chars().skip(6).collect()),
-                (backend::ERROR, text) => {
-                    let code = text.split('\0').find_map(|field| field.strip_prefix('C')).unwrap();
-                    seen.push(code.to_owned());
-                }
-                (backend::READY, _) => return seen,
-                _ => {}
-            }
-        }
-    }
-
-    async fn send(&mut self, queries: &[&str]) {
-        let mut out = BytesMut::new();
-        for sql in queries {
-            build::query(&mut out, sql.as_bytes());
-        }
-        self.stream.write_all(&out).await.unwrap();
-    }
-
-    async fn query(&mut self, sql: &str) -> Vec<String> {
-        self.send(&[sql]).await;
-        self.answer().await
-    }
-
-    /// Asks again until this is the answer.
-    async fn until(&mut self, sql: &str, expected: &[&str]) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let answer = self.query(sql).await;
-            if answer == expected {
-                return;
-            }
-            assert!(Instant::now() < deadline, "{sql}: {answer:?}");
-            sleep(Duration::from_millis(20)).await;
-        }
-    }
-}
-
-/// A Parse of a named statement, or a Bind, Execute and Sync of it.
-fn prepared(name: &str, sql: Option<&str>) -> BytesMut {
-    let mut out = BytesMut::new();
-    if let Some(sql) = sql {
-        build::parse(&mut out, name.as_bytes(), &[sql.as_bytes(), &[0, 0, 0]].concat());
-    }
-    let bind = [b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"].concat();
-    build::header(&mut out, b'B', bind.len());
-    out.extend_from_slice(&bind);
-    build::header(&mut out, b'E', 5);
-    out.extend_from_slice(&[0; 5]);
-    out.extend_from_slice(build::SYNC);
-    out
-}
+use qudag_filter_common::testing::{metric, until};
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::time::sleep;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reads_go_where_they_ask_to_and_a_session_reads_what_it_has_written() {
     let Some(primary) = Postgres::start().await else { return };
     let replica = primary.replica().await;
-    let sidecar = sidecar(&primary, &replica, json!({ "route": { "parser": true } })).await;
+    let sidecar = sidecar(&primary, &[&replica], json!({ "route": { "parser": true } })).await;
     let (main, read_only) = (sidecar.tcps()[0], sidecar.tcps()[1]);
     let mut client = Client::connect(main, "").await;
 
@@ -224,10 +108,11 @@ async fn writes_follow_a_promotion_and_never_go_back() {
     primary.psql(HOST, primary.port, &[], grant).await.unwrap();
     let mut direct = Client::connect(SocketAddr::from(([127, 0, 0, 1], replica.port)), "").await;
     direct.until("SELECT count(*) FROM pg_roles WHERE rolname = 'bob'", &["1"]).await;
-    let sidecar = sidecar(&primary, &replica, json!({})).await;
+    let sidecar = sidecar(&primary, &[&replica], json!({})).await;
     let mut client = Client::login(sidecar.tcp(), "bob", "").await;
     client.query("CREATE TABLE written (x int)").await;
-    client.until("/* qudag: replica */ SELECT count(*) FROM written", &["0"]).await;
+    // The replica has it.
+    client.until(&format!("/* qudag: replica */ {WHERE}"), &["t"]).await;
 
     // Reads go on while there is no primary.
     primary.stop();

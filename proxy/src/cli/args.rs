@@ -229,11 +229,13 @@ Example:
 Examples:
   qudag-sidecar db                       pools
   qudag-sidecar db statements            by the time that they keep servers busy; never with values
+  qudag-sidecar db replicas              which server is the primary, and how far the others are behind
+  qudag-sidecar db load                  connections, waits and CPU time of the servers
   qudag-sidecar db pause accounts        transactions of this database wait; those under way go on
   qudag-sidecar db resume                all of them
   qudag-sidecar db queue --json
 
-With --json everything is printed: pools with their clients, servers and statements.")]
+With --json everything is printed: pools with their clients, servers and statements, the cluster, and its load.")]
     Db {
         /// What to do; `pools` where it is left out.
         #[command(subcommand)]
@@ -504,6 +506,10 @@ pub enum DbCommand {
     Queue,
     /// Show statements without their values, by the time that they keep servers busy
     Statements,
+    /// Show the servers of the cluster: which is the primary, and which may be read from
+    Replicas,
+    /// Show how loaded the servers are, as they say themselves
+    Load,
     /// Hold transactions back; those under way go on
     Pause {
         /// Of this database only

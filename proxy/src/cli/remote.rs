@@ -122,6 +122,8 @@ impl Ask {
             DbCommand::Clients => Self::get("/db", view::db_clients),
             DbCommand::Servers => Self::get("/db", view::db_servers),
             DbCommand::Queue => Self::get("/db", view::db_queue),
+            DbCommand::Replicas => Self::get("/db", view::db_replicas),
+            DbCommand::Load => Self::get("/db", view::db_load),
             DbCommand::Statements => Self::get("/db", view::db_statements),
             DbCommand::Pause { database } => Self::post("/db/pause", of(database), view::db_paused),
             DbCommand::Resume { database } => Self::post("/db/resume", of(database), view::db_paused),

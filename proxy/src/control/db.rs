@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use qudag_filter_api::FilterSpec;
 use qudag_filter_db::pool::{DbStatus, Pools};
+use qudag_filter_db::{LoadStatus, ReadReplicas, ReplicaStatus};
 use serde::Serialize;
 
 use super::{Control, ControlError};
@@ -18,6 +20,18 @@ pub struct Paused {
     pub pools: usize,
 }
 
+/// What there is to see of databases.
+#[derive(Clone, Debug, Serialize)]
+pub struct DbSeen {
+    /// The pools.
+    #[serde(flatten)]
+    pub pools: DbStatus,
+    /// The servers of the cluster, while `read_replicas` is on.
+    pub cluster: Vec<ReplicaStatus>,
+    /// How loaded the servers are.
+    pub load: Vec<LoadStatus>,
+}
+
 impl Control {
     fn pools(&self) -> Result<Arc<Pools>, ControlError> {
         let generation = self.generation();
@@ -27,12 +41,19 @@ impl Control {
         })
     }
 
-    /// The pools with their sessions, connections and statements.
+    /// The pools with their sessions, connections and statements, and the servers.
     ///
     /// # Errors
     /// When `db_pool` has not been on.
-    pub fn db(&self) -> Result<DbStatus, ControlError> {
-        Ok(self.pools()?.status())
+    pub fn db(&self) -> Result<DbSeen, ControlError> {
+        let pools = self.pools()?.status();
+        let generation = self.generation();
+        let line = generation.kinds.db.as_ref();
+        let replicas = line.filter(|line| line.has(ReadReplicas::NAME));
+        let replicas = replicas.and_then(|line| line.states.read_replicas.as_ref());
+        let cluster = replicas.map(|held| held.state.status()).unwrap_or_default();
+        let load = line.map(|line| line.upstream().load()).unwrap_or_default();
+        Ok(DbSeen { pools, cluster, load })
     }
 
     /// Holds back the transactions of a database, or of all, or lets them go on.

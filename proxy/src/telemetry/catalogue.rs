@@ -509,6 +509,43 @@ pub const CATALOGUE: &[Metric] = &[
         "How far a replica was behind the primary when it was asked last.",
     ),
     counter("qudag_sidecar_db_failovers_total", &[], "How often another server was found to be the primary."),
+    gauge(
+        "qudag_sidecar_db_load_connections",
+        &["server", "what"],
+        "Connections of clients to a database server (what=used), the most that it allows (most), and those of them for superusers (reserved).",
+    ),
+    gauge(
+        "qudag_sidecar_db_load_backends",
+        &["server", "what"],
+        "Connections of a database server that carry something out (what=active), those of them that wait for a lock (lock_waits) or a disk \
+         (io_waits); not a number where the user that asks may not see it.",
+    ),
+    gauge(
+        "qudag_sidecar_db_load_oldest_transaction_seconds",
+        &["server"],
+        "The age of a database server's oldest transaction; not a number where the user that asks may not see it.",
+    ),
+    gauge(
+        "qudag_sidecar_db_load_cpu_ratio",
+        &["server"],
+        "The share of its processors that a database server on this host uses, from 0 to 1; not a number elsewhere.",
+    ),
+    counter(
+        "qudag_sidecar_db_load_transactions_total",
+        &["server", "outcome"],
+        "Transactions of all databases of a server that ended, by outcome (commit, rollback).",
+    ),
+    counter("qudag_sidecar_db_load_deadlocks_total", &["server"], "Deadlocks in all databases of a server."),
+    counter(
+        "qudag_sidecar_db_load_temporary_bytes_total",
+        &["server"],
+        "Bytes that a database server wrote to temporary files.",
+    ),
+    gauge(
+        "qudag_sidecar_db_indicator",
+        &["server", "what"],
+        "1 while a database server has too much to do: connections, a queue that grows (queue), CPU time (cpu).",
+    ),
     gauge("qudag_sidecar_redis_sessions_active", &[], "Redis sessions under way."),
     gauge(
         "qudag_sidecar_redis_servers",

@@ -125,7 +125,7 @@ impl Users {
     }
 
     /// What logs in at the server as a user that was not asked for a proof: what the file has, or nothing.
-    pub(super) fn trusted(&self, user: &[u8]) -> Identity {
+    pub(crate) fn trusted(&self, user: &[u8]) -> Identity {
         let stored = self.file.as_ref().and_then(|file| file.contents().get(user)).flatten();
         stored.and_then(|stored| stored.identity()).unwrap_or(Identity::Trust)
     }

@@ -175,6 +175,7 @@ impl Pool {
                         connection,
                         pressure: None,
                         reads: false,
+                        routed: false,
                     });
                 }
                 Err(error) => {
@@ -185,6 +186,17 @@ impl Pool {
             }
         }
         self.take(want).await
+    }
+
+    /// Resolves when an attempt to connect has failed that ended after `begun`.
+    pub(crate) async fn unreachable(&self, begun: Instant) {
+        loop {
+            let news = self.news.notified();
+            if lock(&self.known).failure.as_ref().is_some_and(|failure| failure.at >= begun) {
+                return;
+            }
+            news.await;
+        }
     }
 
     /// What the server reports at a login.

@@ -11,6 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::Pools;
 use super::registry::PoolStatus;
 use crate::auth::SecureStream;
+use crate::load::Load;
+use crate::replicas::Replicas;
 use crate::session::Parameters;
 use crate::wire::backend::{self, Status};
 use crate::wire::build::{self, ErrorResponse};
@@ -22,6 +24,14 @@ pub(crate) const DATABASE: &[u8] = b"qudag_sidecar";
 const LONGEST: usize = 64 << 10;
 /// The type `text`.
 const TEXT: u32 = 25;
+
+/// What is shown.
+pub(super) struct Seen<'a> {
+    pub(super) pools: &'a Arc<Pools>,
+    /// Where `read_replicas` is on.
+    pub(super) replicas: Option<&'a Replicas>,
+    pub(super) load: &'a Load,
+}
 
 /// A table of text.
 struct Table {
@@ -42,6 +52,8 @@ const COMMANDS: &[(&str, &str)] = &[
     ("SHOW SERVERS", "connections to servers, and what they do"),
     ("SHOW QUEUE", "transactions that wait for a server, and how many may be under way"),
     ("SHOW STATS", "statements without their values, by the time that they keep servers busy"),
+    ("SHOW REPLICAS", "the servers of the cluster: which is the primary, and which may be read from"),
+    ("SHOW LOAD", "how loaded the servers are, as they say themselves"),
     ("SHOW CONFIG", "the settings of db_pool"),
     ("SHOW VERSION", "the sidecar's version"),
     ("PAUSE [database]", "hold transactions back; those under way go on"),
@@ -71,7 +83,7 @@ pub(super) async fn serve(
     mut stream: SecureStream,
     mut inbox: BytesMut,
     mut out: BytesMut,
-    pools: &Arc<Pools>,
+    seen: &Seen<'_>,
     drain: &Drain,
 ) -> &'static str {
     // An extended batch is refused once, up to its Sync.
@@ -87,7 +99,7 @@ pub(super) async fn serve(
             let Some(text) = body(&inbox, head) else { break };
             match head.kind {
                 frontend::TERMINATE => return "ok",
-                frontend::QUERY => answer(frontend::query(text).unwrap_or_default(), pools, &mut out),
+                frontend::QUERY => answer(frontend::query(text).unwrap_or_default(), seen, &mut out),
                 frontend::SYNC => {
                     skipping = false;
                     out.extend_from_slice(&build::ready(Status::Idle));
@@ -126,14 +138,14 @@ fn error(out: &mut BytesMut, sqlstate: &str, message: &str, hint: Option<&str>) 
 }
 
 /// The commands of a Query, up to the first that fails.
-fn answer(text: &[u8], pools: &Arc<Pools>, out: &mut BytesMut) {
+fn answer(text: &[u8], seen: &Seen<'_>, out: &mut BytesMut) {
     let text = String::from_utf8_lossy(text);
     let mut commands = text.split(';').map(str::trim).filter(|command| !command.is_empty()).peekable();
     if commands.peek().is_none() {
         out.extend_from_slice(build::EMPTY_QUERY);
     }
     for command in commands {
-        match run(command, pools) {
+        match run(command, seen) {
             Ok(Said::Table(table)) => write_table(&table, out),
             Ok(Said::Done(tag)) => build::command_complete(out, tag),
             Err((sqlstate, message)) => {
@@ -145,7 +157,8 @@ fn answer(text: &[u8], pools: &Arc<Pools>, out: &mut BytesMut) {
     out.extend_from_slice(&build::ready(Status::Idle));
 }
 
-fn run(command: &str, pools: &Arc<Pools>) -> Result<Said, (&'static str, String)> {
+fn run(command: &str, seen: &Seen<'_>) -> Result<Said, (&'static str, String)> {
+    let pools = seen.pools;
     let words: Vec<_> = command.split_whitespace().collect();
     let upper: Vec<_> = words.iter().map(|word| word.to_ascii_uppercase()).collect();
     let upper: Vec<_> = upper.iter().map(String::as_str).collect();
@@ -160,6 +173,8 @@ fn run(command: &str, pools: &Arc<Pools>) -> Result<Said, (&'static str, String)
         ["SHOW", "SERVERS"] => servers_table(pools),
         ["SHOW", "QUEUE"] => queue_table(pools),
         ["SHOW", "STATS"] => stats_table(pools),
+        ["SHOW", "REPLICAS"] => replicas_table(seen.replicas),
+        ["SHOW", "LOAD"] => load_table(seen.load),
         ["SHOW", "CONFIG"] => config_table(pools),
         ["SHOW", "VERSION"] => Table {
             columns: &["version"],
@@ -319,6 +334,78 @@ fn stats_table(pools: &Pools) -> Table {
             ]
         },
     )
+}
+
+fn replicas_table(replicas: Option<&Replicas>) -> Table {
+    let columns = &["server", "role", "timeline", "position", "lag_s", "usable", "why", "reads", "share"];
+    let text = |number: Option<String>| number.unwrap_or_default();
+    let status = replicas.map(Replicas::status).unwrap_or_default();
+    let rows = status.into_iter().map(|server| {
+        vec![
+            server.server,
+            server.role.to_owned(),
+            text(server.timeline.map(|timeline| timeline.to_string())),
+            text(server.position),
+            text(server.lag.map(seconds)),
+            server.usable.to_string(),
+            server.why.unwrap_or_default().to_owned(),
+            server.reads.to_string(),
+            format!("{:.3}", server.share),
+        ]
+    });
+    Table { columns, rows: rows.collect() }
+}
+
+fn load_table(load: &Load) -> Table {
+    let columns = &[
+        "server",
+        "user",
+        "asked_s",
+        "connections",
+        "max_connections",
+        "reserved",
+        "active",
+        "lock_waits",
+        "io_waits",
+        "oldest_transaction_s",
+        "commits_s",
+        "rollbacks_s",
+        "deadlocks_s",
+        "temporary_bytes_s",
+        "cpu",
+        "processors",
+        "waiting",
+        "too_much",
+        "not_visible",
+        "error",
+    ];
+    let real = |number: Option<f64>| number.map(seconds).unwrap_or_default();
+    let count = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
+    let rows = load.status().into_iter().map(|server| {
+        vec![
+            server.server,
+            server.user,
+            real(server.asked),
+            count(server.connections),
+            count(server.max_connections),
+            count(server.reserved),
+            count(server.active),
+            count(server.lock_waits),
+            count(server.io_waits),
+            real(server.oldest_transaction),
+            real(server.commits),
+            real(server.rollbacks),
+            real(server.deadlocks),
+            real(server.temporary_bytes),
+            real(server.cpu),
+            real(server.processors),
+            server.waiting.to_string(),
+            server.indicators.join(" "),
+            server.not_visible.join(" "),
+            server.error.unwrap_or_default(),
+        ]
+    });
+    Table { columns, rows: rows.collect() }
 }
 
 fn config_table(pools: &Pools) -> Table {

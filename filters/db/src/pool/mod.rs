@@ -30,8 +30,10 @@ use bytes::{BufMut, BytesMut};
 use qudag_filter_api::{Address, FlowKey, Lanes, Resolve};
 use qudag_filter_common::{Stream, connect};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::asking::ProbeUser;
 use crate::auth::{ClientTls, Identity};
 use crate::session::{Asks, Fingerprint, Texts};
 use crate::startup::CANCEL_REQUEST;
@@ -65,6 +67,10 @@ pub(crate) struct Target {
     pub(crate) tls: Arc<ClientTls>,
     /// For a connection with its login.
     pub(crate) connect_timeout: Duration,
+    /// Who asks it what it is, where that is configured.
+    pub(crate) probe: Option<Arc<ProbeUser>>,
+    /// Whether it is a primary that another one has taken the place of: what it acknowledges is lost. Set by `read_replicas`.
+    fenced: AtomicBool,
 }
 
 impl fmt::Debug for Target {
@@ -74,6 +80,33 @@ impl fmt::Debug for Target {
 }
 
 impl Target {
+    pub(crate) fn new(
+        address: Address,
+        resolve: Arc<dyn Resolve>,
+        tls: Arc<ClientTls>,
+        connect_timeout: Duration,
+        probe: Option<Arc<ProbeUser>>,
+    ) -> Self {
+        let name = address.to_string().into();
+        Self { name, address, resolve, tls, connect_timeout, probe, fenced: AtomicBool::new(false) }
+    }
+
+    /// Another server of the same kind.
+    pub(crate) fn beside(&self, address: Address) -> Self {
+        let (resolve, tls) = (Arc::clone(&self.resolve), Arc::clone(&self.tls));
+        Self::new(address, resolve, tls, self.connect_timeout, self.probe.clone())
+    }
+
+    /// Whether it is a primary that another one has taken the place of.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.fenced.load(Relaxed)
+    }
+
+    /// Whether this is new. See [`Pools::fenced`] for what has to follow.
+    pub(crate) fn fence(&self, fenced: bool) -> bool {
+        self.fenced.swap(fenced, Relaxed) != fenced
+    }
+
     /// A new connection.
     pub(crate) async fn connect(&self) -> Result<Stream, qudag_filter_api::FilterError> {
         let stream = connect(&self.address, &*self.resolve, self.connect_timeout).await?;
@@ -116,6 +149,8 @@ pub struct SessionInfo {
     pub(crate) seed: u64,
     /// Pools of the user and database at other servers, as far as it has used them.
     others: Mutex<Vec<Arc<Pool>>>,
+    /// Wakes it up, for the reason that is said.
+    orders: mpsc::UnboundedSender<session::Order>,
     /// What the client calls itself.
     pub(crate) application: String,
     pub(crate) tls: bool,
@@ -328,6 +363,12 @@ impl Pools {
         DbStatus { servers: self.connections.load(Relaxed), max_servers: self.most.load(Relaxed), pools }
     }
 
+    /// How many transactions wait for connections to a server.
+    pub(crate) fn waiting(&self, server: &str) -> usize {
+        let of = self.all().into_iter().filter(|pool| &*pool.key.server == server);
+        of.map(|pool| pool.figures().waiting).sum()
+    }
+
     fn paused(&self) -> MutexGuard<'_, HashSet<Option<String>>> {
         self.paused.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -340,6 +381,20 @@ impl Pools {
             self.paused().insert(database.map(str::to_owned));
         }
         found
+    }
+
+    /// A server was fenced: sessions that have one of its connections end, and no other connection is used again.
+    pub(crate) fn fenced(&self, server: &str) {
+        for pool in self.all() {
+            if &*pool.key.server == server {
+                pool.close_idle("old_primary");
+            }
+            // Wherever a session belongs, it may be a guest there.
+            for session in pool.sessions.all() {
+                // Whoever has gone needs no telling.
+                let _ = session.orders.send(session::Order::Look);
+            }
+        }
     }
 
     /// Lets transactions go on.

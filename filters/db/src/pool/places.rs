@@ -254,7 +254,12 @@ impl<C> Places<C> {
     /// Somebody who has a place waits for a connection.
     pub(crate) fn hunger(&mut self) -> oneshot::Receiver<C> {
         let (sender, receiver) = oneshot::channel();
-        self.hungry.push_back(sender);
+        // One may have come back since the place was given.
+        match self.idle.pop() {
+            // The receiver is here.
+            Some(connection) => drop(sender.send(connection)),
+            None => self.hungry.push_back(sender),
+        }
         receiver
     }
 

@@ -66,6 +66,8 @@ pub(crate) struct Statement {
     pub(crate) done: u64,
     /// How long servers were busy with them.
     pub(crate) busy: Duration,
+    /// A replica has refused it, since it writes.
+    pub(crate) writes: bool,
 }
 
 /// The servers of one user and database.
@@ -193,6 +195,11 @@ impl Pool {
         self.home.upgrade()?.pool(&key, target, &self.settings(), self.identity())
     }
 
+    /// All pools, as long as there are any.
+    pub(crate) fn home(&self) -> Weak<Pools> {
+        Weak::clone(&self.home)
+    }
+
     /// What logs in.
     pub(crate) fn identity(&self) -> Identity {
         lock(&self.known).identity.clone()
@@ -237,7 +244,7 @@ impl Pool {
             let middle = calls.get(calls.len() / 2).copied().unwrap_or(0);
             known.statements.retain(|_, statement| statement.calls > middle);
         }
-        let new = Statement { shape: shape().into(), calls: 1, done: 0, busy: Duration::ZERO };
+        let new = Statement { shape: shape().into(), calls: 1, done: 0, busy: Duration::ZERO, writes: false };
         known.statements.insert(statement, new);
     }
 
@@ -280,6 +287,25 @@ impl Pool {
     pub(crate) fn resume(self: &Arc<Self>) {
         lock(&self.places).resume(Instant::now());
         self.make_connections();
+    }
+
+    /// Closes all idle connections.
+    pub(super) fn close_idle(&self, reason: &'static str) {
+        for _ in lock(&self.places).take_idle(|_| true) {
+            self.closed(reason);
+        }
+    }
+
+    /// Transactions that begin with a statement cannot be carried out by replicas, as one of them has said.
+    pub(crate) fn writes(&self, statement: Fingerprint) {
+        if let Some(statement) = lock(&self.known).statements.get_mut(&statement) {
+            statement.writes = true;
+        }
+    }
+
+    /// Whether that was said.
+    pub(crate) fn is_known_to_write(&self, statement: Fingerprint) -> bool {
+        lock(&self.known).statements.get(&statement).is_some_and(|statement| statement.writes)
     }
 
     /// Closes an idle connection in favour of another pool.

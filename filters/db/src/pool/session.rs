@@ -42,6 +42,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub(crate) enum Order {
     /// Cancel what it does or waits for: a CancelRequest has come.
     Cancel,
+    /// Look whether it may keep the server that it has.
+    Look,
 }
 
 /// What ends a session, as its flow's outcome.
@@ -223,8 +225,10 @@ impl Session {
 
     /// Watches a client that waits for a server: whether it goes, or cancels.
     fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
-        if let Poll::Ready(Some(order)) = self.orders.poll_recv(cx) {
-            return Poll::Ready(Event::Ordered(order));
+        while let Poll::Ready(Some(order)) = self.orders.poll_recv(cx) {
+            if order == Order::Cancel {
+                return Poll::Ready(Event::Ordered(order));
+            }
         }
         while self.inbox.len() < WAITING {
             match poll_read(&mut self.stream, cx, &mut self.inbox) {
@@ -246,7 +250,7 @@ impl Session {
         let pool = Arc::clone(server.pool());
         let settings = pool.settings();
         let kept = settings.mode == Mode::Session;
-        let reads = server.reads;
+        let (reads, fence) = (server.reads, server.routed);
         // What follows in a pipeline may be for the primary.
         self.client.send_singly(reads);
         let mut guest = match Arc::ptr_eq(&pool, &self.info.pool) {
@@ -286,6 +290,12 @@ impl Session {
                 }
             }
             busy.look(&conn.machine);
+            if fence && pool.target.is_fenced() {
+                let message = "qudag-sidecar: another server is the primary now";
+                self.client.end_with(&conn.machine, "57P01", message, &mut self.out);
+                closed("old_primary");
+                return Some("upstream");
+            }
             let limit = if busy.is_running() {
                 (!self.out.is_empty()).then_some((self.stall, "stalled"))
             } else if conn.machine.status() != Status::Idle {
@@ -323,6 +333,7 @@ impl Session {
                     }
                     continue;
                 }
+                Ok(Event::Ordered(Order::Look)) => {}
                 Ok(Event::Stopping) => {
                     self.ended(&FilterError::Draining);
                     break Some("draining");
@@ -363,6 +374,9 @@ impl Session {
                 }
             }
         };
+        if self.client.take_refused_writing() && reads {
+            self.info.pool.writes(statement);
+        }
         // Whoever only reads may have come to the primary for want of a replica, where everything is carried out.
         if self.client.take_changed() || !reads {
             self.wrote = Some(Instant::now());

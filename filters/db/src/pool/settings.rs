@@ -135,12 +135,14 @@ impl FilterSpec for DbPool {
             }
             DbRequest::Transaction(transaction) => {
                 let pool = Arc::clone(transaction.pool());
+                let routed = transaction.route.is_some();
                 let reads = transaction.route.as_ref().is_some_and(|route| route.reads);
                 pools.apply(&pool, &settings);
                 let want = transaction.want();
                 Either::Right(async move {
                     let mut lease = pool.take(want).await?;
                     lease.reads = reads;
+                    lease.routed = routed;
                     Ok(DbAnswer::Server(lease))
                 })
             }

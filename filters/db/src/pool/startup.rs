@@ -21,8 +21,10 @@ use super::settings::DbPool;
 use super::taking::Want;
 use super::tapped::Tapped;
 use super::{Pool, PoolKey, Pools, Prefers, SessionInfo, Target, console};
+use crate::asking::Asker;
 use crate::auth::{Begun, SecureStream, ServerTls, Users, accept_tls, authenticate};
 use crate::kind::Db;
+use crate::load::Load;
 use crate::replicas::Replicas;
 use crate::reply::{fatal, say_last};
 use crate::session::{Client, Down, Parameters, Pins, Tidy};
@@ -40,6 +42,8 @@ pub(crate) struct Access {
     pub(crate) target: Arc<Target>,
     /// Clients' TLS, where there is a certificate.
     pub(crate) tls: Option<Arc<ServerTls>>,
+    /// How loaded the servers are.
+    pub(crate) load: Arc<Load>,
     /// Who may use the console.
     pub(crate) admins: Vec<String>,
     /// Who may log in; the reason when that is not known.
@@ -143,7 +147,9 @@ pub(crate) async fn pooled(coming: Coming, drain: Drain, line: &mut FlowLine) ->
         Ok(Entered::Console(mut out)) => {
             write_parameters(&mut out, &console::parameters());
             out.extend_from_slice(&build::ready(Status::Idle));
-            return (console::serve(welcome.stream, welcome.inbox, out, &pools, &drain).await, 0, 0);
+            let seen =
+                console::Seen { pools: &pools, replicas: coming.replicas.as_deref(), load: &access.load };
+            return (console::serve(welcome.stream, welcome.inbox, out, &seen, &drain).await, 0, 0);
         }
         Err(refused) => {
             say_last(welcome.stream, &refused.said).await;
@@ -165,6 +171,7 @@ pub(crate) async fn pooled(coming: Coming, drain: Drain, line: &mut FlowLine) ->
         prefers,
         seed: fastrand::u64(..),
         others: std::sync::Mutex::default(),
+        orders,
         application: shown(&message.application_name),
         tls: stream.is_encrypted(),
         trace: Trace::new(std::time::Instant::now()),
@@ -410,9 +417,16 @@ impl LoggingIn<'_> {
             database: welcome.message.database.clone().into(),
         };
         if let Some(replicas) = self.replicas {
-            target = replicas.enter(&target, &key, &identity);
+            target = replicas.enter(self.pools, &target, &key, &identity);
             key.server = Arc::clone(&target.name);
         }
+        let mut servers = self.replicas.map(Replicas::targets).unwrap_or_default();
+        if servers.is_empty() {
+            servers.push(Arc::clone(&self.access.target));
+        }
+        let asker =
+            || Asker { user: key.user.clone(), database: key.database.clone(), identity: identity.clone() };
+        self.access.load.enter(self.pools, servers, asker);
         let pool = self.pools.pool(&key, &target, self.settings, identity);
         let pool = pool.ok_or_else(|| Refused::with(&FilterError::Overloaded("too many pools".into())))?;
         let known = pool.welcome(self.who).await.map_err(|failed| match failed.response {

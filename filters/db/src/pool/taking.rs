@@ -69,6 +69,7 @@ impl Pool {
             connection,
             pressure: want.pressure,
             reads: false,
+            routed: false,
         };
         while let Some(connection) = &mut lease.connection {
             if connection.is_quiet() {
@@ -150,7 +151,8 @@ impl Drop for Guard<'_> {
         // The place may have come in this moment.
         if let Ok(Grant::Place(seat, connection)) = self.answer.try_recv() {
             let pool = Arc::clone(self.pool);
-            Lease { pool, seat: Some(seat), connection, pressure: None, reads: false }.unused();
+            let pressure = None;
+            Lease { pool, seat: Some(seat), connection, pressure, reads: false, routed: false }.unused();
         }
     }
 }
@@ -180,6 +182,8 @@ pub struct Lease {
     pub(super) pressure: Option<Arc<Pressure>>,
     /// Whether it is for a transaction that only reads, which may be at a replica.
     pub(crate) reads: bool,
+    /// Whether `read_replicas` has chosen the server.
+    pub(crate) routed: bool,
 }
 
 impl Lease {
@@ -194,6 +198,11 @@ impl Lease {
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+
+    /// Whether it is of a primary that another one has taken the place of.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.routed && self.pool.target.is_fenced()
     }
 
     /// The client is done with it, and the machine is clean. `busy`: what it has done, and for how long the server was busy with it.

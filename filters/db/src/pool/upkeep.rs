@@ -162,7 +162,7 @@ fn server_status(server: &ServerTrace, now: Instant) -> ServerStatus {
 }
 
 fn statement_status((fingerprint, statement): (Fingerprint, Statement)) -> StatementStatus {
-    let Statement { shape, calls, done, busy } = statement;
+    let Statement { shape, calls, done, busy, .. } = statement;
     StatementStatus {
         fingerprint: fingerprint.to_string(),
         calls,

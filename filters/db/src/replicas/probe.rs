@@ -1,23 +1,11 @@
-//! Asking a server whether it is the primary, and how far it is, on one connection that is kept.
-
-use std::io;
-
-use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::Instant;
+//! Asking a server whether it is the primary, and how far it is.
 
 use super::topology::{Lsn, Report};
-use crate::auth::{Identity, LoggedIn, Login, LoginError, SecureStream, login};
-use crate::pool::Target;
-use crate::wire::{WireError, backend, build};
-
-/// The longest answer that is read.
-const LONGEST: usize = 64 << 10;
 
 /// Any user may ask this. The position of a primary is that of what was inserted, since a commit may be acknowledged before it is
 /// written (`synchronous_commit = off`). The timeline of a replica is that of what it has replayed or receives, whichever is known and
 /// later; the last one is shown to members of `pg_read_all_stats` only.
-const QUESTION: &[u8] = b"SELECT recovery, \
+pub(super) const QUESTION: &[u8] = b"SELECT recovery, \
 CASE WHEN recovery THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_insert_lsn() END, \
 CASE WHEN recovery THEN GREATEST(\
 (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()), \
@@ -26,101 +14,6 @@ CASE WHEN recovery THEN GREATEST(\
 ELSE ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int END, \
 (SELECT system_identifier FROM pg_catalog.pg_control_system()), sizes.wal_block_size, sizes.bytes_per_wal_segment \
 FROM pg_catalog.pg_control_init() AS sizes, (SELECT pg_catalog.pg_is_in_recovery() AS recovery OFFSET 0) AS asked";
-
-/// Who asks.
-#[derive(Clone, Debug)]
-pub(super) struct Asker {
-    pub(super) user: Box<[u8]>,
-    pub(super) database: Box<[u8]>,
-    pub(super) identity: Identity,
-}
-
-/// Why there is no report.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ProbeError {
-    #[error(transparent)]
-    Login(#[from] LoginError),
-    #[error("the connection failed: {0}")]
-    Io(#[from] io::Error),
-    #[error("the answer makes no sense: {0}")]
-    Wire(#[from] WireError),
-    #[error("the answer is not as expected")]
-    Answer,
-    #[error("the query failed with SQLSTATE {0}")]
-    Failed(String),
-    #[error("no answer in time")]
-    Timeout,
-}
-
-impl ProbeError {
-    /// Whether another user might get an answer.
-    pub(super) fn is_of_user(&self) -> bool {
-        match self {
-            Self::Login(LoginError::Refused { sqlstate, .. }) | Self::Failed(sqlstate) => {
-                ["28", "3D", "42", "53"].iter().any(|class| sqlstate.starts_with(class))
-            }
-            Self::Login(LoginError::Scram(_) | LoginError::Credentials(_)) => true,
-            _ => false,
-        }
-    }
-}
-
-/// A connection for probes.
-pub(super) struct Connection {
-    stream: SecureStream,
-    inbox: BytesMut,
-}
-
-impl Connection {
-    pub(super) async fn open(target: &Target, asker: &Asker, deadline: Instant) -> Result<Self, ProbeError> {
-        let stream = target.connect().await.map_err(io::Error::other)?;
-        let parameters: [(&[u8], &[u8]); 2] =
-            [(b"application_name", b"qudag-sidecar"), (b"client_encoding", b"UTF8")];
-        let request = Login {
-            user: &asker.user,
-            database: &asker.database,
-            parameters: &parameters,
-            identity: &asker.identity,
-            server: &target.address,
-            tls: &target.tls,
-        };
-        let LoggedIn { stream, rest, .. } = login(stream, &request, deadline).await?;
-        Ok(Self { stream, inbox: rest })
-    }
-
-    /// After an error the connection is of no use.
-    pub(super) async fn ask(&mut self) -> Result<Report, ProbeError> {
-        let mut out = BytesMut::new();
-        build::query(&mut out, QUESTION);
-        self.stream.write_all(&out).await?;
-        self.stream.flush().await?;
-        let mut at = 0;
-        loop {
-            let rest = self.inbox.get(at..).unwrap_or_default();
-            let head = backend::head(rest)?.filter(|head| head.len <= rest.len());
-            if let Some(head) = head {
-                if head.kind == backend::ERROR {
-                    let body = rest.get(crate::wire::HEADER..head.len).unwrap_or_default();
-                    let sqlstate = backend::Report::read(body).sqlstate;
-                    return Err(ProbeError::Failed(String::from_utf8_lossy(sqlstate).into_owned()));
-                }
-                at += head.len;
-                if head.kind == backend::READY {
-                    let report = backend::first_row(&self.inbox).and_then(|row| report(&row));
-                    self.inbox.clear();
-                    return report.ok_or(ProbeError::Answer);
-                }
-                continue;
-            }
-            if self.inbox.len() > LONGEST {
-                return Err(ProbeError::Answer);
-            }
-            if self.stream.read_buf(&mut self.inbox).await? == 0 {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-            }
-        }
-    }
-}
 
 /// Headers of pages of the log, and of the first one of a segment (`SizeOfXLogShortPHD`, `SizeOfXLogLongPHD`).
 const PAGE_HEADER: u64 = 24;
@@ -138,7 +31,7 @@ fn end_of_record(lsn: Lsn, block: u64, segment: u64) -> Option<Lsn> {
     })
 }
 
-fn report(row: &[&[u8]]) -> Option<Report> {
+pub(super) fn report(row: &[&[u8]]) -> Option<Report> {
     let [recovery, lsn, timeline, system, block, segment] = row else { return None };
     fn number<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
         std::str::from_utf8(text).ok()?.parse().ok()

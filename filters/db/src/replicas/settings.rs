@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use qudag_filter_api::{
-    Address, BuildError, ByteSize, ConfigError, ConfigPath, Env, FilterSpec, HostPort, Period, Svc,
-    service_fn,
+    Address, BuildError, ByteSize, ConfigError, ConfigPath, Env, FilterError, FilterSpec, HostPort, Period,
+    Svc, service_fn,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,8 +12,11 @@ use tower::ServiceExt;
 
 use super::state::{Replicas, Running};
 use super::topology::Rules;
-use crate::kind::{Db, DbRequest};
+use crate::kind::{Db, DbAnswer, DbRequest};
+use crate::pool::Transaction;
 
+/// How often a server is looked for.
+const ATTEMPTS: u32 = 5;
 /// The most replicas.
 const MOST: usize = 32;
 
@@ -126,14 +129,51 @@ impl FilterSpec for ReadReplicas {
                     DbRequest::Transaction(transaction) if transaction.own => {
                         DbRequest::Transaction(transaction)
                     }
-                    DbRequest::Transaction(mut transaction) => {
-                        transaction.route = running.route(&transaction).await?;
-                        DbRequest::Transaction(transaction)
-                    }
+                    DbRequest::Transaction(transaction) => return carry(&running, &inner, transaction).await,
                 };
                 inner.oneshot(request).await
             }
         })
+    }
+}
+
+/// A server for a transaction, which is looked for elsewhere when the one that it was to come from is no more what it was: nothing was
+/// sent yet.
+async fn carry(
+    running: &Running,
+    inner: &Svc<Db>,
+    mut transaction: Transaction,
+) -> Result<DbAnswer, FilterError> {
+    let mut left = ATTEMPTS;
+    loop {
+        left -= 1;
+        let route = running.route(&transaction).await?;
+        transaction.route = Some(route.clone());
+        let call = inner.clone().oneshot(DbRequest::Transaction(transaction.clone()));
+        let begun = std::time::Instant::now();
+        let mut call = std::pin::pin!(call);
+        let mut reached = true;
+        let answer = loop {
+            break tokio::select! {
+                biased;
+                answer = &mut call => Some(answer),
+                () = running.outdated(&route), if left > 0 => None,
+                () = route.pool.unreachable(begun), if left > 0 && reached => {
+                    reached = false;
+                    if running.suspect(&route) {
+                        None
+                    } else {
+                        continue;
+                    }
+                }
+            };
+        };
+        let Some(answer) = answer else { continue };
+        match answer {
+            Ok(DbAnswer::Server(lease)) if left > 0 && lease.is_fenced() => {}
+            Err(error) if running.failed(&route, &error) && left > 0 => {}
+            answer => return answer,
+        }
     }
 }
 

@@ -107,8 +107,12 @@ impl Topology {
         }
     }
 
-    /// Probes begin anew after a pause: what was reported before says nothing of now, but timelines do not go back.
-    pub(crate) fn forget(&mut self) {
+    /// Probes begin anew after a pause: what was reported longer ago than `fresh` says nothing of now, but timelines do not go back.
+    pub(crate) fn forget(&mut self, now: Instant, fresh: Duration) {
+        let old = |begun: Instant| now.saturating_duration_since(begun) > fresh;
+        if self.members.iter().all(|member| member.report.is_some_and(|(_, begun)| !old(begun))) {
+            return;
+        }
         self.members.fill(Member::default());
         self.samples.clear();
     }
@@ -117,6 +121,26 @@ impl Topology {
     pub(crate) fn inherit(&mut self, previous: &Self) {
         self.timeline = previous.timeline;
         self.system = previous.system;
+    }
+
+    /// A connection could not be made, which says the same as a probe that failed.
+    pub(crate) fn suspect(&mut self, server: usize) {
+        if let Some(member) = self.members.get_mut(server) {
+            member.failing = true;
+        }
+    }
+
+    /// Whether it was a primary when it was heard of last, and another one has taken its place since.
+    pub(crate) fn is_old(&self, server: usize) -> bool {
+        let report = self.members.get(server).and_then(|member| member.report);
+        report.is_some_and(|(report, _)| report.primary && Some(report.system) == self.system)
+            && (!self.is_primary(server) || (server != self.primary && self.is_primary(self.primary)))
+    }
+
+    /// The last report of a server, unless the last probe has failed.
+    pub(crate) fn report(&self, server: usize) -> Option<Report> {
+        let member = self.members.get(server).filter(|member| !member.failing)?;
+        member.report.map(|(report, _)| report)
     }
 
     /// Every server has been asked once.

@@ -44,6 +44,37 @@ fn a_promoted_server_is_the_primary_and_the_old_one_never_again() {
 }
 
 #[test]
+fn of_two_primaries_the_one_with_the_later_timeline_is_it_and_the_other_one_is_old() {
+    let (mut topology, now) = pair();
+    assert!(!topology.is_old(0) && !topology.is_old(1));
+    topology.probed(1, now + SECOND, report(true, 120, 2));
+    assert_eq!(topology.primary(), Some(1));
+    assert!(topology.is_old(0) && !topology.is_old(1), "as it was heard of last");
+    topology.probed(0, now + SECOND, None);
+    assert!(topology.is_old(0), "also while it says nothing");
+    topology.probed(0, now + 2 * SECOND, report(true, 500, 1));
+    assert!(topology.is_old(0));
+    topology.probed(0, now + 3 * SECOND, report(false, 130, 2));
+    assert!(!topology.is_old(0));
+    // Both were promoted from the same: whoever came first.
+    topology.probed(0, now + 4 * SECOND, report(true, 130, 2));
+    assert_eq!(topology.primary(), Some(1));
+    assert!(topology.is_old(0));
+}
+
+#[test]
+fn a_short_pause_forgets_nothing_and_a_suspect_is_not_used() {
+    let (mut topology, now) = pair();
+    topology.forget(now + SECOND, 2 * SECOND);
+    assert!(topology.is_settled());
+    assert_eq!(topology.judge(1, now, None, &RULES), Ok(()));
+    topology.suspect(1);
+    assert_eq!(topology.judge(1, now, None, &RULES), Err(Ban::Silent));
+    topology.forget(now + 3 * SECOND, 2 * SECOND);
+    assert!(!topology.is_settled());
+}
+
+#[test]
 fn there_is_no_primary_while_only_an_old_one_or_a_replica_is_seen() {
     let (mut topology, now) = pair();
     topology.probed(1, now + SECOND, report(false, 100, 2));
@@ -59,7 +90,7 @@ fn there_is_no_primary_while_only_an_old_one_or_a_replica_is_seen() {
 fn what_was_seen_of_timelines_outlives_a_pause_and_other_servers() {
     let (mut topology, now) = pair();
     topology.probed(1, now, report(true, 120, 2));
-    topology.forget();
+    topology.forget(now + 5 * SECOND, SECOND);
     topology.probed(1, now + SECOND, None);
     topology.probed(0, now + SECOND, report(true, 500, 1));
     assert_ne!(topology.primary(), Some(0));

@@ -289,9 +289,13 @@ impl Client {
     /// Tells a client that its server is lost in the middle of something; the connection ends with it. Nothing is written when the
     /// client stands within a message of the server, or when the server has said it itself.
     pub fn lost(&self, server: &super::Server, out: &mut BytesMut) {
+        self.end_with(server, "08006", "qudag-sidecar: the connection to the server is lost", out);
+    }
+
+    /// Like [`Client::lost`], for another reason.
+    pub fn end_with(&self, server: &super::Server, sqlstate: &str, message: &str, out: &mut BytesMut) {
         if !server.is_amid_reply() && !server.has_told_fatal() {
-            let message = "qudag-sidecar: the connection to the server is lost";
-            ErrorResponse { fatal: true, sqlstate: "08006", message, detail: None, hint: None }.write(out);
+            ErrorResponse { fatal: true, sqlstate, message, detail: None, hint: None }.write(out);
         }
     }
 
@@ -328,6 +332,11 @@ impl Client {
     /// Whether a statement was carried out that changes something, since this was asked the last time.
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.seen.changed)
+    }
+
+    /// Whether a statement was refused because it would have changed something, since this was asked the last time.
+    pub fn take_refused_writing(&mut self) -> bool {
+        std::mem::take(&mut self.seen.refused_writing)
     }
 
     /// Where the batch at the front of the inbox wants to be carried out.

@@ -318,9 +318,12 @@ impl Server {
         head: Head,
         body: &[u8],
         relay: &mut Relay<'_>,
-        seen: Option<&mut Seen>,
+        mut seen: Option<&mut Seen>,
     ) -> Result<bool, Unknown> {
         let report = Report::read(body);
+        if let (b"25006", Some(seen)) = (report.sqlstate, &mut seen) {
+            seen.refused_writing = true;
+        }
         let client = self.mode == Mode::Client;
         let mut on = client;
         if report.is_fatal() {

@@ -24,6 +24,8 @@ pub struct Seen {
     pub(super) pins: Pins,
     /// A statement was carried out that changes something, by its tag.
     pub(super) changed: bool,
+    /// A statement was refused because it would have changed something (25006).
+    pub(super) refused_writing: bool,
     /// How much of a message that was begun towards the server is still to come from the client.
     pub(super) sending: usize,
     /// The bytes of names and texts.
@@ -47,6 +49,7 @@ impl Seen {
             status: Status::Idle,
             pins: Pins::default(),
             changed: false,
+            refused_writing: false,
             sending: 0,
             bytes: 0,
         }

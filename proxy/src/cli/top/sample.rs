@@ -76,6 +76,8 @@ pub(super) fn sample(before: &Value, now: &Value, at: f64, seconds: f64) -> Valu
         "pools": items(now, "pools").map(pool).collect::<Vec<_>>(),
         "statements": shown.collect::<Vec<_>>(),
         "waiting": waiting(now),
+        "cluster": now.get("cluster"),
+        "load": now.get("load"),
     })
 }
 

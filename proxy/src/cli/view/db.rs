@@ -25,7 +25,108 @@ pub(in crate::cli) fn db_pools(answer: &Value, colour: bool) -> String {
         "WAITING",
         "",
     ];
-    table(&headings, rows, colour) + &servers_in_use(answer)
+    let mut page = table(&headings, rows, colour) + &servers_in_use(answer);
+    page += &too_much(answer, colour);
+    if list(answer, "cluster").next().is_some() {
+        page.push('\n');
+        page += &db_replicas(answer, colour);
+    }
+    page
+}
+
+/// `db replicas`
+pub(in crate::cli) fn db_replicas(answer: &Value, colour: bool) -> String {
+    let rows: Vec<_> = list(answer, "cluster")
+        .map(|server| {
+            let role = text(server, "role");
+            let tone = match role {
+                "primary" => Tone::Good,
+                "replica" => Tone::Plain,
+                _ => Tone::Bad,
+            };
+            let usable = match server.get("why").and_then(Value::as_str) {
+                Some(why) => cell(why, Tone::Warn),
+                None => plain(""),
+            };
+            let whole = |key: &str| server.get(key).and_then(Value::as_u64).map_or("-".to_owned(), grouped);
+            vec![
+                plain(text(server, "server")),
+                cell(role, tone),
+                plain(whole("timeline")),
+                plain(server.get("position").and_then(Value::as_str).unwrap_or("-")),
+                plain(fixed(server, "lag", 1)),
+                plain(whole("reads")),
+                plain(percent(server, "share")),
+                usable,
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        return "read_replicas is off, or no session has come\n".to_owned();
+    }
+    table(&["SERVER", "ROLE", "TIMELINE", "POSITION", "LAG S", "READS", "SHARE", ""], rows, colour)
+}
+
+/// `db load`
+pub(in crate::cli) fn db_load(answer: &Value, colour: bool) -> String {
+    let rows: Vec<_> = list(answer, "load")
+        .map(|server| {
+            let whole = |key: &str| server.get(key).and_then(Value::as_u64).map_or("-".to_owned(), grouped);
+            let raised: Vec<_> = list(server, "indicators").filter_map(Value::as_str).collect();
+            let state = match server.get("error").and_then(Value::as_str) {
+                Some(error) => cell(error, Tone::Bad),
+                None if raised.is_empty() => plain(""),
+                None => cell(format!("too much: {}", raised.join(", ")), Tone::Warn),
+            };
+            vec![
+                plain(text(server, "server")),
+                plain(format!("{} of {}", whole("connections"), whole("max_connections"))),
+                plain(whole("active")),
+                plain(whole("lock_waits")),
+                plain(whole("io_waits")),
+                plain(fixed(server, "oldest_transaction", 1)),
+                plain(fixed(server, "commits", 1)),
+                plain(fixed(server, "rollbacks", 1)),
+                plain(percent(server, "cpu")),
+                waiting(server),
+                state,
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        return "no server is asked: probe.load is off, or no session has come\n".to_owned();
+    }
+    let headings = [
+        "SERVER",
+        "CONNECTIONS",
+        "ACTIVE",
+        "LOCK WAITS",
+        "IO WAITS",
+        "OLDEST S",
+        "COMMITS/S",
+        "ROLLBACKS/S",
+        "CPU",
+        "WAITING",
+        "",
+    ];
+    table(&headings, rows, colour)
+}
+
+/// A line for each server that has too much to do.
+pub(super) fn too_much(answer: &Value, colour: bool) -> String {
+    let line = |server: &Value| {
+        let raised: Vec<_> = list(server, "indicators").filter_map(Value::as_str).collect();
+        let said = format!("{}: too much: {}", plain(text(server, "server")).paint(false), raised.join(", "));
+        (!raised.is_empty()).then(|| cell(said, Tone::Warn).paint(colour) + "\n")
+    };
+    list(answer, "load").filter_map(line).collect()
+}
+
+/// A share in percent, or that it is not known.
+fn percent(of: &Value, key: &str) -> String {
+    of.get(key)
+        .and_then(Value::as_f64)
+        .map_or_else(|| "-".to_owned(), |share| format!("{:.0} %", 1e2 * share))
 }
 
 /// How many connections there are, in a line.
@@ -223,6 +324,46 @@ DATABASE  USER  FINGERPRINT  TRANSACTIONS  BUSY S  MEAN MS  STATEMENT
 accounts  ann   00ff         2,500         3.0     1.50     select ? from t
 ";
         assert_eq!(db_statements(&answer(), false), expected);
+    }
+
+    #[test]
+    fn the_cluster_and_its_load_are_shown() {
+        let mut answer = answer();
+        answer["cluster"] = json!([
+            { "server": "a:1", "role": "primary", "timeline": 3, "position": "0/16", "lag": null, "usable": false, "why": null,
+              "reads": 1, "share": 0.01 },
+            { "server": "b:1", "role": "replica", "timeline": 3, "position": "0/14", "lag": 12.25, "usable": false, "why": "lag",
+              "reads": 1234, "share": 0.99 },
+            { "server": "c:1", "role": "unknown", "timeline": null, "position": null, "lag": null, "usable": false,
+              "why": "silent", "reads": 0, "share": 0.0 },
+        ]);
+        answer["load"] = json!([{
+            "server": "a:1", "connections": 95, "max_connections": 100, "active": 12, "lock_waits": 3, "io_waits": 0,
+            "oldest_transaction": 2.5, "commits": 1000.0, "rollbacks": 0.5, "cpu": 0.914, "waiting": 7,
+            "indicators": ["connections", "cpu"], "error": null,
+        }, { "server": "b:1", "connections": 3, "max_connections": 100, "active": null, "waiting": 0, "cpu": null,
+            "indicators": [] }]);
+        let expected = "\
+SERVER  ROLE     TIMELINE  POSITION  LAG S  READS  SHARE
+a:1     primary  3         0/16      -      1      1 %
+b:1     replica  3         0/14      12.2   1,234  99 %   lag
+c:1     unknown  -         -         -      0      0 %    silent
+";
+        assert_eq!(db_replicas(&answer, false), expected);
+        let pools = db_pools(&answer, false);
+        assert!(
+            pools.ends_with(&format!("servers\na:1: too much: connections, cpu\n\n{expected}")),
+            "{pools}"
+        );
+        let expected = "\
+SERVER  CONNECTIONS  ACTIVE  LOCK WAITS  IO WAITS  OLDEST S  COMMITS/S  ROLLBACKS/S  CPU   WAITING
+a:1     95 of 100    12      3           0         2.5       1000.0     0.5          91 %  7        too much: connections, cpu
+b:1     3 of 100     -       -           -         -         -          -            -     0
+";
+        assert_eq!(db_load(&answer, false), expected);
+        for odd in [json!(null), json!({"cluster": [1], "load": [null]})] {
+            let _ = (db_replicas(&odd, true), db_load(&odd, true));
+        }
     }
 
     #[test]

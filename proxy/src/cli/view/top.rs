@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::db::{fixed, servers_in_use, waiting};
+use super::db::{db_load, db_replicas, fixed, servers_in_use, too_much, waiting};
 use super::{is, list, number, text};
 use crate::cli::output::{Tone, cell, plain, table};
 
@@ -43,6 +43,13 @@ pub(in crate::cli) fn top_db(sample: &Value, width: usize, colour: bool) -> Stri
     let headings =
         ["DATABASE", "USER", "ACTIVE", "LIMIT", "SIZE", "WAITING", "OLDEST S", "CLIENTS", "PINNED", ""];
     page += &table(&headings, pools.collect(), colour);
+    page += &too_much(sample, colour);
+    for (key, view) in [("cluster", db_replicas as fn(&Value, bool) -> String), ("load", db_load)] {
+        if list(sample, key).next().is_some() {
+            page.push('\n');
+            page += &view(sample, colour);
+        }
+    }
     let names = list(sample, "statements").take(STATEMENTS);
     let names = names.map(|one| text(one, "database").chars().count() + text(one, "user").chars().count());
     let room = width.saturating_sub(FIGURES + names.max().unwrap_or_default()).max(LEAST);

@@ -27,6 +27,8 @@ pub(super) struct Cluster {
     sessions: usize,
     /// The processor that it has for itself.
     core: Option<usize>,
+    /// Its own settings, after those of all.
+    settings: Vec<String>,
     program: Option<Program>,
 }
 
@@ -36,6 +38,19 @@ impl Cluster {
     /// # Errors
     /// When PostgreSQL is not installed or does not start.
     pub(super) fn start(stage: &Stage, sessions: usize, core: Option<usize>) -> Result<Self, Failure> {
+        Self::start_with(stage, sessions, core, &[])
+    }
+
+    /// The same with settings of its own.
+    ///
+    /// # Errors
+    /// When PostgreSQL is not installed or does not start.
+    pub(super) fn start_with(
+        stage: &Stage,
+        sessions: usize,
+        core: Option<usize>,
+        settings: &[&str],
+    ) -> Result<Self, Failure> {
         let programs = postgres::programs()?;
         let folder = tempfile::Builder::new().prefix("qkdb").tempdir()?;
         if is_root() {
@@ -49,7 +64,8 @@ impl Cluster {
         let options = ["--auth=trust", "--encoding=UTF8", "--no-sync", "--no-instructions", &user];
         stage.run(initdb.args(options))?;
         let address = ports::free();
-        let mut cluster = Self { programs, folder, address, sessions, core, program: None };
+        let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let mut cluster = Self { programs, folder, address, sessions, core, settings, program: None };
         cluster.run()?;
         stage.run(
             Start::new(cluster.programs.join("createdb"))
@@ -82,7 +98,7 @@ impl Cluster {
             "log_min_messages=fatal",
             &sessions,
         ];
-        for setting in settings {
+        for setting in settings.into_iter().chain(self.settings.iter().map(String::as_str)) {
             start = start.args(["-c", setting]);
         }
         let mut sockets = OsString::from("unix_socket_directories=");
@@ -106,6 +122,60 @@ impl Cluster {
             Ok(_) => true,
             // "database does not exist"; while it starts it is 57P03.
             Err(why) => why.to_string().contains("3D000"),
+        }
+    }
+
+    /// Makes a replica that follows it, and starts that.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(super) fn replica(&self, stage: &Stage) -> Result<Self, Failure> {
+        let folder = tempfile::Builder::new().prefix("qkdb").tempdir()?;
+        if is_root() {
+            stage.run(Start::new("chown").arg("postgres").arg(folder.path()))?;
+        }
+        let mut data = OsString::from("--pgdata=");
+        data.push(folder.path().join("data"));
+        let copy = Start::new(self.programs.join("pg_basebackup")).as_user("postgres").arg(data);
+        let copy =
+            copy.args(["-R", "-X", "stream", "-c", "fast", "--no-sync", "-h", "127.0.0.1", "-U", USER, "-p"]);
+        stage.run(copy.arg(self.address.port().to_string()))?;
+        let (programs, settings) = (self.programs.clone(), self.settings.clone());
+        let mut replica = Self {
+            programs,
+            folder,
+            address: ports::free(),
+            sessions: self.sessions,
+            core: self.core,
+            settings,
+            program: None,
+        };
+        replica.run()?;
+        Ok(replica)
+    }
+
+    /// Makes a replica the primary. Returns when it is.
+    ///
+    /// # Errors
+    /// When it does not become one.
+    pub(super) fn promote(&self, stage: &Stage) -> Result<(), Failure> {
+        let promote =
+            Start::new(self.programs.join("pg_ctl")).as_user("postgres").args(["promote", "-s", "-w", "-D"]);
+        stage.run(promote.arg(self.folder.path().join("data")))?;
+        Ok(())
+    }
+
+    /// Ends all its processes at once (SIGKILL).
+    pub(super) fn kill(&mut self) {
+        let children = children(self.pid());
+        if let Some(mut program) = self.program.take() {
+            program.kill();
+        }
+        for pid in children {
+            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+                // It may have noticed that the first of them has gone.
+                let _ = kill_process(pid, Signal::KILL);
+            }
         }
     }
 

@@ -10,6 +10,7 @@ mod events;
 pub mod load;
 mod memory;
 mod overload;
+mod promotion;
 pub mod schedule;
 mod stand;
 pub mod tally;
@@ -39,6 +40,8 @@ pub enum Part {
     Overload,
     /// The server stalls or restarts, the pool shrinks, filters are toggled.
     Events,
+    /// The primary is killed and its replica promoted.
+    Promotion,
     /// The server's memory with 500 clients, and the pool's own.
     Memory,
 }
@@ -114,6 +117,7 @@ pub fn run(
             Part::Throughput => throughput::rows(&table)?,
             Part::Overload => overload::rows(&table)?,
             Part::Events => events::rows(&table)?,
+            Part::Promotion => promotion::rows(&table)?,
             Part::Memory => memory::rows(&table)?,
         })?;
     }

@@ -94,6 +94,25 @@ impl Way {
         Ok(way)
     }
 
+    /// The sidecar before a primary and its replica.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(super) fn with_replica(
+        stage: &Stage,
+        server: SocketAddr,
+        replica: SocketAddr,
+    ) -> Result<Self, Failure> {
+        let yaml = sidecar_yaml(server, Some(POOL))
+            + &format!("    read_replicas: {{ enabled: true, servers: [\"{replica}\"] }}\n");
+        stage.validate(&yaml)?;
+        let sidecar = stage.sidecar(&yaml)?;
+        let way =
+            Self { who: Who::Sidecar, at: sidecar.at("db")?, server, process: Process::Sidecar(sidecar) };
+        way.until_it_answers()?;
+        Ok(way)
+    }
+
     fn until_it_answers(&self) -> Result<(), Failure> {
         let deadline = Instant::now() + PATIENCE;
         loop {
