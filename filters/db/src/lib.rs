@@ -6,6 +6,7 @@ pub mod auth;
 mod kind;
 mod listener;
 pub mod pool;
+mod query_cache;
 mod rate_limit;
 pub mod redis;
 mod replicas;
@@ -17,6 +18,7 @@ pub mod wire;
 
 pub use kind::{Db, DbAnswer, DbFilters, DbRequest, DbSession, DbSettings, DbStates, Pooled};
 pub use pool::{Adaptive, DbBackpressure, DbPool, TRANSACTIONS};
+pub use query_cache::{CacheRule, CacheStats, Filling, QueryCache, QueryCacheState};
 pub use rate_limit::{DbRateLimit, DbRateLimitState, TransactionLimits};
 pub use replicas::{ReadReplicas, Replicas, Routing};
 pub use settings::PostgresListener;

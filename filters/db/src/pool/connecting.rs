@@ -165,6 +165,7 @@ impl Pool {
             connection: Some(Box::new(connection)),
             pressure: None,
             reads: false,
+            filling: None,
         })
     }
 

@@ -33,7 +33,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::auth::{ClientTls, Identity};
-use crate::session::{Asks, Fingerprint, Texts};
+use crate::query_cache::Filling;
+use crate::session::{Asks, Fingerprint, Question, Texts};
 use crate::startup::CANCEL_REQUEST;
 use conn::CancelKey;
 
@@ -182,6 +183,12 @@ pub struct Transaction {
     pub asks: Asks,
     /// When the session's last transaction ended that may have written.
     pub wrote: Option<Instant>,
+    /// When the session's last transaction ended that has changed something by its command tags.
+    pub changed: Option<Instant>,
+    /// Its only batch, where the reply may be kept.
+    pub question: Option<Question>,
+    /// Set by `db_query_cache`: the reply is to be kept.
+    pub filling: Option<Arc<Filling>>,
     /// Set by `read_replicas`.
     pub(crate) route: Option<Route>,
     /// Set by `db_backpressure`.

@@ -21,12 +21,13 @@ use super::servers::Member;
 use super::settings::Mode;
 use super::taking::Lease;
 use super::tapped::Tapped;
-use super::{SessionInfo, Transaction};
+use super::{PoolKey, Prefers, SessionInfo, Transaction};
 use crate::auth::SecureStream;
 use crate::kind::{Db, DbAnswer, DbRequest};
+use crate::query_cache::{Filling, QueryCache};
 use crate::replicas::ReadReplicas;
 use crate::reply::{fatal, refusal};
-use crate::session::{Asks, Client, Down, Fingerprint, Pins, Sent, Step, Tidy};
+use crate::session::{Asks, Client, Down, Fingerprint, Pins, Question, Sent, Step, Tidy};
 use crate::wire::backend::Status;
 use crate::wire::build::ErrorResponse;
 
@@ -64,6 +65,8 @@ pub(crate) struct Session {
     pub(crate) tapped: Tapped,
     /// When the last transaction ended that may have written.
     pub(crate) wrote: Option<Instant>,
+    /// When the last one ended that has changed something by its command tags.
+    pub(crate) changed: Option<Instant>,
     pub(crate) read: u64,
     pub(crate) written: u64,
 }
@@ -186,9 +189,20 @@ impl Session {
             true => self.client.asks(&self.inbox),
             false => Asks::Nothing,
         };
-        let wrote = self.wrote;
-        let request =
-            Transaction { session, bytes, statement, own, asks, wrote, route: None, pressure: None };
+        let question = generation.chain.has(QueryCache::NAME).then(|| self.question()).flatten();
+        let request = Transaction {
+            session,
+            bytes,
+            statement,
+            own,
+            asks,
+            wrote: self.wrote,
+            changed: self.changed,
+            question: question.clone(),
+            filling: None,
+            route: None,
+            pressure: None,
+        };
         let answer = {
             let mut call = pin!(generation.chain.call(DbRequest::Transaction(request)));
             std::future::poll_fn(|cx| {
@@ -208,6 +222,10 @@ impl Session {
                 Some(server) => self.serve(server, statement, stopping).await,
                 None => Some("internal"),
             },
+            Ok(Ok(DbAnswer::Reply(reply))) => match question {
+                Some(question) => self.reply(&question, &reply),
+                None => Some("internal"),
+            },
             Ok(Ok(_)) => Some("internal"),
             Ok(Err(error)) => {
                 self.refuse(&error);
@@ -218,6 +236,32 @@ impl Session {
                 None
             }
             Err(_) => Some("client_gone"),
+        }
+    }
+
+    /// The batch that is there, with all that its reply depends on.
+    fn question(&self) -> Option<Question> {
+        let PoolKey { server, user, database } = &self.info.pool.key;
+        let prefers: &[u8] = match self.info.prefers {
+            Prefers::Any => b"any",
+            Prefers::Primary => b"primary",
+            Prefers::Replica => b"replica",
+        };
+        self.client.question(&self.inbox, &[server.as_bytes(), user, database, prefers])
+    }
+
+    /// Answers the batch that is there with a reply that was kept.
+    fn reply(&mut self, question: &Question, reply: &[u8]) -> Option<End> {
+        counter!("qudag_sidecar_db_transactions_total", "outcome" => "cached").increment(1);
+        let mut texts = self.info.pool.texts.lock().unwrap_or_else(PoisonError::into_inner);
+        let answered = self.client.answer_with(question, reply, &mut texts, &mut self.inbox, &mut self.out);
+        drop(texts);
+        match answered {
+            Ok(()) => None,
+            Err(violation) => {
+                violation.write(&mut self.out);
+                Some("malformed")
+            }
         }
     }
 
@@ -247,8 +291,9 @@ impl Session {
         let settings = pool.settings();
         let kept = settings.mode == Mode::Session;
         let reads = server.reads;
-        // What follows in a pipeline may be for the primary.
-        self.client.send_singly(reads);
+        let mut capture = server.filling.take().filter(|_| !kept).map(Capture::new);
+        // What follows in a pipeline may be for the primary, and is not of the reply.
+        self.client.send_singly(reads || capture.is_some());
         let mut guest = match Arc::ptr_eq(&pool, &self.info.pool) {
             true => None,
             false => {
@@ -266,6 +311,7 @@ impl Session {
         let end = loop {
             let mut held = !ready;
             if ready {
+                let before = self.out.len();
                 let mut texts = pool.texts.lock().unwrap_or_else(PoisonError::into_inner);
                 let sent = self.client.up(
                     &mut conn.machine,
@@ -275,6 +321,9 @@ impl Session {
                     &mut self.out,
                 );
                 drop(texts);
+                if let Some(capture) = &mut capture {
+                    capture.add(&self.out, before);
+                }
                 match sent {
                     Ok(Sent::More) => {}
                     Ok(Sent::Held) => held = true,
@@ -336,7 +385,11 @@ impl Session {
                     break Some(end);
                 }
             }
+            let before = self.out.len();
             let down = conn.machine.down(&mut conn.down, &mut self.out, Some(&mut self.client.seen));
+            if let Some(capture) = &mut capture {
+                capture.add(&self.out, before);
+            }
             busy.look(&conn.machine);
             match down {
                 Ok(Down::Ready) => ready = true,
@@ -364,8 +417,16 @@ impl Session {
             }
         };
         // Whoever only reads may have come to the primary for want of a replica, where everything is carried out.
-        if self.client.take_changed() || !reads {
-            self.wrote = Some(Instant::now());
+        let changed = self.client.take_changed();
+        if changed || !reads {
+            let now = Instant::now();
+            self.wrote = Some(now);
+            if changed {
+                self.changed = Some(now);
+            }
+        }
+        if let Some(capture) = capture.filter(|_| end.is_none()) {
+            capture.end();
         }
         self.member.pin(false);
         drop(guest);
@@ -487,6 +548,37 @@ impl Session {
         });
         let _ = timeout(LAST_WORDS, said).await;
         let _ = timeout(LAST_WORDS, tokio::io::AsyncWriteExt::shutdown(&mut self.stream)).await;
+    }
+}
+
+/// The reply to a question, as it passes.
+struct Capture {
+    filling: Arc<Filling>,
+    reply: Vec<u8>,
+    /// It is longer than what is kept.
+    over: bool,
+}
+
+impl Capture {
+    fn new(filling: Arc<Filling>) -> Self {
+        Self { filling, reply: Vec::new(), over: false }
+    }
+
+    /// What was written behind the first `before` bytes for the client.
+    fn add(&mut self, out: &[u8], before: usize) {
+        let new = out.get(before..).unwrap_or_default();
+        if self.over || self.reply.len() + new.len() > self.filling.most() {
+            self.over = true;
+            self.reply = Vec::new();
+        } else {
+            self.reply.extend_from_slice(new);
+        }
+    }
+
+    fn end(self) {
+        if !self.over {
+            self.filling.filled(&self.reply);
+        }
     }
 }
 

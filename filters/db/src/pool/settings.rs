@@ -138,6 +138,7 @@ impl FilterSpec for DbPool {
                 let pool = Arc::clone(transaction.pool());
                 let reads = transaction.route.as_ref().is_some_and(|route| route.reads);
                 pools.apply(&pool, &settings);
+                let filling = transaction.filling.clone();
                 let want = Want {
                     who: transaction.session.client.map(|client| client.ip()),
                     bytes: transaction.bytes,
@@ -146,6 +147,7 @@ impl FilterSpec for DbPool {
                 Either::Right(async move {
                     let mut lease = pool.take(want).await?;
                     lease.reads = reads;
+                    lease.filling = filling;
                     Ok(DbAnswer::Server(lease))
                 })
             }

@@ -188,6 +188,7 @@ pub(crate) async fn pooled(coming: Coming, drain: Drain, line: &mut FlowLine) ->
         stall,
         tapped: Tapped::default(),
         wrote: None,
+        changed: None,
         read: 0,
         written: 0,
     };

@@ -19,6 +19,7 @@ use super::places::{Asked, Grant, Seat, Waiting, Who, plain};
 use super::registry::Doing;
 use super::servers::{Pool, lock};
 use super::settings::Pressure;
+use crate::query_cache::Filling;
 use crate::session::{Down, Fingerprint, Tidy};
 
 /// How much is read of what nobody waits for any more, and for how long, before it is cancelled.
@@ -69,6 +70,7 @@ impl Pool {
             connection,
             pressure: want.pressure,
             reads: false,
+            filling: None,
         };
         while let Some(connection) = &mut lease.connection {
             if connection.is_quiet() {
@@ -150,7 +152,8 @@ impl Drop for Guard<'_> {
         // The place may have come in this moment.
         if let Ok(Grant::Place(seat, connection)) = self.answer.try_recv() {
             let pool = Arc::clone(self.pool);
-            Lease { pool, seat: Some(seat), connection, pressure: None, reads: false }.unused();
+            Lease { pool, seat: Some(seat), connection, pressure: None, reads: false, filling: None }
+                .unused();
         }
     }
 }
@@ -180,6 +183,8 @@ pub struct Lease {
     pub(super) pressure: Option<Arc<Pressure>>,
     /// Whether it is for a transaction that only reads, which may be at a replica.
     pub(crate) reads: bool,
+    /// Where the reply is kept.
+    pub(crate) filling: Option<Arc<Filling>>,
 }
 
 impl Lease {

@@ -226,7 +226,7 @@ impl Client {
     }
 
     /// From here a batch begins.
-    fn begin(&mut self) {
+    pub(super) fn begin(&mut self) {
         self.scanned = 0;
         self.local = true;
         self.batch = false;

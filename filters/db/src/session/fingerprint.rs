@@ -62,6 +62,11 @@ impl JsonSchema for Fingerprint {
 }
 
 impl Fingerprint {
+    /// That of a text with standard strings.
+    pub fn of_text(text: &str) -> Self {
+        Self::of(text.as_bytes(), false)
+    }
+
     /// That of a text. `escapes`: whether a backslash escapes in plain strings.
     pub(super) fn of(text: &[u8], escapes: bool) -> Self {
         let mut hash = Xxh3::new();

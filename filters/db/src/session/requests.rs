@@ -273,13 +273,7 @@ impl Client {
             (name, texts.long())
         } else {
             let parse = Parse::read(body)?;
-            let parameters = &self.seen.parameters;
-            let statement = if parameters.escapes() || !parameters.is_ascii_safe() {
-                texts.single(parse.rest, self.look(parse.query))
-            } else {
-                texts.statement(parse.rest, || self.look(parse.query))
-            };
-            (parse.name, statement)
+            (parse.name, self.statement_of(&parse, texts))
         };
         let id = statement.id;
         if name.is_empty() {
