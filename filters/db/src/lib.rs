@@ -18,7 +18,7 @@ pub mod wire;
 
 pub use kind::{Db, DbAnswer, DbFilters, DbRequest, DbSession, DbSettings, DbStates, Pooled};
 pub use pool::{Adaptive, DbBackpressure, DbPool, TRANSACTIONS};
-pub use query_cache::{CacheRule, CacheStats, Filling, QueryCache, QueryCacheState};
+pub use query_cache::{Asked, CacheRule, CacheStats, Filling, QueryCache, QueryCacheState, RuleStats};
 pub use rate_limit::{DbRateLimit, DbRateLimitState, TransactionLimits};
 pub use replicas::{ReadReplicas, Replicas, Routing};
 pub use settings::PostgresListener;

@@ -33,8 +33,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::auth::{ClientTls, Identity};
-use crate::query_cache::Filling;
-use crate::session::{Asks, Fingerprint, Question, Texts};
+use crate::query_cache::{Asked, Filling, QueryCacheState, Slot};
+use crate::session::{Asks, Fingerprint, Texts};
 use crate::startup::CANCEL_REQUEST;
 use conn::CancelKey;
 
@@ -185,8 +185,8 @@ pub struct Transaction {
     pub wrote: Option<Instant>,
     /// When the session's last transaction ended that has changed something by its command tags.
     pub changed: Option<Instant>,
-    /// Its only batch, where the reply may be kept.
-    pub question: Option<Question>,
+    /// Its only batch, where a rule of `db_query_cache` names it.
+    pub asked: Option<Asked>,
     /// Set by `db_query_cache`: the reply is to be kept.
     pub filling: Option<Arc<Filling>>,
     /// Set by `read_replicas`.
@@ -226,6 +226,8 @@ pub struct Pools {
     settings: ArcSwap<DbPool>,
     /// Databases that are paused, also for pools to come; `None` is all of them.
     paused: Mutex<HashSet<Option<String>>>,
+    /// That of `db_query_cache`, while it is on.
+    cache: Arc<Slot>,
     /// Pools that want a connection more than there may be.
     blocked: Mutex<Vec<Arc<Pool>>>,
     any_blocked: AtomicBool,
@@ -247,6 +249,7 @@ impl Pools {
             most: AtomicUsize::new(DbPool::default().max_servers),
             settings: ArcSwap::default(),
             paused: Mutex::default(),
+            cache: Arc::default(),
             blocked: Mutex::default(),
             any_blocked: AtomicBool::new(false),
         })
@@ -284,6 +287,7 @@ impl Pools {
                         lane,
                         Arc::clone(settings),
                         self.texts(key, settings.statements),
+                        Arc::clone(&self.cache),
                         identity.clone(),
                     );
                     let paused = self.paused();
@@ -365,6 +369,11 @@ impl Pools {
 
     fn settings(&self) -> Arc<DbPool> {
         self.settings.load_full()
+    }
+
+    /// The query cache, while sessions use one.
+    pub fn cache(&self) -> Option<Arc<QueryCacheState>> {
+        self.cache.get()
     }
 
     /// Whether there may be one more connection, which counts from here on; otherwise the pool is woken up when there may.

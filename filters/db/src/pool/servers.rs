@@ -18,6 +18,7 @@ use super::settings::{DbPool, Pressure};
 use super::upkeep::look_after;
 use super::{Pools, SessionInfo, Target};
 use crate::auth::Identity;
+use crate::query_cache::Slot;
 use crate::session::{Fingerprint, Parameters, Texts};
 
 /// Statements that are told apart.
@@ -76,6 +77,8 @@ pub struct Pool {
     pub(super) known: Mutex<Known>,
     /// Shared with the pools of the same user and database at other servers.
     pub(crate) texts: Arc<Mutex<Texts>>,
+    /// Shared by all pools.
+    pub(crate) cache: Arc<Slot>,
     pub(crate) sessions: Registry<SessionInfo>,
     pub(super) servers: Registry<ServerTrace>,
     /// What is counted for each transaction.
@@ -125,6 +128,7 @@ impl Pool {
         lane: Arc<Lane>,
         settings: Arc<DbPool>,
         texts: Arc<Mutex<Texts>>,
+        cache: Arc<Slot>,
         identity: Identity,
     ) -> Arc<Self> {
         let room = Room { size: settings.size, limit: settings.size };
@@ -146,6 +150,7 @@ impl Pool {
             key,
             target,
             home,
+            cache,
             lane,
             places: Mutex::new(Places::new(room)),
             known: Mutex::new(known),

@@ -24,10 +24,10 @@ use super::tapped::Tapped;
 use super::{PoolKey, Prefers, SessionInfo, Transaction};
 use crate::auth::SecureStream;
 use crate::kind::{Db, DbAnswer, DbRequest};
-use crate::query_cache::{Filling, QueryCache};
+use crate::query_cache::{Asked, Filling, QueryCache, QueryCacheState};
 use crate::replicas::ReadReplicas;
 use crate::reply::{fatal, refusal};
-use crate::session::{Asks, Client, Down, Fingerprint, Pins, Question, Sent, Step, Tidy};
+use crate::session::{Asks, Client, Down, Fingerprint, Pins, Question, Sent, Step, Tidy, Writes};
 use crate::wire::backend::Status;
 use crate::wire::build::ErrorResponse;
 
@@ -189,7 +189,14 @@ impl Session {
             true => self.client.asks(&self.inbox),
             false => Asks::Nothing,
         };
-        let question = generation.chain.has(QueryCache::NAME).then(|| self.question()).flatten();
+        let asked = match generation.chain.has(QueryCache::NAME) {
+            true => self.asked(statement),
+            false => {
+                self.info.pool.cache.clear();
+                None
+            }
+        };
+        let question = asked.as_ref().map(|asked| asked.question.clone());
         let request = Transaction {
             session,
             bytes,
@@ -198,7 +205,7 @@ impl Session {
             asks,
             wrote: self.wrote,
             changed: self.changed,
-            question: question.clone(),
+            asked,
             filling: None,
             route: None,
             pressure: None,
@@ -239,19 +246,23 @@ impl Session {
         }
     }
 
-    /// The batch that is there, with all that its reply depends on.
-    fn question(&self) -> Option<Question> {
+    /// The batch that is there, with all that its reply depends on, where a rule names it.
+    fn asked(&self, statement: Fingerprint) -> Option<Asked> {
+        let cache = self.info.pool.cache.get()?;
+        let named = cache.named(statement, &self.client.work(&self.inbox))?;
         let PoolKey { server, user, database } = &self.info.pool.key;
         let prefers: &[u8] = match self.info.prefers {
             Prefers::Any => b"any",
             Prefers::Primary => b"primary",
             Prefers::Replica => b"replica",
         };
-        self.client.question(&self.inbox, &[server.as_bytes(), user, database, prefers])
+        let question = self.client.question(&self.inbox, &[server.as_bytes(), user, database, prefers])?;
+        Some(Asked { question, named })
     }
 
     /// Answers the batch that is there with a reply that was kept.
     fn reply(&mut self, question: &Question, reply: &[u8]) -> Option<End> {
+        self.tapped.cached();
         counter!("qudag_sidecar_db_transactions_total", "outcome" => "cached").increment(1);
         let mut texts = self.info.pool.texts.lock().unwrap_or_else(PoisonError::into_inner);
         let answered = self.client.answer_with(question, reply, &mut texts, &mut self.inbox, &mut self.out);
@@ -292,6 +303,7 @@ impl Session {
         let kept = settings.mode == Mode::Session;
         let reads = server.reads;
         let mut capture = server.filling.take().filter(|_| !kept).map(Capture::new);
+        self.client.note_writes(pool.cache.watches(), false);
         // What follows in a pipeline may be for the primary, and is not of the reply.
         self.client.send_singly(reads || capture.is_some());
         let mut guest = match Arc::ptr_eq(&pool, &self.info.pool) {
@@ -311,6 +323,7 @@ impl Session {
         let end = loop {
             let mut held = !ready;
             if ready {
+                self.client.note_writes(pool.cache.watches(), true);
                 let before = self.out.len();
                 let mut texts = pool.texts.lock().unwrap_or_else(PoisonError::into_inner);
                 let sent = self.client.up(
@@ -357,6 +370,8 @@ impl Session {
                     // What it has said before is the client's.
                     let _ = conn.machine.down(&mut conn.down, &mut self.out, Some(&mut self.client.seen));
                     self.client.lost(&conn.machine, &mut self.out);
+                    // What was not answered may have been carried out.
+                    drop(self.settle(reads));
                     closed("lost");
                     return Some("upstream");
                 }
@@ -393,7 +408,7 @@ impl Session {
             busy.look(&conn.machine);
             match down {
                 Ok(Down::Ready) => ready = true,
-                Ok(Down::Free) if kept => {}
+                Ok(Down::Free) if kept => drop(self.settle(reads)),
                 Ok(Down::Free | Down::Tidy) => break None,
                 Ok(Down::SetupFailed) => {
                     let failure = conn.machine.failure().to_vec();
@@ -402,31 +417,24 @@ impl Session {
                 }
                 Ok(Down::More) => {
                     let pins = self.client.pins();
-                    if !pins.is_empty()
-                        && conn.machine.is_between_transactions()
-                        && !self.pin(guest.as_mut(), pins)
-                    {
-                        break Some("overloaded");
+                    if !pins.is_empty() && conn.machine.is_between_transactions() {
+                        drop(self.settle(reads));
+                        if !self.pin(guest.as_mut(), pins) {
+                            break Some("overloaded");
+                        }
                     }
                 }
                 Err(unknown) => {
                     self.client.lost(&conn.machine, &mut self.out);
+                    drop(self.settle(reads));
                     closed(unknown.label());
                     return Some("upstream");
                 }
             }
         };
-        // Whoever only reads may have come to the primary for want of a replica, where everything is carried out.
-        let changed = self.client.take_changed();
-        if changed || !reads {
-            let now = Instant::now();
-            self.wrote = Some(now);
-            if changed {
-                self.changed = Some(now);
-            }
-        }
+        let written = self.settle(reads);
         if let Some(capture) = capture.filter(|_| end.is_none()) {
-            capture.end();
+            capture.end(reads);
         }
         self.member.pin(false);
         drop(guest);
@@ -438,9 +446,31 @@ impl Session {
         match conn.machine.leave(&mut self.client, &mut conn.up) {
             Tidy::Clean if server.is_own() => self.own = Some(server),
             Tidy::Clean => server.give_back(Some((statement, took))),
-            tidy => server.tidy(tidy),
+            tidy => server.tidy(tidy, written),
         }
         end
+    }
+
+    /// A transaction is over, or what is to be known of it is: its client is told of what it has written from here on, and others too.
+    fn settle(&mut self, reads: bool) -> Option<Written> {
+        let changed = self.client.take_changed();
+        let written = self.client.take_writes().and_then(|writes| {
+            let written = Written { cache: self.info.pool.cache.get()?, writes, changed };
+            written.is_something().then_some(written)
+        });
+        if let Some(written) = &written {
+            written.tell();
+        }
+        let changed = changed || written.is_some();
+        // Whoever only reads may have come to the primary for want of a replica, where everything is carried out.
+        if changed || !reads {
+            let now = Instant::now();
+            self.wrote = Some(now);
+            if changed {
+                self.changed = Some(now);
+            }
+        }
+        written
     }
 
     /// Both directions at once: writes what there is to write and reads what there is to read. A side that does not take holds the other.
@@ -551,6 +581,24 @@ impl Session {
     }
 }
 
+/// What a transaction has written, and who wants to know it.
+#[derive(Debug)]
+pub(crate) struct Written {
+    cache: Arc<QueryCacheState>,
+    writes: Writes,
+    changed: bool,
+}
+
+impl Written {
+    fn is_something(&self) -> bool {
+        self.writes.tables(self.changed).is_none_or(|tables| !tables.is_empty())
+    }
+
+    pub(crate) fn tell(&self) {
+        self.cache.wrote(&self.writes, self.changed);
+    }
+}
+
 /// The reply to a question, as it passes.
 struct Capture {
     filling: Arc<Filling>,
@@ -567,17 +615,22 @@ impl Capture {
     /// What was written behind the first `before` bytes for the client.
     fn add(&mut self, out: &[u8], before: usize) {
         let new = out.get(before..).unwrap_or_default();
-        if self.over || self.reply.len() + new.len() > self.filling.most() {
+        if self.over {
+            return;
+        }
+        if self.reply.len() + new.len() > self.filling.most() {
             self.over = true;
             self.reply = Vec::new();
+            // Nobody waits for the rest of it.
+            self.filling.too_large();
         } else {
             self.reply.extend_from_slice(new);
         }
     }
 
-    fn end(self) {
+    fn end(self, reads: bool) {
         if !self.over {
-            self.filling.filled(&self.reply);
+            self.filling.filled(&self.reply, reads, Instant::now());
         }
     }
 }

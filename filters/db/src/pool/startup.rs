@@ -522,7 +522,7 @@ impl LoggingIn<'_> {
             }
             match conn.machine.leave(&mut client, &mut conn.up) {
                 Tidy::Clean => lease.give_back(None),
-                tidy => lease.tidy(tidy),
+                tidy => lease.tidy(tidy, None),
             }
             Ok(Arc::new(made))
         };

@@ -18,6 +18,7 @@ use super::conn::{Conn, closed, poll_read, poll_write};
 use super::places::{Asked, Grant, Seat, Waiting, Who, plain};
 use super::registry::Doing;
 use super::servers::{Pool, lock};
+use super::session::Written;
 use super::settings::Pressure;
 use crate::query_cache::Filling;
 use crate::session::{Down, Fingerprint, Tidy};
@@ -231,10 +232,15 @@ impl Lease {
     }
 
     /// Makes the server clean for the next one, as a task: what is under way comes to its end, or is cancelled.
-    pub(crate) fn tidy(mut self, tidy: Tidy) {
+    /// `written`: what may be carried out only now.
+    pub(crate) fn tidy(mut self, tidy: Tidy, written: Option<Written>) {
         let lane = self.pool.lane.handle();
         drop(lane.spawn(async move {
-            match self.clean(tidy).await {
+            let cleaned = self.clean(tidy).await;
+            if let Some(written) = written {
+                written.tell();
+            }
+            match cleaned {
                 Ok(()) => self.give_back(None),
                 Err(why) => {
                     closed(why);

@@ -80,11 +80,20 @@ impl Fingerprint {
 
 /// A text without its values, for people: `select ? from t where id = ?`.
 pub fn shape(text: &[u8], escapes: bool) -> String {
+    shape_up_to(text, escapes, SHOWN)
+}
+
+/// The same, whole as far as the text is looked at.
+pub(super) fn whole_shape(text: &[u8], escapes: bool) -> String {
+    shape_up_to(text, escapes, usize::MAX)
+}
+
+fn shape_up_to(text: &[u8], escapes: bool, most: usize) -> String {
     let mut shape = Vec::new();
     without_values(text, escapes, |part| {
         let tight =
             matches!(part, b"," | b"." | b")" | b";") || matches!(shape.last(), None | Some(b'(' | b'.'));
-        if shape.len() < SHOWN {
+        if shape.len() < most {
             if !tight {
                 shape.push(b' ');
             }
@@ -92,8 +101,8 @@ pub fn shape(text: &[u8], escapes: bool) -> String {
         }
     });
     let mut shape = String::from_utf8_lossy(&shape).into_owned();
-    if shape.len() >= SHOWN {
-        let end = (0..=SHOWN).rev().find(|end| shape.is_char_boundary(*end)).unwrap_or(0);
+    if shape.len() >= most {
+        let end = (0..=most).rev().find(|end| shape.is_char_boundary(*end)).unwrap_or(0);
         shape.truncate(end);
         shape.push('…');
     }

@@ -8,8 +8,8 @@ use super::client::{Client, Violation};
 use super::seen::Seen;
 use super::statements::{Statement, Texts};
 use crate::wire::backend::{self, Status};
-use crate::wire::frontend::{self, Bind, Execute, Parse, Target};
 use crate::wire::body;
+use crate::wire::frontend::{self, Bind, Execute, Parse, Target};
 
 /// The longest batch whose reply is kept.
 const LONGEST: usize = 64 << 10;
@@ -47,7 +47,8 @@ impl Key {
 
 impl Client {
     /// The batch at the front of the inbox as a question, if it is one: a Query, or a Bind and an Execute of all rows with a Parse before
-    /// them and a Describe of the portal between them, or not, and a Sync. `who`: what else the reply depends on.
+    /// them, a Describe of the portal between them and a Close of it behind them, or not, and a Sync. `who`: what else the reply
+    /// depends on.
     pub fn question(&self, inbox: &[u8], who: &[&[u8]]) -> Option<Question> {
         let Seen { parameters, status, pins, .. } = &self.seen;
         if *status != Status::Idle || !pins.is_empty() {
@@ -62,7 +63,8 @@ impl Client {
             key.part(name);
             key.part(value);
         }
-        let (mut parsed, mut bound, mut described, mut executed) = (None, false, false, false);
+        let (mut parsed, mut bound, mut described, mut executed, mut closed) =
+            (None, false, false, false, false);
         let mut at = 0;
         loop {
             let rest = inbox.get(at..)?;
@@ -119,6 +121,13 @@ impl Client {
                     }
                     executed = true;
                 }
+                frontend::CLOSE if executed && !closed => {
+                    if Target::read(head.kind, body) != Ok(Target::Portal(b"")) {
+                        return None;
+                    }
+                    key.part(b"close");
+                    closed = true;
+                }
                 frontend::SYNC if executed => return Some(Question { key: key.0.into(), len: at }),
                 _ => return None,
             }
@@ -174,31 +183,83 @@ impl Client {
     }
 }
 
+/// Why a reply is not given again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// An ErrorResponse.
+    Error,
+    /// A NoticeResponse, which belongs to one moment, or a parameter that has changed.
+    Notice,
+    /// Something else than one SELECT outside of a transaction.
+    NotSelect,
+    /// Its end is missing, or it is no reply.
+    Incomplete,
+}
+
+impl Unfit {
+    /// The metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Notice => "notice",
+            Self::NotSelect => "not_select",
+            Self::Incomplete => "incomplete",
+        }
+    }
+}
+
 /// Whether the reply to a question is whole and may be given again: one SELECT that succeeded, without a notice, a parameter that
 /// changed, or anything else that does not belong to it.
-pub fn is_lasting(mut reply: &[u8]) -> bool {
+///
+/// # Errors
+/// With the reason when it may not.
+pub fn lasting(mut reply: &[u8]) -> Result<(), Unfit> {
     let mut selected = false;
     loop {
-        let Ok(Some(head)) = backend::head(reply) else { return false };
-        let Some(body) = body(reply, head) else { return false };
+        let head = backend::head(reply).ok().flatten().ok_or(Unfit::Incomplete)?;
+        let body = body(reply, head).ok_or(Unfit::Incomplete)?;
         reply = reply.get(head.len..).unwrap_or_default();
         match head.kind {
+            backend::ERROR => return Err(Unfit::Error),
+            backend::NOTICE | backend::NOTIFICATION | backend::PARAMETER => return Err(Unfit::Notice),
             backend::PARSE_COMPLETE
             | backend::BIND_COMPLETE
             | backend::ROW_DESCRIPTION
             | backend::DATA_ROW
                 if !selected => {}
+            backend::CLOSE_COMPLETE if selected => {}
             backend::COMMAND_COMPLETE if !selected => {
                 selected = backend::command_tag(body).is_ok_and(|tag| tag.starts_with(b"SELECT "));
                 if !selected {
-                    return false;
+                    return Err(Unfit::NotSelect);
                 }
             }
             backend::READY => {
-                return selected && reply.is_empty() && Status::read(body) == Ok(Status::Idle);
+                return match Status::read(body) {
+                    Ok(Status::Idle) if selected && reply.is_empty() => Ok(()),
+                    _ => Err(Unfit::NotSelect),
+                };
             }
-            _ => return false,
+            _ => return Err(Unfit::NotSelect),
         }
+    }
+}
+
+/// For fuzzing: whatever a client sends, a batch is a question or not, and answering it takes that batch and nothing else.
+pub fn fuzz_question(bytes: &[u8]) {
+    let _ = lasting(bytes);
+    let mut client = Client::new(Arc::default());
+    let mut inbox = BytesMut::from(bytes);
+    let mut texts = Texts::new(8);
+    // One after the other, as a session does: what a batch has prepared the next one may use.
+    while let Some(question) = client.question(&inbox, &[b"who"]) {
+        let again = client.question(inbox.get(..question.len).unwrap_or_default(), &[b"who"]);
+        assert!(again.is_some_and(|again| again == question), "what follows makes a difference");
+        let (left, mut out) = (inbox.len() - question.len, BytesMut::new());
+        if client.answer_with(&question, b"reply", &mut texts, &mut inbox, &mut out).is_err() {
+            break;
+        }
+        assert_eq!((inbox.len(), &*out), (left, &b"reply"[..]));
     }
 }
 
@@ -312,28 +373,74 @@ mod tests {
     #[test]
     fn only_one_whole_select_lasts() {
         let (row, done, ready) = ((b'D', &b"\0\0"[..]), (b'C', &b"SELECT 1\0"[..]), (b'Z', &b"I"[..]));
-        assert!(is_lasting(&reply(&[(b'1', b""), (b'2', b""), (b'T', b"\0\0"), row, done, ready])));
-        for wrong in [
-            &[row, done][..],
-            &[row, ready],
-            &[done, done, ready],
-            &[done, (b'Z', b"T")],
-            &[done, ready, ready],
-            &[(b'C', b"INSERT 0 1\0"), ready],
-            &[(b'N', b"\0"), done, ready],
-            &[(b'S', b"a\0b\0"), done, ready],
-            &[(b'E', b"\0"), ready],
-            &[(b's', b""), ready],
-            &[],
-        ] {
-            assert!(!is_lasting(&reply(wrong)), "{wrong:?}");
+        let whole = reply(&[(b'1', b""), (b'2', b""), (b'T', b"\0\0"), row, done, (b'3', b""), ready]);
+        assert_eq!(lasting(&whole), Ok(()));
+        for end in 0..whole.len() {
+            assert_eq!(lasting(&whole[..end]), Err(Unfit::Incomplete), "cut at {end}");
         }
+        for (wrong, why) in [
+            (&[row, done][..], Unfit::Incomplete),
+            (&[row, ready], Unfit::NotSelect),
+            (&[done, done, ready], Unfit::NotSelect),
+            (&[done, row, ready], Unfit::NotSelect),
+            (&[done, (b'Z', b"T")], Unfit::NotSelect),
+            (&[done, ready, ready], Unfit::NotSelect),
+            (&[(b'C', b"INSERT 0 1\0"), ready], Unfit::NotSelect),
+            (&[(b'N', b"\0"), done, ready], Unfit::Notice),
+            (&[row, (b'N', b"\0"), done, ready], Unfit::Notice),
+            (&[done, (b'N', b"\0"), ready], Unfit::Notice),
+            (&[(b'S', b"a\0b\0"), done, ready], Unfit::Notice),
+            (&[(b'A', b"\0\0\0\0\0\0"), done, ready], Unfit::Notice),
+            (&[(b'E', b"\0"), ready], Unfit::Error),
+            (&[row, (b'E', b"\0"), ready], Unfit::Error),
+            (&[(b's', b""), ready], Unfit::NotSelect),
+            (&[(b'I', b""), ready], Unfit::NotSelect),
+            (&[], Unfit::Incomplete),
+        ] {
+            assert_eq!(lasting(&reply(wrong)), Err(why), "{wrong:?}");
+        }
+    }
+
+    /// Everything that a batch of an extended query and its session may differ in.
+    type Asked = (String, String, String, u8, bool, bool, String, Vec<String>);
+
+    fn asked() -> impl Strategy<Value = Asked> {
+        let text = "SELECT [12]?( FROM t)?";
+        let who = proptest::collection::vec("[ab]{0,2}", 0..3);
+        (text, "s?", "[ab]{0,2}", 0..2u8, any::<bool>(), any::<bool>(), "UTC|CET", who)
+    }
+
+    fn key_of((text, name, value, format, describe, close, zone, who): &Asked) -> Option<Bytes> {
+        let mut batch = extended(text, name, value, *format, *describe);
+        if *close {
+            let sync = batch.split_off(batch.len() - build::SYNC.len());
+            message(&mut batch, b'C', b"P\0");
+            batch.extend_from_slice(&sync);
+        }
+        let who: Vec<_> = who.iter().map(String::as_bytes).collect();
+        Some(client(zone).question(&batch, &who)?.key)
     }
 
     proptest! {
         #[test]
+        fn keys_are_the_same_when_all_that_they_depend_on_is(one in asked(), other in asked()) {
+            let same = |asked: &Asked| (asked.0.clone(), asked.2.clone(), asked.3, asked.4, asked.5, asked.6.clone(), asked.7.clone());
+            // The name of the statement is not in the reply.
+            prop_assert_eq!(key_of(&one).unwrap() == key_of(&other).unwrap(), same(&one) == same(&other));
+        }
+
+        #[test]
+        fn replies_that_were_damaged_do_not_last_or_are_replies(at in 0usize..60, byte: u8) {
+            let (row, done, ready) = ((b'D', &b"\0\0"[..]), (b'C', &b"SELECT 1\0"[..]), (b'Z', &b"I"[..]));
+            let mut bytes = reply(&[(b'2', b""), row, done, ready]);
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            let _ = lasting(&bytes);
+        }
+
+        #[test]
         fn any_bytes_are_looked_at(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (client("UTC").question(&bytes, &[]), is_lasting(&bytes));
+            fuzz_question(&bytes);
         }
     }
 }
