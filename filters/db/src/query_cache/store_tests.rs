@@ -169,13 +169,14 @@ fn flushes_are_by_rule_and_table_and_reach_what_is_on_its_way() {
     assert_eq!((cache.flush(), left()), (2, (false, false)));
     assert_eq!(cache.stats().entries, 0);
 
-    let flush: [&dyn Fn(); 4] =
-        [&|| drop(cache.flush()), &|| drop(cache.flush_rule("a")), &|| drop(cache.flush_table("t")), &|| {
-            cache.wrote(&written("UPDATE t SET a = 1"), true)
+    let flush: [&dyn Fn() -> usize; 4] =
+        [&|| cache.flush(), &|| cache.flush_rule("a").unwrap(), &|| cache.flush_table("t"), &|| {
+            cache.wrote(&written("UPDATE t SET a = 1"), true);
+            0
         }];
     for (n, flush) in flush.iter().enumerate() {
         let Look::Ask(filling) = cache.look(&a, None, now) else { panic!("{n}") };
-        flush();
+        assert_eq!(flush(), 0, "nothing is there yet");
         filling.filled(&reply(1), false, now);
         drop(filling);
         assert!(!hits(&cache, &a, now), "{n}");
