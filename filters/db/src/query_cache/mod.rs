@@ -38,9 +38,12 @@ impl Slot {
         }
     }
 
+    /// The filter is off: what was kept is of no use any more.
     pub(crate) fn clear(&self) {
-        if self.0.load().is_some() {
-            self.0.store(None);
+        if self.0.load().is_some()
+            && let Some(state) = self.0.swap(None)
+        {
+            state.end();
         }
     }
 

@@ -325,6 +325,12 @@ impl QueryCacheState {
         self.rules.flush_all();
     }
 
+    /// No chain has it any more.
+    pub(super) fn end(&self) {
+        self.rules.flush_all();
+        self.sweep(|_| true);
+    }
+
     /// Forgets everything, also what is on its way. Returns how many replies.
     pub fn flush(&self) -> usize {
         self.rules.flush_all();
@@ -375,6 +381,15 @@ impl QueryCacheState {
             misses: sum(|rule| rule.misses),
             rules,
         }
+    }
+}
+
+/// What nobody is told of the entries that go with it.
+impl Drop for QueryCacheState {
+    fn drop(&mut self) {
+        let CacheStats { entries, bytes, .. } = self.stats();
+        self.held.entries.decrement(entries as f64);
+        self.held.bytes.decrement(bytes as f64);
     }
 }
 

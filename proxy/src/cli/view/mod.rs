@@ -11,7 +11,7 @@ use qudag_filter_api::Period;
 use serde_json::Value;
 
 pub(super) use cache::{cache, flushed, rebuilt};
-pub(super) use db::{db_clients, db_paused, db_pools, db_queue, db_servers, db_statements};
+pub(super) use db::{db_cache, db_clients, db_paused, db_pools, db_queue, db_servers, db_statements};
 pub(super) use dns::{lookup, servers};
 pub(super) use flows::FlowTable;
 pub(super) use peers::peers;
@@ -396,7 +396,7 @@ dns.dns_cache is off at 100 %
             for view in [status, filters, applied, bypass, draining, explanations, cache, flushed, lookup] {
                 let _ = view(&value, true);
             }
-            for view in [db_pools, db_clients, db_servers, db_queue, db_statements, db_paused] {
+            for view in [db_cache, db_pools, db_clients, db_servers, db_queue, db_statements, db_paused] {
                 let _ = view(&value, true);
             }
         }
