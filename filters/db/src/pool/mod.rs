@@ -283,11 +283,10 @@ impl Pools {
                     let pool = Pool::new(
                         key.clone(),
                         Arc::clone(target),
-                        Arc::downgrade(self),
+                        self,
                         lane,
                         Arc::clone(settings),
                         self.texts(key, settings.statements),
-                        Arc::clone(&self.cache),
                         identity.clone(),
                     );
                     let paused = self.paused();

@@ -124,11 +124,10 @@ impl Pool {
     pub(crate) fn new(
         key: PoolKey,
         target: Arc<Target>,
-        home: Weak<Pools>,
+        home: &Arc<Pools>,
         lane: Arc<Lane>,
         settings: Arc<DbPool>,
         texts: Arc<Mutex<Texts>>,
-        cache: Arc<Slot>,
         identity: Identity,
     ) -> Arc<Self> {
         let room = Room { size: settings.size, limit: settings.size };
@@ -149,8 +148,8 @@ impl Pool {
         let pool = Arc::new(Self {
             key,
             target,
-            home,
-            cache,
+            home: Arc::downgrade(home),
+            cache: Arc::clone(&home.cache),
             lane,
             places: Mutex::new(Places::new(room)),
             known: Mutex::new(known),

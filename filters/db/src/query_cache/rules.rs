@@ -115,8 +115,8 @@ impl Rules {
                 matches(pattern.as_bytes(), shape.as_bytes())
             };
             let only_from = |reads: &Vec<Box<str>>| {
-                let listed = |table: &Box<str>| all_of.iter().any(|known| plain(known) == **table);
-                !reads.is_empty() && reads.iter().all(listed)
+                let listed = |table: &str| all_of.iter().any(|known| plain(known) == table);
+                !reads.is_empty() && reads.iter().all(|table| listed(table))
             };
             pattern.as_ref().is_some_and(like) || !all_of.is_empty() && reads.as_ref().is_some_and(only_from)
         };

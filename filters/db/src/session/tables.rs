@@ -248,7 +248,7 @@ impl Writes {
     /// The tables, in lower case and without schemas; `None` when it may have been any table. `changed`: by the tags of its commands
     /// something was.
     pub fn tables(&self, changed: bool) -> Option<&[Box<str>]> {
-        (!self.all && !(self.missed && changed)).then_some(&*self.tables)
+        (!(self.all || self.missed && changed)).then_some(&*self.tables)
     }
 }
 
