@@ -333,6 +333,27 @@ async fn a_reply_that_is_given_again_is_the_servers_byte_for_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pipeline_of_long_replies_waits_for_its_client() {
+    let Some(mut stand) = Stand::start().await else { return };
+    let long = "SELECT counted(), repeat('x', 60000)";
+    let mut client = stand.client("").await;
+    let expected = client.query(long).await;
+    // Much more than the sidecar holds for a client, which reads nothing before it has sent all of it.
+    let others = ["SELECT 'one after'", "SELECT 'two after'"].map(query);
+    client.send(&[&query(long).repeat(300)[..], &others.concat()].concat()).await;
+    for n in 0..300 {
+        assert_eq!(client.answer().await, expected, "{n}");
+    }
+    assert_eq!(values(&client.answer().await), [["one after"]]);
+    assert_eq!(values(&client.answer().await), [["two after"]]);
+    assert_eq!(stand.asks().await, 1);
+    // Who takes nothing holds nobody up.
+    let mut idle = stand.client("").await;
+    idle.send(&query(long).repeat(300)).await;
+    assert_eq!(stand.client("").await.query(long).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_given_what_was_not_asked_for_by_one_like_it() {
     let Some(mut stand) = Stand::start().await else { return };
     let (port, mut asks) = (stand.port(), 0);

@@ -230,7 +230,10 @@ impl Session {
                 None => Some("internal"),
             },
             Ok(Ok(DbAnswer::Reply(reply))) => match question {
-                Some(question) => self.reply(&question, &reply),
+                Some(question) => match self.reply(&question, &reply) {
+                    None => self.make_room().await,
+                    end => end,
+                },
                 None => Some("internal"),
             },
             Ok(Ok(_)) => Some("internal"),
@@ -274,6 +277,27 @@ impl Session {
                 Some("malformed")
             }
         }
+    }
+
+    /// After an answer without a server: what is behind it in a pipeline waits until the client has taken enough, and lets others go first.
+    async fn make_room(&mut self) -> Option<End> {
+        while self.out.len() >= HIGH {
+            let before = self.out.len();
+            let some = std::future::poll_fn(|cx| match poll_write(&mut self.stream, cx, &mut self.out) {
+                Poll::Ready(Err(_)) => Poll::Ready(Some("client_gone")),
+                _ if self.out.len() < before => Poll::Ready(None),
+                _ => Poll::Pending,
+            });
+            let end = timeout(self.stall, some).await.unwrap_or(Some("stalled"));
+            self.written += (before - self.out.len()) as u64;
+            if end.is_some() {
+                return end;
+            }
+        }
+        if !self.inbox.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        None
     }
 
     /// Watches a client that waits for a server: whether it goes, or cancels.

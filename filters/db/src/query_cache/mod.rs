@@ -10,6 +10,7 @@ mod store;
 mod store_tests;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use arc_swap::ArcSwapOption;
 
@@ -28,31 +29,37 @@ pub struct Asked {
 
 /// Where the sessions of all pools find the cache; empty while the filter is off.
 #[derive(Default)]
-pub(crate) struct Slot(ArcSwapOption<QueryCacheState>);
+pub(crate) struct Slot {
+    /// Whether there may be one: all that is looked at while there is none.
+    on: AtomicBool,
+    state: ArcSwapOption<QueryCacheState>,
+}
 
 impl Slot {
     /// The cache that a transaction has passed by.
     pub(crate) fn put(&self, state: &Arc<QueryCacheState>) {
-        if !self.0.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, state)) {
-            self.0.store(Some(Arc::clone(state)));
+        if !self.state.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, state)) {
+            self.state.store(Some(Arc::clone(state)));
+            self.on.store(true, Relaxed);
         }
     }
 
     /// The filter is off: what was kept is of no use any more.
     pub(crate) fn clear(&self) {
-        if self.0.load().is_some()
-            && let Some(state) = self.0.swap(None)
+        if self.on.load(Relaxed)
+            && self.on.swap(false, Relaxed)
+            && let Some(state) = self.state.swap(None)
         {
             state.end();
         }
     }
 
     pub(crate) fn get(&self) -> Option<Arc<QueryCacheState>> {
-        self.0.load_full()
+        self.state.load_full()
     }
 
     /// Whether somebody wants to know what is written.
     pub(crate) fn watches(&self) -> bool {
-        self.0.load().as_ref().is_some_and(|state| state.watches_writes())
+        self.on.load(Relaxed) && self.state.load().as_ref().is_some_and(|state| state.watches_writes())
     }
 }

@@ -48,14 +48,19 @@ impl Named {
     }
 }
 
+/// A statement that was looked at, by the digest of its text.
+type Known = (u64, Arc<Named>);
+
 /// The rules of a cache.
 pub(super) struct Rules {
     rules: Vec<Arc<Rule>>,
     by_fingerprint: HashMap<Fingerprint, Arc<Rule>>,
-    statements: RwLock<HashMap<Fingerprint, Option<Arc<Named>>>>,
+    /// With the digest of the text: a user must not decide what becomes of another's statement by one with its fingerprint.
+    statements: RwLock<HashMap<Fingerprint, Option<Known>>>,
     tables: Mutex<HashMap<Box<str>, Mark>>,
     all: Mark,
     number: u64,
+    seed: u64,
 }
 
 impl Rules {
@@ -81,6 +86,7 @@ impl Rules {
             tables: Mutex::default(),
             all: Mark::default(),
             number,
+            seed: fastrand::u64(..),
         }
     }
 
@@ -92,16 +98,24 @@ impl Rules {
     /// and for what is no plain SELECT.
     pub(super) fn named(&self, statement: Fingerprint, work: &Work<'_>) -> Option<Arc<Named>> {
         let known = self.statements.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = known.get(&statement) {
-            return known.clone();
-        }
+        let digest = match known.get(&statement) {
+            Some(None) => return None,
+            Some(Some((known, named))) => {
+                let digest = work.digest(self.seed);
+                if digest == *known {
+                    return Some(Arc::clone(named));
+                }
+                digest
+            }
+            None => work.digest(self.seed),
+        };
         drop(known);
         let named = self.find(statement, work).map(Arc::new);
         let mut known = self.statements.write().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= STATEMENTS {
             known.clear();
         }
-        known.insert(statement, named.clone());
+        known.insert(statement, named.clone().map(|named| (digest, named)));
         named
     }
 
@@ -239,6 +253,22 @@ mod tests {
         ] {
             assert_eq!(rule_of(&rules, text).as_deref(), expected, "{text}");
             assert_eq!(rule_of(&rules, text).as_deref(), expected, "the second time: {text}");
+        }
+    }
+
+    #[test]
+    fn a_statement_is_not_taken_for_another_with_its_fingerprint() {
+        let rules = rules(r#"[{"name": "a", "pattern": "select * from t"}, {"name": "b", "reads": ["u"]}]"#);
+        let work = |text: &'static str| Work::of_text(text.as_bytes());
+        let one = work("SELECT x FROM t").fingerprint();
+        for (text, expected) in [
+            ("SELECT x FROM t", Some("a")),
+            ("SELECT x FROM u", Some("b")),
+            ("SELECT y FROM t", Some("a")),
+            ("DELETE FROM t", None),
+        ] {
+            let named = rules.named(one, &work(text));
+            assert_eq!(named.map(|named| named.rule.settings.name.clone()).as_deref(), expected, "{text}");
         }
     }
 

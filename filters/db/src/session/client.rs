@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
 
-use super::fingerprint::{Fingerprint, shape, whole_shape};
+use super::fingerprint::{Fingerprint, digest, shape, whole_shape};
 use super::parameters::Parameters;
 use super::pins::Pins;
 use super::reads::{self, Asks};
@@ -100,6 +100,11 @@ impl Work<'_> {
     /// The text without its values, whatever its length is.
     pub fn whole_shape(&self) -> String {
         whole_shape(self.text, self.escapes)
+    }
+
+    /// What tells the text from others as its fingerprint does, also where somebody makes texts with equal fingerprints. `seed`: a secret.
+    pub fn digest(&self, seed: u64) -> u64 {
+        digest(self.text, self.escapes, seed)
     }
 
     /// Whether it is one SELECT that looks as if it changed nothing. `vouched`: functions that change nothing either, by their names.

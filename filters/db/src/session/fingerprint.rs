@@ -78,6 +78,16 @@ impl Fingerprint {
     }
 }
 
+/// A number of a text as its fingerprint is, that nobody can foresee who does not know `seed`.
+pub(super) fn digest(text: &[u8], escapes: bool, seed: u64) -> u64 {
+    let mut hash = Xxh3::with_seed(seed);
+    without_values(text, escapes, |part| {
+        hash.update(part);
+        hash.update(b" ");
+    });
+    hash.digest()
+}
+
 /// A text without its values, for people: `select ? from t where id = ?`.
 pub fn shape(text: &[u8], escapes: bool) -> String {
     shape_up_to(text, escapes, SHOWN)

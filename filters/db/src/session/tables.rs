@@ -156,7 +156,8 @@ impl<F: FnMut(Use, &[u8])> Walk<F> {
                     self.first = First::Commit;
                     return;
                 }
-                b"alter" | b"drop" | b"refresh" | b"call" | b"do" | b"execute" | b"import" => {
+                b"alter" | b"drop" | b"refresh" | b"call" | b"do" | b"execute" | b"import" | b"grant"
+                | b"revoke" | b"reassign" => {
                     (self.found)(Use::Unseen, b"");
                     return;
                 }
@@ -318,6 +319,7 @@ mod tests {
             "CREATE TABLE t ()",
             "SELECT 1; CALL f()",
             "DO 'x'",
+            "REVOKE SELECT ON t FROM bob",
             "EXECUTE p",
             "COMMIT PREPARED 'x'",
             "UPDATE U&\"\\0061\" SET a = 1",
