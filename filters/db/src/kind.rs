@@ -4,10 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use qudag_filter_api::{Address, Flow, FlowKey, Kind, chain};
 use qudag_filter_common::{CircuitBreaker, SpliceOptions, Stream};
 
 use crate::pool::{Access, DbBackpressure, DbPool, Lease, Pools, Transaction};
+use crate::query_cache::QueryCache;
 use crate::replicas::{ReadReplicas, Replicas};
 use crate::{DbRateLimit, StartupPacket};
 
@@ -47,6 +49,8 @@ pub enum DbAnswer {
     Pooled(Pooled),
     /// A server for a transaction.
     Server(Lease),
+    /// What a server has answered to the same before: no server is needed.
+    Reply(Bytes),
     /// The session's own server, which it has, for a transaction.
     Own,
 }
@@ -142,6 +146,8 @@ chain! {
     pub struct DbFilters for Db, states DbStates {
         /// Refuses sessions and transactions over a rate with SQLSTATE 53400.
         rate_limit: DbRateLimit,
+        /// Gives replies to queries again that rules name.
+        db_query_cache: QueryCache,
         /// Lets transactions that only read be carried out by replicas, and finds the primary.
         read_replicas: ReadReplicas,
         /// Refuses transactions early that would wait too long for a server, with SQLSTATE 53300.

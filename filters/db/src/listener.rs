@@ -316,7 +316,7 @@ impl Start<'_> {
             DbAnswer::Pooled(pooled) => {
                 Ok(Way::Pooled { pooled, key, settings, seat, read: Vec::new(), deadline })
             }
-            DbAnswer::Server(_) | DbAnswer::Own => {
+            DbAnswer::Server(_) | DbAnswer::Reply(_) | DbAnswer::Own => {
                 Err(FilterError::Internal("a server for a session that was not begun".into()))
             }
         }

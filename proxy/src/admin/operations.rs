@@ -69,6 +69,16 @@ pub trait Operations: Clone + Send + Sync + 'static {
     /// # Errors
     /// When there are no pools of it.
     fn db_pause(&self, paused: bool, database: Option<&str>) -> Result<Value, ControlError>;
+    /// What the query cache holds.
+    ///
+    /// # Errors
+    /// When there is none.
+    fn db_cache(&self) -> Result<Value, ControlError>;
+    /// Drops replies of the query cache: of a rule, of a table, or all.
+    ///
+    /// # Errors
+    /// When there is no cache or no such rule, or both are named.
+    fn db_cache_flush(&self, rule: Option<&str>, table: Option<&str>) -> Result<Value, ControlError>;
     /// Asks the sidecar's own DNS chain.
     fn dns_lookup(&self, question: &Question) -> impl Future<Output = Result<Value, ControlError>> + Send;
     /// The configuration in force, as YAML without secrets.
@@ -178,6 +188,14 @@ impl Operations for Control {
 
     fn db_pause(&self, paused: bool, database: Option<&str>) -> Result<Value, ControlError> {
         self.db_pause(paused, database).map(json)
+    }
+
+    fn db_cache(&self) -> Result<Value, ControlError> {
+        self.db_cache().map(json)
+    }
+
+    fn db_cache_flush(&self, rule: Option<&str>, table: Option<&str>) -> Result<Value, ControlError> {
+        self.db_cache_flush(rule, table).map(json)
     }
 
     async fn dns_lookup(&self, question: &Question) -> Result<Value, ControlError> {

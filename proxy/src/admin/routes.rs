@@ -56,6 +56,8 @@ pub(super) fn router<C: Operations>(control: C, auth: &Arc<Auth>, metrics: Metri
         .route("/db", read(auth, db::<C>))
         .route("/db/pause", change(auth, db_pause::<C>))
         .route("/db/resume", change(auth, db_resume::<C>))
+        .route("/db/cache", read(auth, db_cache::<C>))
+        .route("/db/cache/flush", change(auth, db_cache_flush::<C>))
         .route("/tap/{kind}", read(auth, tap::<C>))
         .route("/bypass", read(auth, bypass_state::<C>).merge(change(auth, bypass::<C>)))
         .route("/settings", read(auth, settings::<C>).merge(change(auth, set::<C>)))
@@ -313,6 +315,22 @@ async fn db_pause<C: Operations>(State(api): State<Api<C>>, Wish(of): Wish<Datab
 
 async fn db_resume<C: Operations>(State(api): State<Api<C>>, Wish(of): Wish<Database>) -> Answer<Value> {
     Ok(Json(api.control.db_pause(false, of.database.as_deref())?))
+}
+
+async fn db_cache<C: Operations>(State(api): State<Api<C>>) -> Answer<Value> {
+    Ok(Json(api.control.db_cache()?))
+}
+
+/// Everything where neither is named.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Replies {
+    rule: Option<String>,
+    table: Option<String>,
+}
+
+async fn db_cache_flush<C: Operations>(State(api): State<Api<C>>, Wish(of): Wish<Replies>) -> Answer<Value> {
+    Ok(Json(api.control.db_cache_flush(of.rule.as_deref(), of.table.as_deref())?))
 }
 
 async fn dns_lookup<C: Operations>(

@@ -234,6 +234,8 @@ Examples:
   qudag-sidecar db pause accounts        transactions of this database wait; those under way go on
   qudag-sidecar db resume                all of them
   qudag-sidecar db queue --json
+  qudag-sidecar db cache                 what db_query_cache holds, by rule
+  qudag-sidecar db cache flush --table prices
 
 With --json everything is printed: pools with their clients, servers and statements, the cluster, and its load.")]
     Db {
@@ -520,6 +522,26 @@ pub enum DbCommand {
         /// Of this database only
         database: Option<String>,
     },
+    /// Show what the query cache holds and does, by rule, or make it forget
+    Cache {
+        /// What to do; it is shown where this is left out.
+        #[command(subcommand)]
+        command: Option<DbCacheCommand>,
+    },
+}
+
+/// `db cache …`
+#[derive(Debug, Subcommand)]
+pub enum DbCacheCommand {
+    /// Forget replies: all of them, or those of a rule or a table
+    Flush {
+        /// What this rule has kept
+        #[arg(long, value_name = "RULE", conflicts_with = "table")]
+        rule: Option<String>,
+        /// What was read from this table, as far as the texts or the rules name it
+        #[arg(long, value_name = "TABLE")]
+        table: Option<String>,
+    },
 }
 
 /// `dns …`
@@ -636,6 +658,8 @@ mod tests {
             "top dns",
             "top db --interval 1",
             "db pause a b",
+            "db cache flush --rule a --table t",
+            "db cache show",
             "pki init",
             "pki init --dir a --days 0",
             "pki issue a --dir a --days 1 --lifetime 1h",

@@ -3,7 +3,9 @@
 use qudag_filter_api::{Percent, Period};
 use serde_json::{Map, Value, json};
 
-use super::args::{CacheFlush, Common, DbCommand, DnsCommand, FiltersCommand, FlagsCommand, Format, Target};
+use super::args::{
+    CacheFlush, Common, DbCacheCommand, DbCommand, DnsCommand, FiltersCommand, FlagsCommand, Format, Target,
+};
 use super::exit::{FAILED, Failure};
 use super::{find, output, view};
 use crate::admin::client::{Client, ClientError};
@@ -125,6 +127,15 @@ impl Ask {
             DbCommand::Replicas => Self::get("/db", view::db_replicas),
             DbCommand::Load => Self::get("/db", view::db_load),
             DbCommand::Statements => Self::get("/db", view::db_statements),
+            DbCommand::Cache { command: None } => Self::get("/db/cache", view::db_cache),
+            DbCommand::Cache { command: Some(DbCacheCommand::Flush { rule, table }) } => {
+                let chosen = [("rule", rule), ("table", table)];
+                let body: Map<String, Value> = chosen
+                    .into_iter()
+                    .filter_map(|(key, value)| Some((key.to_owned(), Value::String(value?))))
+                    .collect();
+                Self::post("/db/cache/flush", Value::Object(body), view::flushed)
+            }
             DbCommand::Pause { database } => Self::post("/db/pause", of(database), view::db_paused),
             DbCommand::Resume { database } => Self::post("/db/resume", of(database), view::db_paused),
         }

@@ -126,6 +126,11 @@ fn loops(config: &Config) -> Vec<ConfigError> {
         let at = root.key("filters").key("db").key("read_replicas").key("servers");
         errors.push(at.error("no server").hint("the replicas' addresses, or `enabled: false`"));
     }
+    let cache = &config.filters.db.db_query_cache;
+    if cache.enabled && cache.settings.rules.is_empty() {
+        let at = root.key("filters").key("db").key("db_query_cache").key("rules");
+        errors.push(at.error("no rule").hint("the queries to keep, or `enabled: false`"));
+    }
     errors
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use qudag_filter_api::FilterSpec;
 use qudag_filter_db::pool::{DbStatus, Pools};
-use qudag_filter_db::{LoadStatus, ReadReplicas, ReplicaStatus};
+use qudag_filter_db::{CacheStats, LoadStatus, QueryCacheState, ReadReplicas, ReplicaStatus};
 use serde::Serialize;
 
 use super::{Control, ControlError};
@@ -32,7 +32,54 @@ pub struct DbSeen {
     pub load: Vec<LoadStatus>,
 }
 
+/// What a flush of the query cache has reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CacheFlushed {
+    /// How many replies are gone.
+    pub flushed: usize,
+}
+
 impl Control {
+    fn query_cache(&self) -> Result<Arc<QueryCacheState>, ControlError> {
+        let generation = self.generation();
+        let held = generation.kinds.db.as_ref().and_then(|line| line.states.db_query_cache.as_ref());
+        held.map(|held| Arc::clone(&held.state)).ok_or_else(|| {
+            ControlError::NotFound("there is no query cache: db.db_query_cache has not been on".to_owned())
+        })
+    }
+
+    /// What the query cache holds.
+    ///
+    /// # Errors
+    /// When `db_query_cache` has not been on.
+    pub fn db_cache(&self) -> Result<CacheStats, ControlError> {
+        Ok(self.query_cache()?.stats())
+    }
+
+    /// Forgets what a rule has kept, or what was read from a table, or all.
+    ///
+    /// # Errors
+    /// When `db_query_cache` has not been on, there is no such rule, or both are named.
+    pub fn db_cache_flush(
+        &self,
+        rule: Option<&str>,
+        table: Option<&str>,
+    ) -> Result<CacheFlushed, ControlError> {
+        let cache = self.query_cache()?;
+        let flushed = match (rule, table) {
+            (None, None) => cache.flush(),
+            (Some(name), None) => cache
+                .flush_rule(name)
+                .ok_or_else(|| ControlError::NotFound(format!("db_query_cache has no rule {name:?}")))?,
+            (None, Some(name)) => cache.flush_table(name),
+            (Some(_), Some(_)) => {
+                return Err(ControlError::Invalid("`rule` or `table`, not both".to_owned()));
+            }
+        };
+        tracing::info!(rule, table, flushed, "query cache flushed");
+        Ok(CacheFlushed { flushed })
+    }
+
     fn pools(&self) -> Result<Arc<Pools>, ControlError> {
         let generation = self.generation();
         let held = generation.kinds.db.as_ref().and_then(|line| line.states.db_pool.as_ref());

@@ -441,7 +441,7 @@ pub const CATALOGUE: &[Metric] = &[
     counter(
         "qudag_sidecar_db_transactions_total",
         &["outcome"],
-        "Transactions of pooled sessions: ok, ended with their session, or the error that they were refused with.",
+        "Transactions of pooled sessions: ok, ended with their session, answered from the cache (cached), or the error that they were refused with.",
     ),
     counter(
         "qudag_sidecar_db_sheds_total",
@@ -546,6 +546,30 @@ pub const CATALOGUE: &[Metric] = &[
         &["server", "what"],
         "1 while a database server has too much to do: connections, a queue that grows (queue), CPU time (cpu).",
     ),
+    counter(
+        "qudag_sidecar_db_cache_lookups_total",
+        &["result"],
+        "Queries that a rule names: given a reply that was there (hit) or that another one waited for (joined), asked to fill the cache (miss), or asked since the other's reply was not kept in time (alone).",
+    ),
+    counter("qudag_sidecar_db_cache_stored_total", &[], "Replies that were kept."),
+    counter("qudag_sidecar_db_cache_refused_total", &["reason"], "Replies that were not kept, by why."),
+    counter(
+        "qudag_sidecar_db_cache_evicted_total",
+        &["reason"],
+        "Replies that made room for others (size), or whose time was over (time).",
+    ),
+    counter(
+        "qudag_sidecar_db_cache_flushes_total",
+        &["by"],
+        "Flushes of the query cache: by rule, table, all, or by a transaction that wrote (write).",
+    ),
+    counter(
+        "qudag_sidecar_db_cache_checksum_failures_total",
+        &[],
+        "Replies in the query cache that were not as they were stored, and were thrown away.",
+    ),
+    gauge("qudag_sidecar_db_cache_bytes", &[], "Memory that kept replies take with their keys."),
+    gauge("qudag_sidecar_db_cache_entries", &[], "Replies that are kept."),
     gauge("qudag_sidecar_redis_sessions_active", &[], "Redis sessions under way."),
     gauge(
         "qudag_sidecar_redis_servers",

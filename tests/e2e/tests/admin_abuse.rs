@@ -74,6 +74,7 @@ fn matrix(addr: SocketAddr, token: &str) -> Vec<Abuse> {
         "/dns/lookup",
         "/db/pause",
         "/db/resume",
+        "/db/cache/flush",
         "/settings",
         "/settings/reset",
         "/drain",
@@ -151,6 +152,7 @@ fn matrix(addr: SocketAddr, token: &str) -> Vec<Abuse> {
         "/dns/servers",
         "/peers",
         "/db",
+        "/db/cache",
         "/settings",
         "/tap/dns",
     ] {

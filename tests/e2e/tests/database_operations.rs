@@ -108,10 +108,52 @@ async fn pools_are_shown_and_held_back() {
 }
 
 #[tokio::test]
+async fn the_query_cache_is_shown_and_flushed() {
+    needs_postgres!();
+    let rules = "{ name: sums, pattern: 'select ? + ?*' }, { name: empty, reads: [nothing] }";
+    let it = stand(&format!("    db_query_cache: {{ enabled: true, rules: [{rules}] }}\n")).await;
+    let show = async || it.sidecar.cli_json(&["db", "cache"]).await;
+    // The first transaction makes the cache known to sessions.
+    it.query("select 1").await;
+    for _ in 0..3 {
+        assert_eq!(it.query(&format!("select {SECRET} + 1")).await, "4711471148");
+    }
+    let shown = show().await;
+    let sums = &shown["rules"][0];
+    assert_eq!((&sums["rule"], &sums["entries"], &sums["misses"]), (&json!("sums"), &json!(1), &json!(1)));
+    assert_eq!(
+        (&sums["hits"], &shown["hits"], &shown["max_bytes"]),
+        (&json!(2), &json!(2), &json!(32 << 20))
+    );
+    let page = it.sidecar.cli(&["db", "cache"]).await.ok();
+    assert!(page.contains("sums") && page.contains("66.7% of 3 from the cache"), "{page}");
+    assert!(!page.contains(SECRET) && !shown.to_string().contains(SECRET), "{page}");
+
+    for (args, said) in [
+        (&["--rule", "empty"][..], "0 entries dropped\n"),
+        (&["--table", "nothing"], "0 entries dropped\n"),
+        (&["--rule", "sums"], "1 entry dropped\n"),
+    ] {
+        assert_eq!(it.sidecar.cli(&[&["db", "cache", "flush"], args].concat()).await.ok(), said);
+    }
+    it.query("select 1 + 1").await;
+    it.query("select 2 + 1").await;
+    assert_eq!(it.sidecar.cli(&["db", "cache", "flush"]).await.ok(), "2 entries dropped\n");
+    assert_eq!(show().await["bytes"], 0);
+    let nobody = it.sidecar.cli(&["db", "cache", "flush", "--rule", "nobody"]).await;
+    assert!(nobody.code != 0 && nobody.stderr.contains("no rule"), "{nobody:?}");
+    for (body, status) in [(json!({"rule": "sums", "table": "t"}), 400), (json!({"rule": 1}), 400)] {
+        assert_eq!(it.sidecar.admin("POST", "/db/cache/flush", body).await.status, status);
+    }
+}
+
+#[tokio::test]
 async fn without_pools_there_is_nothing_to_show() {
     let sidecar = TestSidecar::start("listeners:\n  postgres: { bind: \"127.0.0.1:0\" }\n").await;
     let told = sidecar.cli(&["db"]).await;
     assert!(told.code != 0 && told.stderr.contains("db_pool has not been on"), "{told:?}");
+    let told = sidecar.cli(&["db", "cache"]).await;
+    assert!(told.code != 0 && told.stderr.contains("db_query_cache has not been on"), "{told:?}");
 }
 
 #[tokio::test]

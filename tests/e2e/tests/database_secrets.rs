@@ -33,6 +33,16 @@ fn login(password: &str) -> Login {
 async fn session(stand: &Stand) -> Vec<String> {
     let [literal, parameter, copied, in_error, in_notice] = VALUES;
     let mut link = Link::log_in(stand.door, &login(PASSWORD)).await.unwrap();
+    // What the query cache keeps of pooled sessions, and gives again.
+    for _ in 0..2 {
+        link.query(&format!("select '{literal}' as cached"));
+        assert_eq!(link.ask().await.unwrap().rows, [[Some(literal.into())]]);
+        link.parse("", "select $1::text as cached");
+        link.bind("", "", &[parameter]);
+        link.execute("", 0);
+        link.sync();
+        assert_eq!(link.ask().await.unwrap().rows, [[Some(parameter.into())]]);
+    }
     link.query(&format!("create temp table kept (text text); insert into kept values ('{literal}')"));
     assert!(link.ask().await.unwrap().errors.is_empty());
     link.parse("named", "select text from kept where text <> $1");
@@ -89,8 +99,16 @@ async fn nothing_is_told(way: Way) {
     let stand =
         Stand::start_with(way, &role, "telemetry: { log: { level: trace }, flows: { db: all } }\n").await;
     let sidecar = &stand.sidecar;
+    if way != Way::PassThrough {
+        let rules =
+            r#"filters.db.db_query_cache.rules=[{"name": "all", "pattern": "*as cached", "ttl": "60s"}]"#;
+        sidecar.cli(&["set", rules]).await.ok();
+        sidecar.cli(&["filters", "enable", "db_query_cache"]).await.ok();
+    }
     let dir = tempfile::tempdir().unwrap();
     let tap = sidecar.command(&["tap", "db", "--json", "--for", "60s"]).named("tap").spawn(dir.path());
+    let transactions = ["tap", "db", "--transactions", "--json", "--for", "60s"];
+    let transactions = sidecar.command(&transactions).named("transactions").spawn(dir.path());
     // A tap that has begun shows the sessions that end from then on.
     let mut said = Vec::new();
     let shown = async || {
@@ -98,19 +116,39 @@ async fn nothing_is_told(way: Way) {
         tap.log().contains(USER).then_some(())
     };
     eventually(PATIENCE, "the tap shows a session", shown).await;
+    if way != Way::PassThrough {
+        let cached = async || {
+            said.extend(session(&stand).await);
+            let shown = sidecar.admin("GET", "/db/cache", Value::Null).await.ok();
+            let hits = shown["hits"].as_u64().unwrap();
+            (hits >= 2 && transactions.log().contains("cached")).then(|| assert_eq!(shown["entries"], 2))
+        };
+        eventually(PATIENCE, "replies come from the cache, and the tap shows it", cached).await;
+    }
     let logged = async || sidecar.log().contains(USER).then_some(());
     eventually(PATIENCE, "the log shows a session", logged).await;
 
     let mut places = vec![
         ("the log".to_owned(), sidecar.log()),
         ("the tap".to_owned(), tap.log()),
+        ("the tap of transactions".to_owned(), transactions.log()),
         ("errors to clients".to_owned(), said.join("\n")),
     ];
-    for route in ["/metrics", "/status", "/config", "/filters", "/version", "/cache", "/readyz"] {
+    for route in
+        ["/metrics", "/status", "/config", "/filters", "/version", "/cache", "/readyz", "/db", "/db/cache"]
+    {
         let answer = sidecar.admin("GET", route, Value::Null).await;
         places.push((route.to_owned(), answer.body.to_string()));
     }
-    for command in [&["status"][..], &["config", "show", "--origin"], &["filters", "list"], &["check"]] {
+    for command in [
+        &["status"][..],
+        &["config", "show", "--origin"],
+        &["filters", "list"],
+        &["check"],
+        &["db", "statements"],
+        &["db", "cache"],
+        &["db", "cache", "flush", "--rule", "all"],
+    ] {
         let printed = sidecar.cli(command).await;
         places.push((command.join(" "), printed.stdout + &printed.stderr));
     }

@@ -176,6 +176,7 @@ impl Pool {
                         pressure: None,
                         reads: false,
                         routed: false,
+                        filling: None,
                     });
                 }
                 Err(error) => {

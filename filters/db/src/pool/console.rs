@@ -12,6 +12,7 @@ use super::Pools;
 use super::registry::PoolStatus;
 use crate::auth::SecureStream;
 use crate::load::Load;
+use crate::query_cache::RuleStats;
 use crate::replicas::Replicas;
 use crate::session::Parameters;
 use crate::wire::backend::{self, Status};
@@ -54,10 +55,12 @@ const COMMANDS: &[(&str, &str)] = &[
     ("SHOW STATS", "statements without their values, by the time that they keep servers busy"),
     ("SHOW REPLICAS", "the servers of the cluster: which is the primary, and which may be read from"),
     ("SHOW LOAD", "how loaded the servers are, as they say themselves"),
+    ("SHOW CACHE", "the rules of db_query_cache, and what became of their queries"),
     ("SHOW CONFIG", "the settings of db_pool"),
     ("SHOW VERSION", "the sidecar's version"),
     ("PAUSE [database]", "hold transactions back; those under way go on"),
     ("RESUME [database]", "let them go on"),
+    ("FLUSH [RULE name | TABLE name]", "forget replies of db_query_cache"),
 ];
 
 /// What a client of this database is told at its login.
@@ -175,6 +178,7 @@ fn run(command: &str, seen: &Seen<'_>) -> Result<Said, (&'static str, String)> {
         ["SHOW", "STATS"] => stats_table(pools),
         ["SHOW", "REPLICAS"] => replicas_table(seen.replicas),
         ["SHOW", "LOAD"] => load_table(seen.load),
+        ["SHOW", "CACHE"] => cache_table(pools),
         ["SHOW", "CONFIG"] => config_table(pools),
         ["SHOW", "VERSION"] => Table {
             columns: &["version"],
@@ -186,12 +190,43 @@ fn run(command: &str, seen: &Seen<'_>) -> Result<Said, (&'static str, String)> {
         }
         ["PAUSE"] | ["PAUSE", _] => return act(pools.pause(database), "PAUSE"),
         ["RESUME"] | ["RESUME", _] => return act(pools.resume(database), "RESUME"),
+        ["FLUSH"] | ["FLUSH", "RULE" | "TABLE", _] => return flush(&words, pools),
         _ => {
             let shown: String = command.chars().take(60).collect();
             return Err(("42601", format!("unknown command: {shown}")));
         }
     };
     Ok(Said::Table(table))
+}
+
+/// Forgets replies; the words are `FLUSH`, `FLUSH RULE name` or `FLUSH TABLE name`.
+fn flush(words: &[&str], pools: &Pools) -> Result<Said, (&'static str, String)> {
+    let Some(cache) = pools.cache() else {
+        return Err(("55000", "db_query_cache is off, or nothing has passed through it yet".to_owned()));
+    };
+    match words {
+        [_, what, name] if what.eq_ignore_ascii_case("rule") => {
+            let name = name.trim_matches('"');
+            if cache.flush_rule(name).is_none() {
+                return Err(("42704", format!("db_query_cache has no rule \"{name}\"")));
+            }
+        }
+        [_, _, name] => drop(cache.flush_table(name)),
+        _ => drop(cache.flush()),
+    }
+    Ok(Said::Done("FLUSH"))
+}
+
+fn cache_table(pools: &Pools) -> Table {
+    let rules = pools.cache().map(|cache| cache.stats().rules).unwrap_or_default();
+    let row = |rule: RuleStats| {
+        let numbers = [rule.entries, rule.bytes, rule.hits, rule.misses, rule.stored];
+        [rule.rule, rule.ttl].into_iter().chain(numbers.iter().map(ToString::to_string)).collect()
+    };
+    Table {
+        columns: &["rule", "ttl_s", "entries", "bytes", "hits", "misses", "stored"],
+        rows: rules.into_iter().map(row).collect(),
+    }
 }
 
 /// A row for each of the things of all pools, which begins with the pool's database and user.

@@ -35,6 +35,7 @@ use tokio::time::timeout;
 
 use crate::asking::ProbeUser;
 use crate::auth::{ClientTls, Identity};
+use crate::query_cache::{Asked, Filling, QueryCacheState, Slot};
 use crate::session::{Asks, Fingerprint, Texts};
 use crate::startup::CANCEL_REQUEST;
 use conn::CancelKey;
@@ -218,6 +219,12 @@ pub struct Transaction {
     pub asks: Asks,
     /// When the session's last transaction ended that may have written.
     pub wrote: Option<Instant>,
+    /// When the session's last transaction ended that has changed something by its command tags.
+    pub changed: Option<Instant>,
+    /// Its only batch, where a rule of `db_query_cache` names it.
+    pub asked: Option<Asked>,
+    /// Set by `db_query_cache`: the reply is to be kept.
+    pub filling: Option<Arc<Filling>>,
     /// Set by `read_replicas`.
     pub(crate) route: Option<Route>,
     /// Set by `db_backpressure`.
@@ -264,6 +271,8 @@ pub struct Pools {
     settings: ArcSwap<DbPool>,
     /// Databases that are paused, also for pools to come; `None` is all of them.
     paused: Mutex<HashSet<Option<String>>>,
+    /// That of `db_query_cache`, while it is on.
+    cache: Arc<Slot>,
     /// Pools that want a connection more than there may be.
     blocked: Mutex<Vec<Arc<Pool>>>,
     any_blocked: AtomicBool,
@@ -285,6 +294,7 @@ impl Pools {
             most: AtomicUsize::new(DbPool::default().max_servers),
             settings: ArcSwap::default(),
             paused: Mutex::default(),
+            cache: Arc::default(),
             blocked: Mutex::default(),
             any_blocked: AtomicBool::new(false),
         })
@@ -318,7 +328,7 @@ impl Pools {
                     let pool = Pool::new(
                         key.clone(),
                         Arc::clone(target),
-                        Arc::downgrade(self),
+                        self,
                         lane,
                         Arc::clone(settings),
                         self.texts(key, settings.statements),
@@ -423,6 +433,11 @@ impl Pools {
 
     fn settings(&self) -> Arc<DbPool> {
         self.settings.load_full()
+    }
+
+    /// The query cache, while sessions use one.
+    pub fn cache(&self) -> Option<Arc<QueryCacheState>> {
+        self.cache.get()
     }
 
     /// Whether there may be one more connection, which counts from here on; otherwise the pool is woken up when there may.

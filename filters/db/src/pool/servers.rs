@@ -18,6 +18,7 @@ use super::settings::{DbPool, Pressure};
 use super::upkeep::look_after;
 use super::{Pools, SessionInfo, Target};
 use crate::auth::Identity;
+use crate::query_cache::Slot;
 use crate::session::{Fingerprint, Parameters, Texts};
 
 /// Statements that are told apart.
@@ -80,6 +81,8 @@ pub struct Pool {
     pub(super) known: Mutex<Known>,
     /// Shared with the pools of the same user and database at other servers.
     pub(crate) texts: Arc<Mutex<Texts>>,
+    /// Shared by all pools.
+    pub(crate) cache: Arc<Slot>,
     pub(crate) sessions: Registry<SessionInfo>,
     pub(super) servers: Registry<ServerTrace>,
     /// What is counted for each transaction.
@@ -127,7 +130,7 @@ impl Pool {
     pub(crate) fn new(
         key: PoolKey,
         target: Arc<Target>,
-        home: Weak<Pools>,
+        home: &Arc<Pools>,
         lane: Arc<Lane>,
         settings: Arc<DbPool>,
         texts: Arc<Mutex<Texts>>,
@@ -152,7 +155,8 @@ impl Pool {
         let pool = Arc::new(Self {
             key,
             target,
-            home,
+            home: Arc::downgrade(home),
+            cache: Arc::clone(&home.cache),
             lane,
             places: Mutex::new(Places::new(room)),
             known: Mutex::new(known),

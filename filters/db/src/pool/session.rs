@@ -21,12 +21,13 @@ use super::servers::Member;
 use super::settings::Mode;
 use super::taking::Lease;
 use super::tapped::Tapped;
-use super::{SessionInfo, Transaction};
+use super::{PoolKey, Prefers, SessionInfo, Transaction};
 use crate::auth::SecureStream;
 use crate::kind::{Db, DbAnswer, DbRequest};
+use crate::query_cache::{Asked, Filling, QueryCache, QueryCacheState};
 use crate::replicas::ReadReplicas;
 use crate::reply::{fatal, refusal};
-use crate::session::{Asks, Client, Down, Fingerprint, Pins, Sent, Step, Tidy};
+use crate::session::{Asks, Client, Down, Fingerprint, Pins, Question, Sent, Step, Tidy, Writes};
 use crate::wire::backend::Status;
 use crate::wire::build::ErrorResponse;
 
@@ -66,6 +67,8 @@ pub(crate) struct Session {
     pub(crate) tapped: Tapped,
     /// When the last transaction ended that may have written.
     pub(crate) wrote: Option<Instant>,
+    /// When the last one ended that has changed something by its command tags.
+    pub(crate) changed: Option<Instant>,
     pub(crate) read: u64,
     pub(crate) written: u64,
 }
@@ -188,9 +191,27 @@ impl Session {
             true => self.client.asks(&self.inbox),
             false => Asks::Nothing,
         };
-        let wrote = self.wrote;
-        let request =
-            Transaction { session, bytes, statement, own, asks, wrote, route: None, pressure: None };
+        let asked = match generation.chain.has(QueryCache::NAME) {
+            true => self.asked(statement),
+            false => {
+                self.info.pool.cache.clear();
+                None
+            }
+        };
+        let question = asked.as_ref().map(|asked| asked.question.clone());
+        let request = Transaction {
+            session,
+            bytes,
+            statement,
+            own,
+            asks,
+            wrote: self.wrote,
+            changed: self.changed,
+            asked,
+            filling: None,
+            route: None,
+            pressure: None,
+        };
         let answer = {
             let mut call = pin!(generation.chain.call(DbRequest::Transaction(request)));
             std::future::poll_fn(|cx| {
@@ -210,6 +231,13 @@ impl Session {
                 Some(server) => self.serve(server, statement, stopping).await,
                 None => Some("internal"),
             },
+            Ok(Ok(DbAnswer::Reply(reply))) => match question {
+                Some(question) => match self.reply(&question, &reply) {
+                    None => self.make_room().await,
+                    end => end,
+                },
+                None => Some("internal"),
+            },
             Ok(Ok(_)) => Some("internal"),
             Ok(Err(error)) => {
                 self.refuse(&error);
@@ -221,6 +249,57 @@ impl Session {
             }
             Err(_) => Some("client_gone"),
         }
+    }
+
+    /// The batch that is there, with all that its reply depends on, where a rule names it.
+    fn asked(&self, statement: Fingerprint) -> Option<Asked> {
+        let cache = self.info.pool.cache.get()?;
+        let named = cache.named(statement, &self.client.work(&self.inbox))?;
+        let PoolKey { server, user, database } = &self.info.pool.key;
+        let prefers: &[u8] = match self.info.prefers {
+            Prefers::Any => b"any",
+            Prefers::Primary => b"primary",
+            Prefers::Replica => b"replica",
+        };
+        let question = self.client.question(&self.inbox, &[server.as_bytes(), user, database, prefers])?;
+        Some(Asked { question, named })
+    }
+
+    /// Answers the batch that is there with a reply that was kept.
+    fn reply(&mut self, question: &Question, reply: &[u8]) -> Option<End> {
+        self.tapped.cached();
+        counter!("qudag_sidecar_db_transactions_total", "outcome" => "cached").increment(1);
+        let mut texts = self.info.pool.texts.lock().unwrap_or_else(PoisonError::into_inner);
+        let answered = self.client.answer_with(question, reply, &mut texts, &mut self.inbox, &mut self.out);
+        drop(texts);
+        match answered {
+            Ok(()) => None,
+            Err(violation) => {
+                violation.write(&mut self.out);
+                Some("malformed")
+            }
+        }
+    }
+
+    /// After an answer without a server: what is behind it in a pipeline waits until the client has taken enough, and lets others go first.
+    async fn make_room(&mut self) -> Option<End> {
+        while self.out.len() >= HIGH {
+            let before = self.out.len();
+            let some = std::future::poll_fn(|cx| match poll_write(&mut self.stream, cx, &mut self.out) {
+                Poll::Ready(Err(_)) => Poll::Ready(Some("client_gone")),
+                _ if self.out.len() < before => Poll::Ready(None),
+                _ => Poll::Pending,
+            });
+            let end = timeout(self.stall, some).await.unwrap_or(Some("stalled"));
+            self.written += (before - self.out.len()) as u64;
+            if end.is_some() {
+                return end;
+            }
+        }
+        if !self.inbox.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        None
     }
 
     /// Watches a client that waits for a server: whether it goes, or cancels.
@@ -251,8 +330,10 @@ impl Session {
         let settings = pool.settings();
         let kept = settings.mode == Mode::Session;
         let (reads, fence) = (server.reads, server.routed);
-        // What follows in a pipeline may be for the primary.
-        self.client.send_singly(reads);
+        let mut capture = server.filling.take().filter(|_| !kept).map(Capture::new);
+        self.client.note_writes(pool.cache.watches(), false);
+        // What follows in a pipeline may be for the primary, and is not of the reply.
+        self.client.send_singly(reads || capture.is_some());
         let mut guest = match Arc::ptr_eq(&pool, &self.info.pool) {
             true => None,
             false => {
@@ -270,6 +351,8 @@ impl Session {
         let end = loop {
             let mut held = !ready;
             if ready {
+                self.client.note_writes(pool.cache.watches(), true);
+                let before = self.out.len();
                 let mut texts = pool.texts.lock().unwrap_or_else(PoisonError::into_inner);
                 let sent = self.client.up(
                     &mut conn.machine,
@@ -279,6 +362,9 @@ impl Session {
                     &mut self.out,
                 );
                 drop(texts);
+                if let Some(capture) = &mut capture {
+                    capture.add(&self.out, before);
+                }
                 match sent {
                     Ok(Sent::More) => {}
                     Ok(Sent::Held) => held = true,
@@ -318,6 +404,8 @@ impl Session {
                     // What it has said before is the client's.
                     let _ = conn.machine.down(&mut conn.down, &mut self.out, Some(&mut self.client.seen));
                     self.client.lost(&conn.machine, &mut self.out);
+                    // What was not answered may have been carried out.
+                    drop(self.settle(reads));
                     closed("lost");
                     return Some("upstream");
                 }
@@ -347,11 +435,15 @@ impl Session {
                     break Some(end);
                 }
             }
+            let before = self.out.len();
             let down = conn.machine.down(&mut conn.down, &mut self.out, Some(&mut self.client.seen));
+            if let Some(capture) = &mut capture {
+                capture.add(&self.out, before);
+            }
             busy.look(&conn.machine);
             match down {
                 Ok(Down::Ready) => ready = true,
-                Ok(Down::Free) if kept => {}
+                Ok(Down::Free) if kept => drop(self.settle(reads)),
                 Ok(Down::Free | Down::Tidy) => break None,
                 Ok(Down::SetupFailed) => {
                     let failure = conn.machine.failure().to_vec();
@@ -360,15 +452,16 @@ impl Session {
                 }
                 Ok(Down::More) => {
                     let pins = self.client.pins();
-                    if !pins.is_empty()
-                        && conn.machine.is_between_transactions()
-                        && !self.pin(guest.as_mut(), pins)
-                    {
-                        break Some("overloaded");
+                    if !pins.is_empty() && conn.machine.is_between_transactions() {
+                        drop(self.settle(reads));
+                        if !self.pin(guest.as_mut(), pins) {
+                            break Some("overloaded");
+                        }
                     }
                 }
                 Err(unknown) => {
                     self.client.lost(&conn.machine, &mut self.out);
+                    drop(self.settle(reads));
                     closed(unknown.label());
                     return Some("upstream");
                 }
@@ -377,9 +470,9 @@ impl Session {
         if self.client.take_refused_writing() && reads {
             self.info.pool.writes(statement);
         }
-        // Whoever only reads may have come to the primary for want of a replica, where everything is carried out.
-        if self.client.take_changed() || !reads {
-            self.wrote = Some(Instant::now());
+        let written = self.settle(reads);
+        if let Some(capture) = capture.filter(|_| end.is_none()) {
+            capture.end(reads);
         }
         self.member.pin(false);
         drop(guest);
@@ -391,9 +484,31 @@ impl Session {
         match conn.machine.leave(&mut self.client, &mut conn.up) {
             Tidy::Clean if server.is_own() => self.own = Some(server),
             Tidy::Clean => server.give_back(Some((statement, took))),
-            tidy => server.tidy(tidy),
+            tidy => server.tidy(tidy, written),
         }
         end
+    }
+
+    /// A transaction is over, or what is to be known of it is: its client is told of what it has written from here on, and others too.
+    fn settle(&mut self, reads: bool) -> Option<Written> {
+        let changed = self.client.take_changed();
+        let written = self.client.take_writes().and_then(|writes| {
+            let written = Written { cache: self.info.pool.cache.get()?, writes, changed };
+            written.is_something().then_some(written)
+        });
+        if let Some(written) = &written {
+            written.tell();
+        }
+        let changed = changed || written.is_some();
+        // Whoever only reads may have come to the primary for want of a replica, where everything is carried out.
+        if changed || !reads {
+            let now = Instant::now();
+            self.wrote = Some(now);
+            if changed {
+                self.changed = Some(now);
+            }
+        }
+        written
     }
 
     /// Both directions at once: writes what there is to write and reads what there is to read. A side that does not take holds the other.
@@ -501,6 +616,60 @@ impl Session {
         });
         let _ = timeout(LAST_WORDS, said).await;
         let _ = timeout(LAST_WORDS, tokio::io::AsyncWriteExt::shutdown(&mut self.stream)).await;
+    }
+}
+
+/// What a transaction has written, and who wants to know it.
+#[derive(Debug)]
+pub(crate) struct Written {
+    cache: Arc<QueryCacheState>,
+    writes: Writes,
+    changed: bool,
+}
+
+impl Written {
+    fn is_something(&self) -> bool {
+        self.writes.tables(self.changed).is_none_or(|tables| !tables.is_empty())
+    }
+
+    pub(crate) fn tell(&self) {
+        self.cache.wrote(&self.writes, self.changed);
+    }
+}
+
+/// The reply to a question, as it passes.
+struct Capture {
+    filling: Arc<Filling>,
+    reply: Vec<u8>,
+    /// It is longer than what is kept.
+    over: bool,
+}
+
+impl Capture {
+    fn new(filling: Arc<Filling>) -> Self {
+        Self { filling, reply: Vec::new(), over: false }
+    }
+
+    /// What was written behind the first `before` bytes for the client.
+    fn add(&mut self, out: &[u8], before: usize) {
+        let new = out.get(before..).unwrap_or_default();
+        if self.over {
+            return;
+        }
+        if self.reply.len() + new.len() > self.filling.most() {
+            self.over = true;
+            self.reply = Vec::new();
+            // Nobody waits for the rest of it.
+            self.filling.too_large();
+        } else {
+            self.reply.extend_from_slice(new);
+        }
+    }
+
+    fn end(self, reads: bool) {
+        if !self.over {
+            self.filling.filled(&self.reply, reads, Instant::now());
+        }
     }
 }
 

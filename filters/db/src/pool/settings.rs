@@ -138,11 +138,13 @@ impl FilterSpec for DbPool {
                 let routed = transaction.route.is_some();
                 let reads = transaction.route.as_ref().is_some_and(|route| route.reads);
                 pools.apply(&pool, &settings);
+                let filling = transaction.filling.clone();
                 let want = transaction.want();
                 Either::Right(async move {
                     let mut lease = pool.take(want).await?;
                     lease.reads = reads;
                     lease.routed = routed;
+                    lease.filling = filling;
                     Ok(DbAnswer::Server(lease))
                 })
             }

@@ -195,6 +195,7 @@ pub(crate) async fn pooled(coming: Coming, drain: Drain, line: &mut FlowLine) ->
         stall,
         tapped: Tapped::default(),
         wrote: None,
+        changed: None,
         read: 0,
         written: 0,
     };
@@ -535,7 +536,7 @@ impl LoggingIn<'_> {
             }
             match conn.machine.leave(&mut client, &mut conn.up) {
                 Tidy::Clean => lease.give_back(None),
-                tidy => lease.tidy(tidy),
+                tidy => lease.tidy(tidy, None),
             }
             Ok(Arc::new(made))
         };

@@ -18,7 +18,9 @@ use super::conn::{Conn, closed, poll_read, poll_write};
 use super::places::{Asked, Grant, Seat, Waiting, Who, plain};
 use super::registry::Doing;
 use super::servers::{Pool, lock};
+use super::session::Written;
 use super::settings::Pressure;
+use crate::query_cache::Filling;
 use crate::session::{Down, Fingerprint, Tidy};
 
 /// How much is read of what nobody waits for any more, and for how long, before it is cancelled.
@@ -70,6 +72,7 @@ impl Pool {
             pressure: want.pressure,
             reads: false,
             routed: false,
+            filling: None,
         };
         while let Some(connection) = &mut lease.connection {
             if connection.is_quiet() {
@@ -152,7 +155,16 @@ impl Drop for Guard<'_> {
         if let Ok(Grant::Place(seat, connection)) = self.answer.try_recv() {
             let pool = Arc::clone(self.pool);
             let pressure = None;
-            Lease { pool, seat: Some(seat), connection, pressure, reads: false, routed: false }.unused();
+            Lease {
+                pool,
+                seat: Some(seat),
+                connection,
+                pressure,
+                reads: false,
+                routed: false,
+                filling: None,
+            }
+            .unused();
         }
     }
 }
@@ -184,6 +196,8 @@ pub struct Lease {
     pub(crate) reads: bool,
     /// Whether `read_replicas` has chosen the server.
     pub(crate) routed: bool,
+    /// Where the reply is kept.
+    pub(crate) filling: Option<Arc<Filling>>,
 }
 
 impl Lease {
@@ -235,10 +249,15 @@ impl Lease {
     }
 
     /// Makes the server clean for the next one, as a task: what is under way comes to its end, or is cancelled.
-    pub(crate) fn tidy(mut self, tidy: Tidy) {
+    /// `written`: what may be carried out only now.
+    pub(crate) fn tidy(mut self, tidy: Tidy, written: Option<Written>) {
         let lane = self.pool.lane.handle();
         drop(lane.spawn(async move {
-            match self.clean(tidy).await {
+            let cleaned = self.clean(tidy).await;
+            if let Some(written) = written {
+                written.tell();
+            }
+            match cleaned {
                 Ok(()) => self.give_back(None),
                 Err(why) => {
                     closed(why);

@@ -67,6 +67,11 @@ impl Tapped {
         }
     }
 
+    /// It was answered without a server.
+    pub(crate) fn cached(&mut self) {
+        self.refused("cached");
+    }
+
     /// The client was told that it is not carried out.
     pub(crate) fn refused(&mut self, outcome: &'static str) {
         if let Some(begun) = &mut self.begun {

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
 
-use super::fingerprint::{Fingerprint, shape};
+use super::fingerprint::{Fingerprint, digest, shape, whole_shape};
 use super::parameters::Parameters;
 use super::pins::Pins;
 use super::reads::{self, Asks};
 use super::seen::Seen;
+use super::tables::{self, Writes};
 use super::text::{Look, look};
 use crate::wire::backend::Status;
 use crate::wire::build::ErrorResponse;
@@ -78,6 +79,13 @@ pub struct Work<'a> {
     escapes: bool,
 }
 
+impl<'a> Work<'a> {
+    /// A text with standard strings.
+    pub fn of_text(text: &'a [u8]) -> Self {
+        Self { text, escapes: false }
+    }
+}
+
 impl Work<'_> {
     /// The fingerprint of the text.
     pub fn fingerprint(&self) -> Fingerprint {
@@ -87,6 +95,26 @@ impl Work<'_> {
     /// The text without its values.
     pub fn shape(&self) -> String {
         shape(self.text, self.escapes)
+    }
+
+    /// The text without its values, whatever its length is.
+    pub fn whole_shape(&self) -> String {
+        whole_shape(self.text, self.escapes)
+    }
+
+    /// What tells the text from others as its fingerprint does, also where somebody makes texts with equal fingerprints. `seed`: a secret.
+    pub fn digest(&self, seed: u64) -> u64 {
+        digest(self.text, self.escapes, seed)
+    }
+
+    /// Whether it is one SELECT that looks as if it changed nothing. `vouched`: functions that change nothing either, by their names.
+    pub fn is_plain_query(&self, vouched: impl Fn(&[u8]) -> bool) -> bool {
+        reads::is_plain_query(self.text, self.escapes, vouched)
+    }
+
+    /// The tables that it reads, in lower case and without schemas; `None` when that cannot be seen.
+    pub fn reads(&self) -> Option<Vec<Box<str>>> {
+        tables::reads(self.text, self.escapes)
     }
 }
 
@@ -119,6 +147,8 @@ pub struct Client {
     pub(super) dropping: bool,
     /// Whether batches are sent one at a time.
     pub(super) single: bool,
+    /// The tables that it has changed, where somebody asks for them.
+    pub(super) writes: Option<Writes>,
 }
 
 impl Client {
@@ -135,7 +165,23 @@ impl Client {
             look: None,
             dropping: false,
             single: false,
+            writes: None,
         }
+    }
+
+    /// Whether the tables are noted that its statements change. `amid`: it may have changed some already.
+    pub fn note_writes(&mut self, on: bool, amid: bool) {
+        match (on, &self.writes) {
+            (true, None) if amid => self.writes = Some(Writes::from_the_middle()),
+            (true, None) => self.writes = Some(Writes::default()),
+            (false, Some(_)) => self.writes = None,
+            _ => {}
+        }
+    }
+
+    /// What was noted since it was asked for the last time.
+    pub fn take_writes(&mut self) -> Option<Writes> {
+        self.writes.as_mut().map(std::mem::take)
     }
 
     /// Whether the batches of a pipeline go to the server one at a time, each after the replies to the one before: where the next one may
@@ -226,7 +272,7 @@ impl Client {
     }
 
     /// From here a batch begins.
-    fn begin(&mut self) {
+    pub(super) fn begin(&mut self) {
         self.scanned = 0;
         self.local = true;
         self.batch = false;

@@ -62,6 +62,11 @@ impl JsonSchema for Fingerprint {
 }
 
 impl Fingerprint {
+    /// That of a text with standard strings.
+    pub fn of_text(text: &str) -> Self {
+        Self::of(text.as_bytes(), false)
+    }
+
     /// That of a text. `escapes`: whether a backslash escapes in plain strings.
     pub(super) fn of(text: &[u8], escapes: bool) -> Self {
         let mut hash = Xxh3::new();
@@ -73,13 +78,32 @@ impl Fingerprint {
     }
 }
 
+/// A number of a text as its fingerprint is, that nobody can foresee who does not know `seed`.
+pub(super) fn digest(text: &[u8], escapes: bool, seed: u64) -> u64 {
+    let mut hash = Xxh3::with_seed(seed);
+    without_values(text, escapes, |part| {
+        hash.update(part);
+        hash.update(b" ");
+    });
+    hash.digest()
+}
+
 /// A text without its values, for people: `select ? from t where id = ?`.
 pub fn shape(text: &[u8], escapes: bool) -> String {
+    shape_up_to(text, escapes, SHOWN)
+}
+
+/// The same, whole as far as the text is looked at.
+pub(super) fn whole_shape(text: &[u8], escapes: bool) -> String {
+    shape_up_to(text, escapes, usize::MAX)
+}
+
+fn shape_up_to(text: &[u8], escapes: bool, most: usize) -> String {
     let mut shape = Vec::new();
     without_values(text, escapes, |part| {
         let tight =
             matches!(part, b"," | b"." | b")" | b";") || matches!(shape.last(), None | Some(b'(' | b'.'));
-        if shape.len() < SHOWN {
+        if shape.len() < most {
             if !tight {
                 shape.push(b' ');
             }
@@ -87,8 +111,8 @@ pub fn shape(text: &[u8], escapes: bool) -> String {
         }
     });
     let mut shape = String::from_utf8_lossy(&shape).into_owned();
-    if shape.len() >= SHOWN {
-        let end = (0..=SHOWN).rev().find(|end| shape.is_char_boundary(*end)).unwrap_or(0);
+    if shape.len() >= most {
+        let end = (0..=most).rev().find(|end| shape.is_char_boundary(*end)).unwrap_or(0);
         shape.truncate(end);
         shape.push('…');
     }

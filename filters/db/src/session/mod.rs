@@ -65,6 +65,7 @@ mod lexer;
 mod model;
 mod parameters;
 mod pins;
+mod question;
 mod reads;
 mod relay;
 mod replies;
@@ -72,6 +73,7 @@ mod requests;
 mod seen;
 mod server;
 mod statements;
+mod tables;
 mod text;
 
 #[cfg(test)]
@@ -83,10 +85,12 @@ pub use fingerprint::{Fingerprint, shape};
 pub use model::fuzz_session;
 pub use parameters::Parameters;
 pub use pins::Pins;
+pub use question::{Question, Unfit, fuzz_question, lasting};
 pub use reads::Asks;
 pub use replies::Down;
 pub use requests::Sent;
 pub use seen::Seen;
 pub use server::{Server, Tidy, Unknown};
 pub use statements::Texts;
+pub use tables::Writes;
 pub use text::fuzz_text;

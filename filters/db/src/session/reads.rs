@@ -203,6 +203,15 @@ const HARMLESS: [&[u8]; 76] = [
 /// Whether a text is one SELECT that looks as if it changed nothing and locked nothing. What operators, views and casts call cannot be
 /// seen; a replica refuses what they would change.
 pub(super) fn is_plain_select(text: &[u8], escapes: bool) -> bool {
+    is_plain(text, escapes, false, |_| false)
+}
+
+/// The same of a text that may begin with WITH, and may call functions that somebody vouches for.
+pub(super) fn is_plain_query(text: &[u8], escapes: bool, vouched: impl Fn(&[u8]) -> bool) -> bool {
+    is_plain(text, escapes, true, vouched)
+}
+
+fn is_plain(text: &[u8], escapes: bool, with: bool, vouched: impl Fn(&[u8]) -> bool) -> bool {
     let (mut fits, mut started, mut over, mut qualified) = (true, false, false, false);
     // Whether a parenthesis now would be a call of something that is not known.
     let mut call = false;
@@ -211,16 +220,17 @@ pub(super) fn is_plain_select(text: &[u8], escapes: bool) -> bool {
         let after_point = std::mem::take(&mut qualified);
         fits &= !over || token == Token::Other(b';');
         if !std::mem::replace(&mut started, true) {
-            fits &= token == Token::Word(b"select");
+            fits &= token == Token::Word(b"select") || with && token == Token::Word(b"with");
             return;
         }
         match token {
-            Token::Word(
-                b"for" | b"into" | b"with" | b"insert" | b"update" | b"delete" | b"merge" | b"lock",
-            ) => {
+            Token::Word(b"for" | b"into" | b"insert" | b"update" | b"delete" | b"merge" | b"lock") => {
                 fits = false;
             }
-            Token::Word(word) => call = after_point || HARMLESS.binary_search(&word).is_err(),
+            Token::Word(b"with") => fits &= with,
+            Token::Word(word) => {
+                call = (after_point || HARMLESS.binary_search(&word).is_err()) && !vouched(word);
+            }
             Token::Unicode => fits = false,
             Token::Other(b'(') => fits &= !called,
             Token::Other(b'.') => qualified = true,
@@ -306,6 +316,30 @@ mod tests {
             "",
         ] {
             assert!(!is_plain_select(text.as_bytes(), false), "{text}");
+        }
+    }
+
+    #[test]
+    fn queries_may_begin_with_with_and_call_what_is_vouched_for() {
+        let vouched = |word: &[u8]| word == b"price_of";
+        for text in [
+            "WITH x AS (SELECT 1) SELECT * FROM x",
+            "SELECT price_of(id), shop.price_of(id) FROM t",
+            "select count(*) from t where p = 'for update'",
+        ] {
+            assert!(is_plain_query(text.as_bytes(), false, vouched), "{text}");
+        }
+        for text in [
+            "WITH x AS (DELETE FROM t RETURNING 1) SELECT * FROM x",
+            "WITH x AS (SELECT 1) INSERT INTO t SELECT * FROM x",
+            "SELECT other(1)",
+            "SELECT price_of(nextval('s'))",
+            "SELECT price_of(1) FOR SHARE",
+            "SELECT 1; SELECT 1",
+            "EXPLAIN SELECT 1",
+            "",
+        ] {
+            assert!(!is_plain_query(text.as_bytes(), false, vouched), "{text}");
         }
     }
 

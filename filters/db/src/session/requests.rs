@@ -170,8 +170,11 @@ impl Client {
                     if let Some(look) = &mut self.look {
                         look.feed(body);
                     }
+                    self.note_unseen();
                 } else {
-                    self.seen.pins |= self.look(frontend::query(body)?);
+                    let text = frontend::query(body)?;
+                    self.seen.pins |= self.look(text);
+                    self.note_text(text);
                 }
                 // A Query drops the unnamed statement.
                 let undo = Some(Undo { name: Box::default(), previous: self.seen.unnamed.take() });
@@ -180,6 +183,7 @@ impl Client {
             }
             frontend::FUNCTION_CALL => {
                 self.seen.pins |= Pins::CODE;
+                self.note_unseen();
                 server.expect(Kind::FunctionCall, false, None);
             }
             frontend::SYNC => {
@@ -202,6 +206,10 @@ impl Client {
                 server.expect(Kind::Bind(statement.as_ref().map(|statement| statement.id)), false, None);
                 if let Some(statement) = &statement {
                     self.seen.pins |= statement.pins;
+                    match statement.text() {
+                        Some(text) => self.note_text(text),
+                        None => self.note_unseen(),
+                    }
                 }
                 let Some(name) = at_server(names.statement, statement.as_deref()) else { return Ok(Some(0)) };
                 let name = name.as_bytes();
@@ -253,6 +261,24 @@ impl Client {
         Ok(Some(0))
     }
 
+    /// Notes what a text changes that is carried out, if somebody asks for it.
+    fn note_text(&mut self, text: &[u8]) {
+        let parameters = &self.seen.parameters;
+        if let Some(writes) = &mut self.writes {
+            if parameters.is_ascii_safe() {
+                writes.look(text, parameters.escapes());
+            } else {
+                writes.everything();
+            }
+        }
+    }
+
+    fn note_unseen(&mut self) {
+        if let Some(writes) = &mut self.writes {
+            writes.everything();
+        }
+    }
+
     /// Whether it is not known yet what a statement's name means, since an earlier batch that changes it is not answered: an error in
     /// that would leave the change undone.
     fn must_wait(&self, server: &mut Server, name: &[u8]) -> bool {
@@ -282,13 +308,7 @@ impl Client {
             (name, texts.long())
         } else {
             let parse = Parse::read(body)?;
-            let parameters = &self.seen.parameters;
-            let statement = if parameters.escapes() || !parameters.is_ascii_safe() {
-                texts.single(parse.rest, self.look(parse.query))
-            } else {
-                texts.statement(parse.rest, || self.look(parse.query))
-            };
-            (parse.name, statement)
+            (parse.name, self.statement_of(&parse, texts))
         };
         let id = statement.id;
         if name.is_empty() {

@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::{Answer, Headers, Server};
 
-const READS: [&str; 11] = [
+const READS: [&str; 12] = [
     "/version",
     "/status",
     "/config",
@@ -18,9 +18,10 @@ const READS: [&str; 11] = [
     "/dns/servers",
     "/peers",
     "/db",
+    "/db/cache",
     "/settings",
 ];
-const CHANGES: [&str; 13] = [
+const CHANGES: [&str; 14] = [
     "/reload",
     "/bypass",
     "/cache/flush",
@@ -31,6 +32,7 @@ const CHANGES: [&str; 13] = [
     "/dns/lookup",
     "/db/pause",
     "/db/resume",
+    "/db/cache/flush",
     "/settings",
     "/settings/reset",
     "/drain",

@@ -143,6 +143,13 @@ impl Operations for Double {
         self.note(format!("db {paused} {database:?}"));
         Ok(json!({"paused": paused, "pools": 1}))
     }
+    fn db_cache(&self) -> Result<Value, ControlError> {
+        Ok(json!({"entries": 4}))
+    }
+    fn db_cache_flush(&self, rule: Option<&str>, table: Option<&str>) -> Result<Value, ControlError> {
+        self.note(format!("db flush {rule:?} {table:?}"));
+        Ok(json!({"flushed": 2, "of": [rule, table]}))
+    }
     async fn dns_lookup(&self, question: &Question) -> Result<Value, ControlError> {
         let Question { name, rtype, dnssec, cd, trace } = question;
         Ok(json!({"asked": [name, rtype, dnssec, cd, trace]}))

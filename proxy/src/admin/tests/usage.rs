@@ -28,6 +28,14 @@ async fn wishes_arrive_and_errors_are_told() {
     assert_eq!(server.send("GET /db", "", |_| ()).await.json(), json!({"pools": [{"database": "a"}]}));
     assert_eq!(post("/db/pause", "{}").await.json(), json!({"paused": true, "pools": 1}));
     assert_eq!(post("/db/resume", r#"{"database": "a"}"#).await.json()["paused"], false);
+    assert_eq!(server.send("GET /db/cache", "", |_| ()).await.json(), json!({"entries": 4}));
+    for (body, of) in [
+        ("{}", json!([null, null])),
+        (r#"{"rule": "a"}"#, json!(["a", null])),
+        (r#"{"table": "t"}"#, json!([null, "t"])),
+    ] {
+        assert_eq!(post("/db/cache/flush", body).await.json(), json!({"flushed": 2, "of": of}));
+    }
     let settings = server.send("GET /settings", "", |_| ()).await.json();
     assert_eq!(settings["settings"][0]["expires_in_seconds"], 5);
     for body in [
@@ -60,6 +68,9 @@ async fn wishes_arrive_and_errors_are_told() {
             "flush Flush { name: None, suffix: None, rtype: Some(\"A\") }",
             "db true None",
             "db false Some(\"a\")",
+            "db flush None None",
+            "db flush Some(\"a\") None",
+            "db flush None Some(\"t\")",
             "set a.b 5s Some(600s)",
             "set a.b 5 None",
             "set a.b {\"c\":[1]} None",
@@ -81,6 +92,9 @@ async fn wishes_arrive_and_errors_are_told() {
     }
     for body in [r#"{"databse": "a"}"#, r#"{"database": 1}"#] {
         assert_eq!(post("/db/pause", body).await.status, 400, "{body}");
+    }
+    for body in [r#"{"rules": "a"}"#, r#"{"table": ["t"]}"#] {
+        assert_eq!(post("/db/cache/flush", body).await.status, 400, "{body}");
     }
     let refused = post("/reload", "{}").await;
     assert_eq!(refused.status, 422);

@@ -105,7 +105,8 @@ pub(super) fn grouped(number: u64) -> String {
     out
 }
 
-fn size(bytes: f64) -> String {
+/// Bytes in the unit that suits them.
+pub(super) fn size(bytes: f64) -> String {
     let mut size = bytes;
     let mut unit = "B";
     for larger in ["KiB", "MiB", "GiB", "TiB"] {

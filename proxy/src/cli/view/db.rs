@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::cache::grouped;
+use super::cache::{grouped, size};
 use super::{is, list, number, text};
 use crate::cli::output::{Cell, Tone, cell, plain, table};
 
@@ -249,6 +249,33 @@ pub(in crate::cli) fn db_statements(answer: &Value, colour: bool) -> String {
     table(&headings, rows, colour)
 }
 
+/// `db cache`
+pub(in crate::cli) fn db_cache(answer: &Value, colour: bool) -> String {
+    let rows = list(answer, "rules").map(|rule| {
+        let count = |key| plain(grouped(number(rule, key)));
+        vec![
+            plain(text(rule, "rule")),
+            plain(text(rule, "ttl")),
+            count("entries"),
+            plain(size(number(rule, "bytes") as f64)),
+            count("hits"),
+            count("misses"),
+            count("stored"),
+        ]
+    });
+    let headings = ["RULE", "TTL S", "ENTRIES", "BYTES", "HITS", "MISSES", "STORED"];
+    let (hits, misses) = (number(answer, "hits"), number(answer, "misses"));
+    let share = 100.0 * hits as f64 / (hits + misses).max(1) as f64;
+    let sum = format!(
+        "{} entries, {} of {}; {share:.1}% of {} from the cache\n",
+        grouped(number(answer, "entries")),
+        size(number(answer, "bytes") as f64),
+        size(number(answer, "max_bytes") as f64),
+        grouped(hits + misses),
+    );
+    table(&headings, rows.collect(), colour) + &sum
+}
+
 /// `db pause` and `db resume`
 pub(in crate::cli) fn db_paused(answer: &Value, _: bool) -> String {
     let what = if is(answer, "paused") { "paused" } else { "resumed" };
@@ -364,6 +391,20 @@ b:1     3 of 100     -       -           -         -         -          -       
         for odd in [json!(null), json!({"cluster": [1], "load": [null]})] {
             let _ = (db_replicas(&odd, true), db_load(&odd, true));
         }
+    }
+
+    #[test]
+    fn the_cache_is_shown_by_rule() {
+        let answer = json!({
+            "entries": 3, "bytes": 2048, "max_bytes": 33_554_432, "hits": 1500, "misses": 500,
+            "rules": [{ "rule": "prices", "ttl": "10.000", "entries": 3, "bytes": 2048, "hits": 1500, "misses": 500, "stored": 400 }],
+        });
+        let expected = "\
+RULE    TTL S   ENTRIES  BYTES    HITS   MISSES  STORED
+prices  10.000  3        2.0 KiB  1,500  500     400
+3 entries, 2.0 KiB of 32.0 MiB; 75.0% of 2,000 from the cache
+";
+        assert_eq!(db_cache(&answer, false), expected);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 pub(super) use cache::{cache, flushed, rebuilt};
 pub(super) use db::{
-    db_clients, db_load, db_paused, db_pools, db_queue, db_replicas, db_servers, db_statements,
+    db_cache, db_clients, db_load, db_paused, db_pools, db_queue, db_replicas, db_servers, db_statements,
 };
 pub(super) use dns::{lookup, servers};
 pub(super) use flows::FlowTable;
@@ -398,9 +398,17 @@ dns.dns_cache is off at 100 %
             for view in [status, filters, applied, bypass, draining, explanations, cache, flushed, lookup] {
                 let _ = view(&value, true);
             }
-            for view in
-                [db_pools, db_clients, db_servers, db_queue, db_replicas, db_load, db_statements, db_paused]
-            {
+            for view in [
+                db_cache,
+                db_pools,
+                db_clients,
+                db_servers,
+                db_queue,
+                db_replicas,
+                db_load,
+                db_statements,
+                db_paused,
+            ] {
                 let _ = view(&value, true);
             }
         }
