@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 
+use bytes::BytesMut;
+
 use super::class::{Class, Expect, class, classify};
-use super::resp::{CommandScan, Reply, RespError};
+use super::resp::{CommandScan, Reply, ReplyScan, RespError};
 
 /// The most commands of a batch. More that wait in a client's socket make the next one, so that others have their turn.
 const MOST_COMMANDS: usize = 1000;
@@ -187,16 +189,19 @@ impl Machine {
         }
     }
 
-    /// A command of the sidecar's own, of so many bytes, was put before everything else, in the place of one that was handled alone. It is a
+    /// A command of the sidecar's own goes before everything else that has come, in the place of one that was handled alone. It is a
     /// batch by itself, and whether its answer is an error is remembered.
-    pub(crate) fn insert(&mut self, bytes: usize) {
+    pub(crate) fn put_first(&mut self, inbox: &mut BytesMut, command: &[u8]) {
+        let rest = std::mem::take(inbox);
+        inbox.extend_from_slice(command);
+        inbox.unsplit(rest);
         self.coming = vec![Expect::Followed];
-        self.ready = bytes;
+        self.ready = command.len();
         self.stop = Some(Stop::Full);
         self.declined = false;
     }
 
-    /// Whether the server's answer to what was inserted last was an error.
+    /// Whether the server's answer to what was put first last was an error.
     pub(crate) fn was_declined(&self) -> bool {
         self.declined
     }
@@ -230,8 +235,32 @@ impl Machine {
         Ok(scanned.taken)
     }
 
+    /// Passes on what has come of answers; how many bytes that was. `None` for what is no answer, or answers nothing: there is no way to tell
+    /// any more what belongs to whom.
+    pub(crate) fn pass(
+        &mut self,
+        scan: &mut ReplyScan,
+        down: &mut BytesMut,
+        out: &mut BytesMut,
+    ) -> Option<usize> {
+        let before = down.len();
+        while !down.is_empty() {
+            let (taken, reply) = scan.feed(down).ok()?;
+            if reply.is_some_and(|reply| !self.answered(&reply)) {
+                return None;
+            }
+            let answer = down.split_to(taken);
+            if out.is_empty() {
+                *out = answer;
+            } else {
+                out.unsplit(answer);
+            }
+        }
+        Some(before)
+    }
+
     /// An answer has come. `false` when none was owed: nothing is known of the connection then.
-    pub(crate) fn answered(&mut self, reply: &Reply) -> bool {
+    fn answered(&mut self, reply: &Reply) -> bool {
         if reply.is_push() {
             return true;
         }

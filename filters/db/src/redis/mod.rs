@@ -10,6 +10,7 @@ mod filters;
 mod kind;
 mod listener;
 mod machine;
+mod model;
 mod reply;
 pub mod resp;
 mod servers;
@@ -21,5 +22,6 @@ pub use kind::{
     Pooled, Redis, RedisAnswer, RedisBatch, RedisFilters, RedisRequest, RedisSession, RedisSettings,
     RedisStates,
 };
+pub use model::fuzz_redis_session;
 pub use servers::{Lease, Pool, Pools};
 pub use settings::{RedisListener, RedisUpstream};

@@ -273,7 +273,8 @@ impl Session {
                 self.up += more as u64;
                 conn.up.unsplit(self.inbox.split_to(more));
             }
-            self.answers(conn)?;
+            let passed = self.machine.pass(&mut conn.scan, &mut conn.down, &mut self.out);
+            self.down += passed.ok_or(End::Over("upstream"))? as u64;
             if self.machine.is_answered() && !self.machine.is_long() && conn.up.is_empty() {
                 return Ok(());
             }
@@ -313,26 +314,6 @@ impl Session {
             }
         }
         if moved { Poll::Ready(Ok(())) } else { Poll::Pending }
-    }
-
-    /// Passes answers on.
-    fn answers(&mut self, conn: &mut Conn) -> Step {
-        while !conn.down.is_empty() {
-            // What is no answer, or answers nothing, leaves no way to tell what belongs to whom.
-            let unknown = || End::Over("upstream");
-            let (taken, reply) = conn.scan.feed(&conn.down).map_err(|_| unknown())?;
-            if reply.is_some_and(|reply| !self.machine.answered(&reply)) {
-                return Err(unknown());
-            }
-            self.down += taken as u64;
-            let answer = conn.down.split_to(taken);
-            if self.out.is_empty() {
-                self.out = answer;
-            } else {
-                self.out.unsplit(answer);
-            }
-        }
-        Ok(())
     }
 
     /// One error for each command of a batch.
@@ -446,10 +427,7 @@ impl Session {
 
     /// The server is asked for this before everything else that the client has sent.
     fn put_first(&mut self, bytes: &[u8]) {
-        let rest = std::mem::take(&mut self.inbox);
-        self.inbox.extend_from_slice(bytes);
-        self.inbox.unsplit(rest);
-        self.machine.insert(bytes.len());
+        self.machine.put_first(&mut self.inbox, bytes);
     }
 
     /// Whether the server lets a client in is asked each time, so that a password that was changed is not good any more.
