@@ -12,7 +12,9 @@ use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Terminal, connect}
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::auth::{AuthSettings, ClientTls, ClientTlsSettings, ServerTls, ServerTlsSettings, Users, Way};
+use crate::auth::{
+    AuthSettings, ClientTls, ClientTlsSettings, ServerTls, ServerTlsSettings, Users, Way, Within,
+};
 use crate::pool::{Access, Target};
 use crate::{Db, DbAnswer, DbFilters, DbRequest, DbSettings, Pooled, listener};
 
@@ -89,7 +91,7 @@ struct MadeOf {
 
 impl DbUpstream {
     fn new(made_of: MadeOf, env: &Env) -> Result<Self, BuildError> {
-        let tls = Arc::new(ClientTls::open(&made_of.server_tls)?);
+        let tls = Arc::new(ClientTls::open(&made_of.server_tls, Within::Postgres)?);
         let (server, resolve) = (made_of.server.clone(), Arc::clone(&env.resolve));
         let connect_timeout = made_of.connect_timeout.0;
         let way = Way {
@@ -99,7 +101,8 @@ impl DbUpstream {
             connect_timeout,
         };
         let users = Users::open(&made_of.auth, way).map(Arc::new).map_err(|error| error.why);
-        let clients = made_of.tls.as_ref().map(ServerTls::open).transpose()?.map(Arc::new);
+        let clients =
+            made_of.tls.as_ref().map(|tls| ServerTls::open(tls, Within::Postgres)).transpose()?.map(Arc::new);
         let target =
             Target { name: server.to_string().into(), address: server, resolve, tls, connect_timeout };
         let admins = made_of.auth.admins.clone();

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::BytesMut;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::class::{Class, Expect, class, classify};
 use super::resp::{CommandScan, Reply, ReplyScan, RespError};
@@ -43,6 +44,24 @@ impl Transaction {
     }
 }
 
+/// Which batches take about as long as each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Like {
+    /// A hash of the name of the first command.
+    name: u64,
+    /// The logarithm of how many commands there are.
+    magnitude: u32,
+}
+
+/// A batch that was sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Done {
+    pub(crate) like: Like,
+    pub(crate) commands: usize,
+    /// A command was answered with an error: how long that took says nothing of others.
+    pub(crate) failed: bool,
+}
+
 /// Why a batch ends before what has come ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
@@ -67,6 +86,10 @@ pub(crate) struct Machine {
     /// The answers that the batch to come will have.
     coming: Vec<Expect>,
     stop: Option<Stop>,
+    /// A hash of the name of its first command.
+    first: u64,
+    /// The batch that was sent last.
+    done: Done,
     /// The answers that the server owes.
     owed: VecDeque<Expect>,
     transaction: Transaction,
@@ -119,7 +142,12 @@ impl Machine {
             let (name, first) = (self.scan.name().unwrap_or_default(), self.scan.first().unwrap_or_default());
             match classify(command, name, first)? {
                 Class::Empty => {}
-                Class::Shared(expect) => self.coming.push(expect),
+                Class::Shared(expect) => {
+                    if self.coming.is_empty() {
+                        self.first = xxh3_64(name);
+                    }
+                    self.coming.push(expect);
+                }
                 alone => {
                     self.stop = Some(Stop::Alone(alone, self.partial));
                     break;
@@ -139,6 +167,7 @@ impl Machine {
         let name = self.scan.name().ok_or(RespError::Length)?;
         match class(name, self.scan.first().unwrap_or_default()) {
             Class::Shared(expect) => {
+                self.first = xxh3_64(name);
                 self.coming.push(expect);
                 self.ready += std::mem::take(&mut self.partial);
                 Ok(Stop::Long)
@@ -172,8 +201,16 @@ impl Machine {
 
     /// The batch is sent: its answers are owed.
     pub(crate) fn sent(&mut self) {
+        let commands = self.coming.len();
+        let like = Like { name: self.first, magnitude: commands.checked_ilog2().unwrap_or(0) };
+        self.done = Done { like, commands, failed: false };
         self.owed.extend(self.coming.drain(..));
         self.begin_anew();
+    }
+
+    /// The batch that was sent last.
+    pub(crate) fn done(&self) -> Done {
+        self.done
     }
 
     /// The batch was refused and its first bytes are gone.
@@ -196,6 +233,7 @@ impl Machine {
         inbox.extend_from_slice(command);
         inbox.unsplit(rest);
         self.coming = vec![Expect::Followed];
+        self.first = 0;
         self.ready = command.len();
         self.stop = Some(Stop::Full);
         self.declined = false;
@@ -265,6 +303,7 @@ impl Machine {
             return true;
         }
         let Some(to) = self.owed.pop_front() else { return false };
+        self.done.failed |= reply.is_error();
         self.declined |= to == Expect::Followed && reply.is_error();
         self.transaction.answered(to, reply.is_error().then_some(&reply.error));
         true

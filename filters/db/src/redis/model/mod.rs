@@ -7,13 +7,15 @@ mod server;
 use bytes::{Buf, BytesMut};
 
 use super::class::Class;
-use super::machine::{Batch, Machine};
+use super::machine::{Batch, LONG, Machine};
 use super::resp::{ReplyScan, arguments};
 use crate::session::Choices;
 use script::{Piece, script};
 use server::{ModelServer, OUT_OF_RANGE, PROTOCOL_ERROR};
 
 const SESSIONS: usize = 3;
+/// A session reads no more of its client before something was done with it.
+const MOST_INBOX: usize = 2 * LONG;
 const REFUSED: &[u8] = b"-LOADING no\r\n";
 
 struct Party {
@@ -196,7 +198,10 @@ impl Party {
             self.way.extend_from_slice(&piece.bytes);
             return true;
         }
-        let piece = step(choices, self.way.len());
+        if self.inbox.len() >= MOST_INBOX {
+            return false;
+        }
+        let piece = step(choices, self.way.len()).min(MOST_INBOX);
         self.inbox.extend_from_slice(&self.way.split_to(piece));
         piece > 0
     }

@@ -73,7 +73,7 @@ fn one(choices: &mut Choices<'_>, piece: &mut Piece, key: Vec<u8>, refusals: boo
         9 => piece.bytes.extend(if choices.of(2) == 0 { &b"*0\r\n"[..] } else { b"\r\n" }),
         10 if choices.of(4) == 0 => {
             // Sent on while it comes.
-            piece.bytes.extend(command(&[b"SET", &key, &[b'x'; 70_000]]));
+            piece.bytes.extend(command(&[b"SET", &key, &[b'x'; 200_000]]));
             piece.asks.push(Some(key));
         }
         11 if choices.of(3) == 0 => {
