@@ -111,7 +111,7 @@ pub(crate) struct ServerTrace {
 }
 
 /// All pools, as they are shown.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct DbStatus {
     /// Connections to servers, and the most that there may be.
     pub servers: usize,

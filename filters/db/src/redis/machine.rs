@@ -127,16 +127,18 @@ impl Machine {
 
     fn try_look(&mut self, inbox: &[u8]) -> Result<(), RespError> {
         while self.stop.is_none() {
+            // Also when it was read while a batch before it was under way.
+            if self.partial > LONG && self.coming.is_empty() {
+                self.stop = Some(self.long()?);
+                break;
+            }
             let Some(rest) = inbox.get(self.ready + self.partial..).filter(|rest| !rest.is_empty()) else {
                 break;
             };
             let scanned = self.scan.feed(rest)?;
             self.partial += scanned.taken;
             if !scanned.complete {
-                if self.partial > LONG && self.coming.is_empty() {
-                    self.stop = Some(self.long()?);
-                }
-                break;
+                continue;
             }
             let command = inbox.get(self.ready..self.ready + self.partial).unwrap_or_default();
             let (name, first) = (self.scan.name().unwrap_or_default(), self.scan.first().unwrap_or_default());

@@ -27,7 +27,7 @@ async fn wishes_arrive_and_errors_are_told() {
     assert_eq!(peers.json(), json!({"routes": [{"name": "b"}]}));
     assert_eq!(server.send("GET /db", "", |_| ()).await.json(), json!({"pools": [{"database": "a"}]}));
     assert_eq!(post("/db/pause", "{}").await.json(), json!({"paused": true, "pools": 1}));
-    assert_eq!(post("/db/resume", r#"{"database": "a"}"#).await.json()["paused"], false);
+    assert_eq!(post("/db/resume", r#"{"database": "a", "kind": "redis"}"#).await.json()["paused"], false);
     let settings = server.send("GET /settings", "", |_| ()).await.json();
     assert_eq!(settings["settings"][0]["expires_in_seconds"], 5);
     for body in [
@@ -58,8 +58,8 @@ async fn wishes_arrive_and_errors_are_told() {
             "bypass true",
             "bypass false",
             "flush Flush { name: None, suffix: None, rtype: Some(\"A\") }",
-            "db true None",
-            "db false Some(\"a\")",
+            "db true None None",
+            "db false Some(Redis) Some(\"a\")",
             "set a.b 5s Some(600s)",
             "set a.b 5 None",
             "set a.b {\"c\":[1]} None",
