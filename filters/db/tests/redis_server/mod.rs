@@ -162,6 +162,15 @@ impl Raw {
         String::from_utf8_lossy(&self.try_next().await.expect("a reply")).trim_end().to_owned()
     }
 
+    /// Everything until the connection is closed, whatever it is.
+    pub(crate) async fn read_to_end(&mut self) -> String {
+        let mut all = Vec::new();
+        let read =
+            timeout(PATIENCE, self.stream.read_to_end(&mut all)).await.expect("the connection is closed");
+        drop(read);
+        String::from_utf8_lossy(&all).into_owned()
+    }
+
     pub(crate) async fn try_ask(&mut self, words: &str) -> Option<String> {
         self.stream.write_all(&line(words)).await.ok()?;
         let reply = self.try_next().await?;
