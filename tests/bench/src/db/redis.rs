@@ -99,14 +99,15 @@ struct Stand {
 }
 
 impl Stand {
-    fn start(stage: &Stage, who: &[Who]) -> Result<Self, Failure> {
+    /// Starts everything; `pressed`: with the queue before the pool, which refuses what would wait too long.
+    fn start(stage: &Stage, who: &[Who], pressed: bool) -> Result<Self, Failure> {
         let (at, folder) = (ports::free(), tempfile::Builder::new().prefix("qkrb").tempdir()?);
         let server =
             Start::new("redis-server").args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
         let server = server.args(["--maxclients", "4000", "--port", &at.port().to_string()]);
         let server = server.arg("--dir").arg(folder.path()).spawn(folder.path());
         let pool = format!(
-            "filters:\n  redis:\n    rate_limit: {{ enabled: false }}\n    redis_backpressure: {{ enabled: true, wait: 250ms }}\n    \
+            "filters:\n  redis:\n    rate_limit: {{ enabled: false }}\n    redis_backpressure: {{ enabled: {pressed}, wait: 250ms }}\n    \
              redis_pool: {{ enabled: true, size: {POOL} }}\n"
         );
         let off = "filters: { redis: { rate_limit: { enabled: false } } }\n";
@@ -285,7 +286,7 @@ pub(super) fn rows(stage: &Stage, plan: Plan, who: &[Who]) -> Result<Vec<Row>, F
     let quick = plan.is_quick();
     let (rounds, time) =
         if quick { (1, Duration::from_millis(200)) } else { (5, Duration::from_millis(700)) };
-    let stand = Stand::start(stage, who)?;
+    let stand = Stand::start(stage, who, false)?;
     let mut rows = Vec::new();
     for clients in CLIENTS {
         for depth in DEPTHS {
@@ -321,6 +322,8 @@ pub(super) fn rows(stage: &Stage, plan: Plan, who: &[Who]) -> Result<Vec<Row>, F
             rows.extend(beside(&title("CPU per command"), "µs", &spent));
         }
     }
+    drop(stand);
+    let stand = Stand::start(stage, who, true)?;
     let (clients, time) =
         if quick { (200, Duration::from_millis(500)) } else { (MANY, Duration::from_secs(5)) };
     let progress = Progress::new("db, redis, overload", stand.ways.len() as u64);
