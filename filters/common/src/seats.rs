@@ -15,6 +15,11 @@ impl Seats {
         let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free);
         taken.is_ok().then(|| Seat(Arc::clone(&self.0)))
     }
+
+    /// How many are taken.
+    pub fn taken(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// One of [`Seats`], given back when it is dropped.
@@ -37,7 +42,7 @@ mod tests {
         let seats = Seats::default();
         assert!(seats.take(0).is_none());
         let (one, two) = (seats.take(2).unwrap(), seats.clone().take(2).unwrap());
-        assert!(seats.take(2).is_none(), "a clone counts with the others");
+        assert!(seats.take(2).is_none() && seats.taken() == 2, "a clone counts with the others");
         let three = seats.take(3).unwrap();
         drop((one, two));
         assert!(seats.take(1).is_none(), "the third is there still");

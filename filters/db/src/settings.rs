@@ -13,7 +13,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::asking::{ProbeSettings, ProbeUser};
-use crate::auth::{AuthSettings, ClientTls, ClientTlsSettings, ServerTls, ServerTlsSettings, Users, Way};
+use crate::auth::{
+    AuthSettings, ClientTls, ClientTlsSettings, ServerTls, ServerTlsSettings, Users, Way, Within,
+};
 use crate::load::{Load, LoadStatus};
 use crate::pool::{Access, Target};
 use crate::{Db, DbAnswer, DbFilters, DbRequest, DbSettings, Pooled, listener};
@@ -100,7 +102,7 @@ impl DbUpstream {
     }
 
     fn new(made_of: MadeOf, env: &Env, previous: Option<&Self>) -> Result<Self, BuildError> {
-        let tls = Arc::new(ClientTls::open(&made_of.server_tls)?);
+        let tls = Arc::new(ClientTls::open(&made_of.server_tls, Within::Postgres)?);
         let (server, resolve) = (made_of.server.clone(), Arc::clone(&env.resolve));
         let connect_timeout = made_of.connect_timeout.0;
         let way = Way {
@@ -110,7 +112,8 @@ impl DbUpstream {
             connect_timeout,
         };
         let users = Users::open(&made_of.auth, way).map(Arc::new).map_err(|error| error.why);
-        let clients = made_of.tls.as_ref().map(ServerTls::open).transpose()?.map(Arc::new);
+        let clients =
+            made_of.tls.as_ref().map(|tls| ServerTls::open(tls, Within::Postgres)).transpose()?.map(Arc::new);
         let probe = made_of.probe.user.as_ref().zip(users.as_ref().ok()).map(|(user, users)| {
             let database = made_of.probe.database.as_bytes().into();
             Arc::new(ProbeUser { user: user.as_bytes().into(), database, users: Arc::clone(users) })

@@ -25,7 +25,7 @@ use qudag_filter_common::testing::{Names, PATIENCE};
 use qudag_filter_db::auth::{
     AuthSettings, Begun, ClientTls, ClientTlsSettings, Identity, LoggedIn, Login, LoginError, Md5Hash,
     Method, Password, SecureStream, ServerTls, ServerTlsMode, ServerTlsSettings, TlsError, Users, Way,
-    accept_tls, authenticate, login,
+    Within, accept_tls, authenticate, login,
 };
 use qudag_filter_db::wire::auth::Request;
 use qudag_filter_db::wire::backend::Status;
@@ -69,7 +69,7 @@ fn localhost(port: u16) -> Address {
 }
 
 fn client_tls(mode: ServerTlsMode, ca: Option<PathBuf>) -> ClientTls {
-    ClientTls::open(&ServerTlsSettings { mode, ca }).unwrap()
+    ClientTls::open(&ServerTlsSettings { mode, ca }, Within::Postgres).unwrap()
 }
 
 fn password() -> Identity {
@@ -253,7 +253,7 @@ impl Front {
             connect_timeout: PATIENCE,
         };
         let users = Users::open(auth, way).unwrap();
-        let tls = tls.map(|tls| ServerTls::open(tls).unwrap());
+        let tls = tls.map(|tls| ServerTls::open(tls, Within::Postgres).unwrap());
         let log = Arc::default();
         let doors = Arc::new(Doors { users, tls, server, to_server, log: Arc::clone(&log) });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -33,6 +33,8 @@ fn listener(postgres: &Postgres) -> Value {
         "bind": "127.0.0.1:0",
         "server": format!("{HOST}:{}", postgres.port),
         "auth": { "method": "trust", "admins": ["ann"] },
+        // Tests count connections.
+        "probe": { "load": { "enabled": false } },
     })
 }
 

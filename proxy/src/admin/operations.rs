@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::control::{
-    Applied, CacheRebuild, Control, ControlError, Explanation, Flushed, Override, Readiness, SettingStatus,
-    Status,
+    Applied, CacheRebuild, Control, ControlError, Explanation, Flushed, Override, PoolKind, Readiness,
+    SettingStatus, Status,
 };
 
 /// How long an answer waits for a rebuild of the cache to be done.
@@ -64,11 +64,16 @@ pub trait Operations: Clone + Send + Sync + 'static {
     /// # Errors
     /// When there are none.
     fn db(&self) -> Result<Value, ControlError>;
-    /// Holds transactions of a database, or of all, back, or lets them go on.
+    /// Holds transactions and commands of a database, or of all, back, or lets them go on; of one kind, or of both.
     ///
     /// # Errors
     /// When there are no pools of it.
-    fn db_pause(&self, paused: bool, database: Option<&str>) -> Result<Value, ControlError>;
+    fn db_pause(
+        &self,
+        paused: bool,
+        kind: Option<PoolKind>,
+        database: Option<&str>,
+    ) -> Result<Value, ControlError>;
     /// What the query cache holds.
     ///
     /// # Errors
@@ -186,8 +191,13 @@ impl Operations for Control {
         self.db().map(json)
     }
 
-    fn db_pause(&self, paused: bool, database: Option<&str>) -> Result<Value, ControlError> {
-        self.db_pause(paused, database).map(json)
+    fn db_pause(
+        &self,
+        paused: bool,
+        kind: Option<PoolKind>,
+        database: Option<&str>,
+    ) -> Result<Value, ControlError> {
+        self.db_pause(paused, kind, database).map(json)
     }
 
     fn db_cache(&self) -> Result<Value, ControlError> {

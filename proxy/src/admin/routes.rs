@@ -22,7 +22,7 @@ use super::guard::{guard, may_probe, may_read, may_write};
 use super::operations::{Flush, Operations};
 use super::tap::Taps;
 use crate::control::{
-    Applied, CacheRebuild, ControlError, Explanation, FilterStatus, Flushed, Override, Status,
+    Applied, CacheRebuild, ControlError, Explanation, FilterStatus, Flushed, Override, PoolKind, Status,
 };
 use crate::telemetry::Metrics;
 
@@ -302,19 +302,20 @@ async fn db<C: Operations>(State(api): State<Api<C>>) -> Answer<Value> {
     Ok(Json(api.control.db()?))
 }
 
-/// All databases where none is named.
+/// Both kinds where none is named, and all databases.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Database {
+    kind: Option<PoolKind>,
     database: Option<String>,
 }
 
 async fn db_pause<C: Operations>(State(api): State<Api<C>>, Wish(of): Wish<Database>) -> Answer<Value> {
-    Ok(Json(api.control.db_pause(true, of.database.as_deref())?))
+    Ok(Json(api.control.db_pause(true, of.kind, of.database.as_deref())?))
 }
 
 async fn db_resume<C: Operations>(State(api): State<Api<C>>, Wish(of): Wish<Database>) -> Answer<Value> {
-    Ok(Json(api.control.db_pause(false, of.database.as_deref())?))
+    Ok(Json(api.control.db_pause(false, of.kind, of.database.as_deref())?))
 }
 
 async fn db_cache<C: Operations>(State(api): State<Api<C>>) -> Answer<Value> {

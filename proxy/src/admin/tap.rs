@@ -14,6 +14,7 @@ use futures_util::stream;
 use qudag_filter_common::flow::{FlowFilter, KEYS, Tap};
 use qudag_filter_common::{Audience, Drain, Seat, Seats};
 use qudag_filter_db::TRANSACTIONS;
+use qudag_filter_db::redis::BATCHES;
 use serde::Serialize;
 use serde_json::json;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
@@ -61,7 +62,7 @@ impl Taps {
 
     /// Opens a tap of a kind of traffic. `query` is `KEY=VALUE&KEY!=VALUE…`; see [`FlowFilter`].
     pub(super) fn open(&self, kind: &str, query: Option<&str>) -> Result<Response, ApiError> {
-        let mut kinds = Kinds::NAMES.iter().chain([&TRANSACTIONS]);
+        let mut kinds = Kinds::NAMES.iter().chain([&TRANSACTIONS, &BATCHES]);
         let kind = kinds.find(|known| **known == kind).ok_or_else(|| {
             let problem = format!("no kind of traffic {kind:?}; there are: {}", Kinds::NAMES.join(", "));
             ApiError::new(StatusCode::NOT_FOUND, problem)

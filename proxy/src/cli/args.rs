@@ -174,13 +174,15 @@ Conditions compare what a flow has: client (an address, with or without port, or
   dns   name (and all names below it), type, rcode, source, filter (which one answered), transport, flags, error
   http  method, path, status        rpc  method        peer  listener, route, to, error
   db    startup, user, database, application, error, transactions, pins; with --transactions statement, text
+  redis commands, own, error; with --batches user, database, names
 Of several for one key one has to hold; of several keys each; those with != all. What comes too fast is counted, not waited for.
 
 Examples:
   qudag-sidecar tap dns
   qudag-sidecar tap dns --filter name=example.com --filter 'outcome!=ok'
   qudag-sidecar tap rpc --filter client=10.0.0.7 --for 30s --json
-  qudag-sidecar tap db --transactions --filter outcome!=ok")]
+  qudag-sidecar tap db --transactions --filter outcome!=ok
+  qudag-sidecar tap redis --batches      names of commands, never keys or values")]
     Tap {
         /// What to show.
         #[command(flatten)]
@@ -232,6 +234,7 @@ Examples:
   qudag-sidecar db replicas              which server is the primary, and how far the others are behind
   qudag-sidecar db load                  connections, waits and CPU time of the servers
   qudag-sidecar db pause accounts        transactions of this database wait; those under way go on
+  qudag-sidecar db pause --kind redis    commands of Redis wait
   qudag-sidecar db resume                all of them
   qudag-sidecar db queue --json
   qudag-sidecar db cache                 what db_query_cache holds, by rule
@@ -495,10 +498,29 @@ pub struct CacheFlush {
     pub rtype: Option<String>,
 }
 
+/// Whose pools are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum DbKind {
+    /// PostgreSQL's
+    Db,
+    /// Redis's
+    Redis,
+}
+
+impl DbKind {
+    /// As the admin API calls it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Db => "db",
+            Self::Redis => "redis",
+        }
+    }
+}
+
 /// `db …`
 #[derive(Debug, Subcommand)]
 pub enum DbCommand {
-    /// Show connections and transactions of each user and database
+    /// Show connections and transactions of each user and database, and Redis commands
     Pools,
     /// Show sessions, and what they do
     Clients,
@@ -512,15 +534,21 @@ pub enum DbCommand {
     Replicas,
     /// Show how loaded the servers are, as they say themselves
     Load,
-    /// Hold transactions back; those under way go on
+    /// Hold transactions and Redis commands back; those under way go on
     Pause {
         /// Of this database only
         database: Option<String>,
+        /// Of this kind only
+        #[arg(long, value_enum)]
+        kind: Option<DbKind>,
     },
     /// Let them go on
     Resume {
         /// Of this database only
         database: Option<String>,
+        /// Of this kind only
+        #[arg(long, value_enum)]
+        kind: Option<DbKind>,
     },
     /// Show what the query cache holds and does, by rule, or make it forget
     Cache {

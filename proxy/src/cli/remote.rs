@@ -4,7 +4,8 @@ use qudag_filter_api::{Percent, Period};
 use serde_json::{Map, Value, json};
 
 use super::args::{
-    CacheFlush, Common, DbCacheCommand, DbCommand, DnsCommand, FiltersCommand, FlagsCommand, Format, Target,
+    CacheFlush, Common, DbCacheCommand, DbCommand, DbKind, DnsCommand, FiltersCommand, FlagsCommand, Format,
+    Target,
 };
 use super::exit::{FAILED, Failure};
 use super::{find, output, view};
@@ -117,8 +118,11 @@ impl Ask {
 
     /// `db …`
     pub(super) fn db(command: Option<DbCommand>) -> Self {
-        let of =
-            |database: Option<String>| database.map_or_else(|| json!({}), |name| json!({"database": name}));
+        let of = |kind: Option<DbKind>, database: Option<String>| {
+            let named = [("kind", kind.map(|kind| kind.name().to_owned())), ("database", database)];
+            let given = named.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.into())));
+            Value::Object(given.collect())
+        };
         match command.unwrap_or(DbCommand::Pools) {
             DbCommand::Pools => Self::get("/db", view::db_pools),
             DbCommand::Clients => Self::get("/db", view::db_clients),
@@ -136,8 +140,12 @@ impl Ask {
                     .collect();
                 Self::post("/db/cache/flush", Value::Object(body), view::flushed)
             }
-            DbCommand::Pause { database } => Self::post("/db/pause", of(database), view::db_paused),
-            DbCommand::Resume { database } => Self::post("/db/resume", of(database), view::db_paused),
+            DbCommand::Pause { kind, database } => {
+                Self::post("/db/pause", of(kind, database), view::db_paused)
+            }
+            DbCommand::Resume { kind, database } => {
+                Self::post("/db/resume", of(kind, database), view::db_paused)
+            }
         }
     }
 

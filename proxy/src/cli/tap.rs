@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use qudag_filter_api::Period;
 use qudag_filter_db::TRANSACTIONS;
+use qudag_filter_db::redis::BATCHES;
 use serde_json::Value;
 
 use super::args::{Common, Format, Target};
@@ -23,6 +24,9 @@ pub struct TapOptions {
     /// The transactions of pooled sessions, and not the sessions; for db
     #[arg(long)]
     transactions: bool,
+    /// The batches of commands of pooled sessions, and not the sessions; for redis
+    #[arg(long, conflicts_with = "transactions")]
+    batches: bool,
     /// Only flows of which this holds: KEY=VALUE or KEY!=VALUE; may be given several times
     #[arg(long, value_name = "CONDITION")]
     filter: Vec<String>,
@@ -59,10 +63,11 @@ fn path(tap: &TapOptions) -> Result<String, Failure> {
             return Err(Failure::new(FAILED, problem).hint("one word of letters, digits and . _ - : / [ ]"));
         }
     }
-    if tap.transactions && tap.kind != "db" {
-        return Err(
-            Failure::new(FAILED, format!("{} has no transactions", tap.kind)).hint("tap db --transactions")
-        );
+    for (asked, kind, what) in [(tap.transactions, "db", "transactions"), (tap.batches, "redis", "batches")] {
+        if asked && tap.kind != kind {
+            let failure = Failure::new(FAILED, format!("{} has no {what}", tap.kind));
+            return Err(failure.hint(format!("tap {kind} --{what}")));
+        }
     }
     let query = tap.filter.join("&");
     Ok(format!("/tap/{}{}{query}", stream(tap), if query.is_empty() { "" } else { "?" }))
@@ -70,7 +75,11 @@ fn path(tap: &TapOptions) -> Result<String, Failure> {
 
 /// What is tapped.
 fn stream(tap: &TapOptions) -> &str {
-    if tap.transactions { TRANSACTIONS } else { &tap.kind }
+    match (tap.transactions, tap.batches) {
+        (true, _) => TRANSACTIONS,
+        (_, true) => BATCHES,
+        _ => &tap.kind,
+    }
 }
 
 async fn follow(tap: &TapOptions, path: &str, client: &Client, format: Format) -> Result<(), Failure> {
@@ -164,7 +173,14 @@ mod tests {
 
     fn tap(kind: &str, filter: &[&str]) -> TapOptions {
         let filter = filter.iter().map(|condition| (*condition).to_owned()).collect();
-        TapOptions { kind: kind.to_owned(), transactions: false, filter, limit: None, duration: None }
+        TapOptions {
+            kind: kind.to_owned(),
+            transactions: false,
+            batches: false,
+            filter,
+            limit: None,
+            duration: None,
+        }
     }
 
     #[test]
@@ -177,7 +193,9 @@ mod tests {
         );
         let transactions = |kind| TapOptions { transactions: true, ..tap(kind, &["outcome!=ok"]) };
         assert_eq!(path(&transactions("db")).ok().unwrap(), "/tap/db_transactions?outcome!=ok");
-        assert!(path(&transactions("dns")).is_err());
+        let batches = |kind| TapOptions { batches: true, ..tap(kind, &[]) };
+        assert_eq!(path(&batches("redis")).ok().unwrap(), "/tap/redis_batches");
+        assert!(path(&transactions("dns")).is_err() && path(&batches("db")).is_err());
         for (kind, condition) in
             [("", "a=b"), ("d/x", "a=b"), ("dns", "a=b&c=d"), ("dns", "a=b c"), ("dns", "ä=b")]
         {

@@ -4,32 +4,47 @@ use std::sync::Arc;
 
 use qudag_filter_api::FilterSpec;
 use qudag_filter_db::pool::{DbStatus, Pools};
+use qudag_filter_db::redis::{Pools as RedisPools, RedisStatus};
 use qudag_filter_db::{CacheStats, LoadStatus, QueryCacheState, ReadReplicas, ReplicaStatus};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Control, ControlError};
+
+/// All pools of databases, and the servers.
+#[derive(Clone, Debug, Serialize)]
+pub struct AllPools {
+    /// Those of PostgreSQL; none where `db_pool` has not been on.
+    #[serde(flatten)]
+    pub postgres: DbStatus,
+    /// Those of Redis; `null` where `redis_pool` has not been on.
+    pub redis: Option<RedisStatus>,
+    /// The servers of PostgreSQL's cluster, while `read_replicas` is on.
+    pub cluster: Vec<ReplicaStatus>,
+    /// How loaded its servers are.
+    pub load: Vec<LoadStatus>,
+}
+
+/// Pools of a kind of traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolKind {
+    /// PostgreSQL's.
+    Db,
+    /// Redis's.
+    Redis,
+}
 
 /// What a pause, or its end, has reached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Paused {
-    /// Whether transactions are held back now.
+    /// Whether transactions and commands are held back now.
     pub paused: bool,
+    /// Of which kind; `null` for both.
+    pub kind: Option<PoolKind>,
     /// Of which database; `null` for all.
     pub database: Option<String>,
     /// How many pools there are of it.
     pub pools: usize,
-}
-
-/// What there is to see of databases.
-#[derive(Clone, Debug, Serialize)]
-pub struct DbSeen {
-    /// The pools.
-    #[serde(flatten)]
-    pub pools: DbStatus,
-    /// The servers of the cluster, while `read_replicas` is on.
-    pub cluster: Vec<ReplicaStatus>,
-    /// How loaded the servers are.
-    pub load: Vec<LoadStatus>,
 }
 
 /// What a flush of the query cache has reached.
@@ -80,44 +95,78 @@ impl Control {
         Ok(CacheFlushed { flushed })
     }
 
-    fn pools(&self) -> Result<Arc<Pools>, ControlError> {
+    fn pools(&self) -> Option<Arc<Pools>> {
         let generation = self.generation();
         let held = generation.kinds.db.as_ref().and_then(|line| line.states.db_pool.as_ref());
-        held.map(|held| Arc::clone(&held.state)).ok_or_else(|| {
-            ControlError::NotFound("there are no database pools: db.db_pool has not been on".to_owned())
-        })
+        held.map(|held| Arc::clone(&held.state))
+    }
+
+    fn redis_pools(&self) -> Option<Arc<RedisPools>> {
+        let generation = self.generation();
+        let held = generation.kinds.redis.as_ref().and_then(|line| line.states.redis_pool.as_ref());
+        held.map(|held| Arc::clone(&held.state))
     }
 
     /// The pools with their sessions, connections and statements, and the servers.
     ///
     /// # Errors
-    /// When `db_pool` has not been on.
-    pub fn db(&self) -> Result<DbSeen, ControlError> {
-        let pools = self.pools()?.status();
+    /// When neither `db_pool` nor `redis_pool` has been on.
+    pub fn db(&self) -> Result<AllPools, ControlError> {
+        let (postgres, redis) = (self.pools(), self.redis_pools());
+        if postgres.is_none() && redis.is_none() {
+            return Err(none("db.db_pool has not been on, nor has redis.redis_pool"));
+        }
         let generation = self.generation();
         let line = generation.kinds.db.as_ref();
         let replicas = line.filter(|line| line.has(ReadReplicas::NAME));
         let replicas = replicas.and_then(|line| line.states.read_replicas.as_ref());
-        let cluster = replicas.map(|held| held.state.status()).unwrap_or_default();
-        let load = line.map(|line| line.upstream().load()).unwrap_or_default();
-        Ok(DbSeen { pools, cluster, load })
+        Ok(AllPools {
+            postgres: postgres.map(|pools| pools.status()).unwrap_or_default(),
+            redis: redis.map(|pools| pools.status()),
+            cluster: replicas.map(|held| held.state.status()).unwrap_or_default(),
+            load: line.map(|line| line.upstream().load()).unwrap_or_default(),
+        })
     }
 
-    /// Holds back the transactions of a database, or of all, or lets them go on.
+    /// Holds back the transactions and commands of a database, or of all, or lets them go on: of one kind, or of both.
     ///
     /// # Errors
-    /// When `db_pool` has not been on, or the database has no pool.
-    pub fn db_pause(&self, paused: bool, database: Option<&str>) -> Result<Paused, ControlError> {
-        let all = self.pools()?;
-        let pools = if paused { all.pause(database) } else { all.resume(database) };
+    /// When the pools have not been on, or the database has none.
+    pub fn db_pause(
+        &self,
+        paused: bool,
+        kind: Option<PoolKind>,
+        database: Option<&str>,
+    ) -> Result<Paused, ControlError> {
+        let postgres = self.pools().filter(|_| kind != Some(PoolKind::Redis));
+        let redis = self.redis_pools().filter(|_| kind != Some(PoolKind::Db));
+        if postgres.is_none() && redis.is_none() {
+            return Err(none(match kind {
+                None => "db.db_pool has not been on, nor has redis.redis_pool",
+                Some(PoolKind::Db) => "db.db_pool has not been on",
+                Some(PoolKind::Redis) => "redis.redis_pool has not been on",
+            }));
+        }
+        let of_postgres =
+            postgres.map_or(0, |all| if paused { all.pause(database) } else { all.resume(database) });
+        // A database of Redis is a number, so that no other name is one of its.
+        let number = database.map(str::parse).transpose();
+        let of_redis = redis
+            .zip(number.ok())
+            .map_or(0, |(all, number)| if paused { all.pause(number) } else { all.resume(number) });
+        let pools = of_postgres + of_redis;
         match database {
             Some(name) if pools == 0 => {
                 Err(ControlError::NotFound(format!("the database {name:?} has no pool")))
             }
             _ => {
-                tracing::info!(paused, database, pools, "database pools");
-                Ok(Paused { paused, database: database.map(str::to_owned), pools })
+                tracing::info!(paused, ?kind, database, pools, "database pools");
+                Ok(Paused { paused, kind, database: database.map(str::to_owned), pools })
             }
         }
     }
+}
+
+fn none(why: &str) -> ControlError {
+    ControlError::NotFound(format!("there are no database pools: {why}"))
 }

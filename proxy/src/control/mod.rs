@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::redirect::RulesStatus;
 
 pub use bypass::BypassState;
-pub use db::Paused;
+pub use db::{AllPools, Paused, PoolKind};
 pub use lookup::{LookedUp, TracedFilter};
 pub use operate::{Control, OnAdopted, Parts};
 pub use settings::SettingStatus;

@@ -611,6 +611,31 @@ pub const CATALOGUE: &[Metric] = &[
         &[],
         "How long batches of Redis commands waited for a connection that did not get one at once.",
     ),
+    gauge(
+        "qudag_sidecar_redis_pool_servers",
+        &["database", "user", "protocol", "state"],
+        "Shared connections to the Redis server of a user and database: active, idle, connecting.",
+    ),
+    gauge(
+        "qudag_sidecar_redis_pool_size",
+        &["database", "user", "protocol"],
+        "The most shared connections to the Redis server of a user and database.",
+    ),
+    gauge(
+        "qudag_sidecar_redis_pool_limit",
+        &["database", "user", "protocol"],
+        "How many batches of Redis commands may be under way by the adaptive limit, enforced or not.",
+    ),
+    gauge(
+        "qudag_sidecar_redis_queue_depth",
+        &["database", "user", "protocol"],
+        "Batches of Redis commands that wait for a connection of a user and database.",
+    ),
+    gauge(
+        "qudag_sidecar_redis_queue_oldest_seconds",
+        &["database", "user", "protocol"],
+        "How long the oldest of them has waited.",
+    ),
     // Configuration and control.
     gauge("qudag_sidecar_build_info", &["version"], "Always 1; the version is in the label."),
     gauge("qudag_sidecar_generation", &[], "The number of the configuration generation in force."),

@@ -10,10 +10,11 @@ use crate::canonical;
 const MOST: usize = 16;
 
 /// What a condition may ask for: `client`, `outcome` and the details that the kinds of traffic write.
-pub const KEYS: [&str; 29] = [
+pub const KEYS: [&str; 32] = [
     "application",
     "busy_ms",
     "client",
+    "commands",
     "database",
     "error",
     "fallback",
@@ -22,7 +23,9 @@ pub const KEYS: [&str; 29] = [
     "listener",
     "method",
     "name",
+    "names",
     "outcome",
+    "own",
     "path",
     "peer",
     "pins",

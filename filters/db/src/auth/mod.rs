@@ -1,7 +1,7 @@
 //! Who a client is, and who the sidecar is for a server.
 //!
 //! ```text
-//! let tls = ServerTls::open(&settings.tls)?;                 // certificates and users are followed, and are right after a change
+//! let tls = ServerTls::open(&settings.tls, Within::Postgres)?; // certificates and users are followed, and are right after a change
 //! let users = Users::open(&settings.auth, way)?;
 //! // After `S` was said, or for a TLS handshake without a request:
 //! let mut client = accept_tls(stream, already_read, Begun::Requested, &tls, deadline).await?;
@@ -33,7 +33,7 @@ pub use login::{LoggedIn, Login, LoginError, login};
 pub use query::Way;
 pub use secret::{Identity, Md5Hash, Password};
 pub use settings::{AuthSettings, ClientTlsSettings, Method, ServerTlsMode, ServerTlsSettings};
-pub use stream::{Begun, SecureStream, accept_tls, connect_tls};
-pub use tls::{ClientTls, ServerTls, TlsError};
+pub use stream::{Begun, SecureStream, accept_tls, connect_tls, connect_tls_at_once};
+pub use tls::{ClientTls, ServerTls, TlsError, Within};
 pub use userlist::fuzz_users;
 pub use users::Users;

@@ -1,4 +1,4 @@
-//! `listeners.postgres.tls`, `server_tls` and `auth` in the configuration.
+//! `listeners.postgres.tls`, `server_tls` and `auth` in the configuration; the first two are those of `listeners.redis` as well.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use qudag_filter_common::certificates;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::tls::{check_authorities, private_key, server_config};
+use super::tls::{Within, check_authorities, private_key, server_config};
 use super::userlist;
 
 /// The certificate that clients see when they ask for TLS, or begin with it.
@@ -114,7 +114,7 @@ impl ClientTlsSettings {
             in_file("key", &self.key, &why).hint("a file with the certificate's private key in PEM")
         });
         match (chain, key) {
-            (Ok(chain), Ok(key)) => match server_config(chain, key) {
+            (Ok(chain), Ok(key)) => match server_config(Within::Postgres, chain, key) {
                 Ok(_) => Vec::new(),
                 Err(rustls::Error::InconsistentKeys(_)) => {
                     let why = format!("not the key of the certificate in {}", self.certificate.display());

@@ -37,8 +37,10 @@ pub enum SecureStream {
 pub enum Begun {
     /// By an SSLRequest, which was answered with `S`.
     Requested,
-    /// At once.
+    /// At once, instead of asking for it.
     Direct,
+    /// At once, since nothing else is expected.
+    Expected,
 }
 
 impl SecureStream {
@@ -205,6 +207,27 @@ async fn request(mut stream: Stream, host: &Host, tls: &ClientTls) -> Result<Sec
         b'N' => return Err(TlsError::NotOffered),
         other => return Err(TlsError::Answer(other)),
     }
+    handshake(stream, host, tls).await
+}
+
+/// Makes the handshake with a server that expects nothing else, where there is to be TLS. A Unix socket stays as it is.
+///
+/// # Errors
+/// When there is none in time, or the server is not to be believed.
+pub async fn connect_tls_at_once(
+    stream: Stream,
+    server: &Address,
+    tls: &ClientTls,
+    deadline: Instant,
+) -> Result<SecureStream, TlsError> {
+    let host = match server {
+        Address::Tcp(address) if tls.mode() != ServerTlsMode::Disable => &address.host,
+        _ => return Ok(stream.into()),
+    };
+    timeout_at(deadline, handshake(stream, host, tls)).await.map_err(|_| TlsError::Timeout)?
+}
+
+async fn handshake(stream: Stream, host: &Host, tls: &ClientTls) -> Result<SecureStream, TlsError> {
     let name = match host {
         Host::Ip(ip) => ServerName::from(*ip),
         Host::Name(name) => ServerName::try_from(name.trim_end_matches('.').to_owned()).map_err(|_| {

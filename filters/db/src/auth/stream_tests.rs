@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use tokio::net::UnixStream;
 
 use super::super::settings::{ClientTlsSettings, ServerTlsSettings};
+use super::super::tls::Within;
 use super::*;
 
 fn pair() -> (Stream, Stream) {
@@ -31,12 +32,12 @@ fn certified(folder: &TempDir) -> (ServerTls, ClientTlsSettings) {
     fs::write(&certificate, made.pem()).unwrap();
     fs::write(&file, key.serialize_pem()).unwrap();
     let settings = ClientTlsSettings { certificate, key: file };
-    (ServerTls::open(&settings).unwrap(), settings)
+    (ServerTls::open(&settings, Within::Postgres).unwrap(), settings)
 }
 
 fn believing(mode: ServerTlsMode, settings: &ClientTlsSettings) -> ClientTls {
     let ca = (mode >= ServerTlsMode::VerifyCa).then(|| settings.certificate.clone());
-    ClientTls::open(&ServerTlsSettings { mode, ca }).unwrap()
+    ClientTls::open(&ServerTlsSettings { mode, ca }, Within::Postgres).unwrap()
 }
 
 /// A client that begins with TLS, with these protocols.

@@ -19,8 +19,42 @@ use super::binding::end_point;
 use super::settings::{ClientTlsSettings, ServerTlsMode, ServerTlsSettings};
 use super::verify::Believer;
 
-/// The protocol's name in a handshake, in the IANA registry of RFC 7301.
+/// PostgreSQL's name in a handshake, in the IANA registry of RFC 7301.
 pub(super) const ALPN: &[u8] = b"postgresql";
+
+/// The protocol within TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Within {
+    /// PostgreSQL, which is asked for and named in the handshake.
+    Postgres,
+    /// Redis, which has no name.
+    Redis,
+}
+
+impl Within {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Postgres => "PostgreSQL",
+            Self::Redis => "Redis",
+        }
+    }
+
+    fn alpn(self) -> Vec<Vec<u8>> {
+        match self {
+            Self::Postgres => vec![ALPN.to_vec()],
+            Self::Redis => Vec::new(),
+        }
+    }
+
+    /// An error about a key of its listener.
+    fn wrong(self, key: &'static str, why: &io::Error) -> BuildError {
+        let listener = match self {
+            Self::Postgres => "postgres",
+            Self::Redis => "redis",
+        };
+        BuildError::new(format!("listeners.{listener}.{key}"), why.to_string())
+    }
+}
 /// Larger keys are not read.
 const MAX_KEY: u64 = 1 << 20;
 
@@ -73,6 +107,7 @@ pub(super) fn private_key(file: &Path) -> io::Result<PrivateKeyDer<'static>> {
 /// # Errors
 /// When the key is not the certificate's, or of a kind that cannot be used.
 pub(super) fn server_config(
+    within: Within,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 ) -> Result<ServerConfig, rustls::Error> {
@@ -81,8 +116,8 @@ pub(super) fn server_config(
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    // As PostgreSQL: sessions are long, and libpq resumes none.
+    config.alpn_protocols = within.alpn();
+    // As PostgreSQL: sessions are long, and libpq resumes none. Clients of Redis keep their connections as well.
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(config)
@@ -104,7 +139,7 @@ impl PartialEq for Accepting {
 }
 
 /// The files of a certificate and its key.
-struct KeyPair(ClientTlsSettings);
+struct KeyPair(ClientTlsSettings, Within);
 
 impl Source for KeyPair {
     type Contents = Accepting;
@@ -123,18 +158,21 @@ impl Source for KeyPair {
         let mut fingerprint = [0; 32];
         fingerprint.iter_mut().zip(hashed.finish().as_ref()).for_each(|(to, from)| *to = *from);
         let end_point = chain.first().and_then(|certificate| end_point(certificate));
-        let config = server_config(chain, key).map_err(|why| of_file(certificate, &io::Error::other(why)))?;
+        let config =
+            server_config(self.1, chain, key).map_err(|why| of_file(certificate, &io::Error::other(why)))?;
         Ok(Accepting { config: Arc::new(config), end_point, fingerprint })
     }
 
     fn loaded(&self, _: &Accepting) {
         count_reload("certificate", "ok");
-        info!(certificate = %self.0.certificate.display(), "the certificate for PostgreSQL clients was loaded");
+        let certificate = self.0.certificate.display();
+        info!(%certificate, "the certificate for {} clients was loaded", self.1.name());
     }
 
     fn failed(&self, why: &io::Error) {
         count_reload("certificate", "error");
-        warn!("the new certificate for PostgreSQL clients cannot be used, the old one goes on: {why}");
+        let name = self.1.name();
+        warn!("the new certificate for {name} clients cannot be used, the old one goes on: {why}");
     }
 }
 
@@ -147,9 +185,9 @@ impl ServerTls {
     ///
     /// # Errors
     /// When they cannot be used.
-    pub fn open(settings: &ClientTlsSettings) -> Result<Self, BuildError> {
-        let opened = Followed::open(KeyPair(settings.clone()));
-        opened.map(Self).map_err(|why| BuildError::new("listeners.postgres.tls", why))
+    pub fn open(settings: &ClientTlsSettings, within: Within) -> Result<Self, BuildError> {
+        let opened = Followed::open(KeyPair(settings.clone(), within));
+        opened.map(Self).map_err(|why| within.wrong("tls", &why))
     }
 
     pub(super) fn current(&self) -> Arc<Accepting> {
@@ -159,6 +197,7 @@ impl ServerTls {
 
 /// Whom to believe.
 struct Authorities {
+    within: Within,
     mode: ServerTlsMode,
     file: PathBuf,
 }
@@ -185,18 +224,20 @@ impl Source for Authorities {
 
     fn read(&self) -> io::Result<Connecting> {
         let authorities = certificates(&self.file).map_err(|why| of_file(&self.file, &why))?;
-        let config = client_config(self.mode, &authorities).map_err(|why| of_file(&self.file, &why))?;
+        let config =
+            client_config(self.within, self.mode, &authorities).map_err(|why| of_file(&self.file, &why))?;
         Ok(Connecting { config: Arc::new(config), authorities })
     }
 
     fn loaded(&self, _: &Connecting) {
         count_reload("authorities", "ok");
-        info!(file = %self.file.display(), "the authorities of the PostgreSQL server were loaded");
+        info!(file = %self.file.display(), "the authorities of the {} server were loaded", self.within.name());
     }
 
     fn failed(&self, why: &io::Error) {
         count_reload("authorities", "error");
-        warn!("the new authorities of the PostgreSQL server cannot be used, the old ones go on: {why}");
+        let name = self.within.name();
+        warn!("the new authorities of the {name} server cannot be used, the old ones go on: {why}");
     }
 }
 
@@ -204,7 +245,11 @@ impl Source for Authorities {
 ///
 /// # Errors
 /// When none of the authorities can be used.
-fn client_config(mode: ServerTlsMode, authorities: &[CertificateDer<'static>]) -> io::Result<ClientConfig> {
+fn client_config(
+    within: Within,
+    mode: ServerTlsMode,
+    authorities: &[CertificateDer<'static>],
+) -> io::Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let believer = Believer::new(mode, authorities, &provider)?;
     let mut config = ClientConfig::builder_with_provider(provider)
@@ -213,7 +258,7 @@ fn client_config(mode: ServerTlsMode, authorities: &[CertificateDer<'static>]) -
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(believer))
         .with_no_client_auth();
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = within.alpn();
     config.resumption = rustls::client::Resumption::disabled();
     Ok(config)
 }
@@ -223,7 +268,7 @@ fn client_config(mode: ServerTlsMode, authorities: &[CertificateDer<'static>]) -
 /// # Errors
 /// Why not.
 pub(super) fn check_authorities(mode: ServerTlsMode, file: &Path) -> io::Result<()> {
-    client_config(mode, &certificates(file)?).map(drop)
+    client_config(Within::Postgres, mode, &certificates(file)?).map(drop)
 }
 
 #[derive(Debug)]
@@ -244,20 +289,20 @@ impl ClientTls {
     ///
     /// # Errors
     /// When it cannot be used.
-    pub fn open(settings: &ServerTlsSettings) -> Result<Self, BuildError> {
+    pub fn open(settings: &ServerTlsSettings, within: Within) -> Result<Self, BuildError> {
         let ServerTlsSettings { mode, ca } = settings;
         let open = || {
             Ok(match (mode, ca) {
                 (ServerTlsMode::VerifyCa | ServerTlsMode::VerifyFull, Some(file)) => {
-                    Whom::Followed(Followed::open(Authorities { mode: *mode, file: file.clone() })?)
+                    Whom::Followed(Followed::open(Authorities { within, mode: *mode, file: file.clone() })?)
                 }
                 (ServerTlsMode::VerifyCa | ServerTlsMode::VerifyFull, None) => {
-                    Whom::Fixed(Arc::new(client_config(*mode, &system_certificates()?)?))
+                    Whom::Fixed(Arc::new(client_config(within, *mode, &system_certificates()?)?))
                 }
-                _ => Whom::Fixed(Arc::new(client_config(*mode, &[])?)),
+                _ => Whom::Fixed(Arc::new(client_config(within, *mode, &[])?)),
             })
         };
-        let whom = open().map_err(|why: io::Error| BuildError::new("listeners.postgres.server_tls", why))?;
+        let whom = open().map_err(|why: io::Error| within.wrong("server_tls", &why))?;
         Ok(Self { mode: *mode, whom })
     }
 

@@ -1,24 +1,21 @@
 //! Making connections to the server, a few at a time, and what is learned by them.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use metrics::counter;
-use qudag_core::backoff::Backoff;
 use qudag_filter_api::FilterError;
 use tokio::time::{sleep, timeout_at};
 
 use super::conn::{CancelKey, Conn};
+use super::desk::{BACKOFF, PARALLEL, lock};
 use super::places::Who;
-use super::servers::{Known, Pool, lock};
+use super::servers::{Known, Pool};
 use super::taking::{Lease, Want};
 use crate::auth::{Login, LoginError, login};
 use crate::session::{Parameters, Server};
 
-/// Connections that are made at a time.
-pub(super) const PARALLEL: usize = 3;
-const BACKOFF: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(1) };
 /// Start-up parameters of clients whose meaning for the server is remembered.
 const WISHES: usize = 256;
 
@@ -70,7 +67,7 @@ impl Pool {
     pub(super) fn make_connections(self: &Arc<Self>) {
         let now = Instant::now();
         loop {
-            if lock(&self.known).not_before.is_some_and(|time| now < time) {
+            if !lock(&self.known).attempts.may(now) {
                 return;
             }
             let Some(home) = self.home.upgrade() else { return };
@@ -91,9 +88,7 @@ impl Pool {
                 counter!("qudag_sidecar_db_connects_total", "outcome" => "ok").increment(1);
                 {
                     let mut known = lock(&self.known);
-                    known.failures = 0;
-                    known.failure = None;
-                    known.not_before = None;
+                    known.attempts.made();
                     known.welcome = Some(parameters);
                 }
                 let surplus = lock(&self.places).connected(Box::new(connection), Instant::now());
@@ -110,21 +105,19 @@ impl Pool {
                 self.disconnected();
                 let wait = {
                     let mut known = lock(&self.known);
-                    let wait = BACKOFF.limit(known.failures).mul_f64(0.5 + fastrand::f64() / 2.0);
-                    if known.failures == 0 {
-                        tracing::warn!(server = %self.key.server, error = %failure.why, "cannot connect to the database");
-                    }
-                    known.failures = known.failures.saturating_add(1);
-                    known.not_before = Some(Instant::now() + wait);
                     if failure.too_much {
                         self.too_much(&mut known);
                     }
-                    known.failure = Some(failure);
+                    let why = Arc::clone(&failure.why);
+                    let (wait, first) = known.attempts.fail(failure, Instant::now());
+                    if first {
+                        tracing::warn!(server = %self.key.server, error = %why, "cannot connect to the database");
+                    }
                     wait
                 };
                 self.news.notify_waiters();
                 sleep(wait).await;
-                lock(&self.known).not_before = None;
+                lock(&self.known).attempts.waited();
             }
         }
         self.make_connections();
@@ -167,18 +160,7 @@ impl Pool {
             && !refused(&lock(&self.known))
         {
             match self.log_in().await {
-                Ok((connection, _)) => {
-                    let connection = Some(Box::new(connection));
-                    return Ok(Lease {
-                        pool: Arc::clone(self),
-                        seat: None,
-                        connection,
-                        pressure: None,
-                        reads: false,
-                        routed: false,
-                        filling: None,
-                    });
-                }
+                Ok((connection, _)) => return Ok(Lease::new(self, None, Some(Box::new(connection)), None)),
                 Err(error) => {
                     let failure = Failure::of(&error);
                     tracing::debug!(server = %self.key.server, error = %failure.why, "the pool leads a session on");
@@ -193,7 +175,7 @@ impl Pool {
     pub(crate) async fn unreachable(&self, begun: Instant) {
         loop {
             let news = self.news.notified();
-            if lock(&self.known).failure.as_ref().is_some_and(|failure| failure.at >= begun) {
+            if lock(&self.known).attempts.failure().is_some_and(|failure| failure.at >= begun) {
                 return;
             }
             news.await;
@@ -221,7 +203,7 @@ impl Pool {
     }
 
     fn failure(&self) -> Option<Bytes> {
-        lock(&self.known).failure.as_ref().and_then(|failure| failure.response.clone())
+        lock(&self.known).attempts.failure().and_then(|failure| failure.response.clone())
     }
 
     /// What clients are told who gave parameters at their start-up, where that is known.

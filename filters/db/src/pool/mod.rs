@@ -1,13 +1,18 @@
 //! Pooled sessions: many clients on few connections to the server.
 //!
-//! `places` decides who gets a server. `servers` is what is known of those of one user and database; `connecting` makes connections, `taking` hands
-//! them out and takes them back clean, `upkeep` looks after them. `startup` brings a client to its session, which `session` leads: it drives the
-//! machines of [`crate::session`] between two sockets. `console` answers the database `qudag_sidecar`.
+//! `places` decides who gets a server, and `desk` is what pools of every protocol do with that. `servers` is what is known of those of one
+//! user and database; `connecting` makes connections, `taking` hands them out and takes them back clean, `upkeep` looks after them.
+//! `startup` brings a client to its session, which `session` leads: it drives the machines of [`crate::session`] between two sockets, with
+//! `telling` for what the sidecar says itself and `capture` for what the query cache learns. `console` answers the database
+//! `qudag_sidecar`.
 
+mod busy;
 mod cancels;
+mod capture;
 pub(crate) mod conn;
 mod connecting;
 mod console;
+pub(crate) mod desk;
 pub(crate) mod places;
 mod registry;
 mod servers;
@@ -16,13 +21,14 @@ mod settings;
 mod startup;
 mod taking;
 mod tapped;
+mod telling;
 mod upkeep;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -39,6 +45,7 @@ use crate::query_cache::{Asked, Filling, QueryCacheState, Slot};
 use crate::session::{Asks, Fingerprint, Texts};
 use crate::startup::CANCEL_REQUEST;
 use conn::CancelKey;
+use desk::lock;
 
 pub(crate) use cancels::Cancels;
 use registry::Trace;
@@ -46,6 +53,7 @@ pub use registry::{ClientStatus, DbStatus, Doing, PoolStatus, ServerStatus, Stat
 pub use servers::Pool;
 pub(crate) use servers::PoolKey;
 pub use settings::{Adaptive, DbBackpressure, DbPool, Mode, Pressure};
+pub(crate) use settings::{above_zero, within};
 pub(crate) use startup::{Access, Coming, pooled};
 pub use taking::Lease;
 use taking::Want;
@@ -177,7 +185,7 @@ impl SessionInfo {
         if *self.pool.key.server == *target.name {
             return Some(Arc::clone(&self.pool));
         }
-        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut others = lock(&self.others);
         if let Some(pool) = others.iter().find(|pool| *pool.key.server == *target.name) {
             return Some(Arc::clone(pool));
         }
@@ -301,7 +309,7 @@ impl Pools {
     }
 
     fn all(&self) -> Vec<Arc<Pool>> {
-        self.pools.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        lock(&self.pools).values().cloned().collect()
     }
 
     /// The pool of a user and database, into which a client was let with `identity`; `None` when there are too many pools.
@@ -313,7 +321,7 @@ impl Pools {
         identity: Identity,
     ) -> Option<Arc<Pool>> {
         let pool = {
-            let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut pools = lock(&self.pools);
             match pools.get(key) {
                 Some(pool) => Arc::clone(pool),
                 None if pools.len() >= POOLS => return None,
@@ -352,7 +360,7 @@ impl Pools {
     /// goes to all of them under one name.
     fn texts(&self, key: &PoolKey, most: usize) -> Arc<Mutex<Texts>> {
         let owner = (key.user.clone(), key.database.clone());
-        let mut all = self.texts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.texts);
         if let Some(texts) = all.get(&owner).and_then(Weak::upgrade) {
             return texts;
         }
@@ -380,7 +388,7 @@ impl Pools {
     }
 
     fn paused(&self) -> MutexGuard<'_, HashSet<Option<String>>> {
-        self.paused.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.paused)
     }
 
     /// Holds transactions back, of one database or of all, also in pools to come; those under way go on. Returns how many pools there are
@@ -448,7 +456,7 @@ impl Pools {
             return true;
         }
         {
-            let mut blocked = self.blocked.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut blocked = lock(&self.blocked);
             if !blocked.iter().any(|known| Arc::ptr_eq(known, pool)) {
                 blocked.push(Arc::clone(pool));
             }
@@ -465,7 +473,7 @@ impl Pools {
     fn disconnected(&self) {
         self.connections.fetch_sub(1, Relaxed);
         if self.any_blocked.swap(false, Relaxed) {
-            let blocked = std::mem::take(&mut *self.blocked.lock().unwrap_or_else(PoisonError::into_inner));
+            let blocked = std::mem::take(&mut *lock(&self.blocked));
             for pool in blocked {
                 // On its own lane, since this may be within the turn of another pool.
                 let lane = pool.lane.handle();
@@ -483,7 +491,7 @@ impl Pools {
 
     /// A pool without sessions and connections goes; `false` when it has a session again.
     fn forget(&self, pool: &Arc<Pool>) -> bool {
-        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pools = lock(&self.pools);
         // This map, and the task that looks after it.
         if Arc::strong_count(pool) > 2 {
             return false;

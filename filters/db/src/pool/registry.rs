@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use serde::Serialize;
+
+use super::desk::lock;
 
 /// What a session or a connection does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -87,7 +89,7 @@ impl<T> Default for Registry<T> {
 
 impl<T> Registry<T> {
     pub(crate) fn add(&self, one: &Arc<T>) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.0);
         // What has gone is forgotten whenever the list would grow.
         if all.len() == all.capacity() {
             all.retain(|one| one.strong_count() > 0);
@@ -96,7 +98,7 @@ impl<T> Registry<T> {
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<T>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()
+        lock(&self.0).iter().filter_map(Weak::upgrade).collect()
     }
 }
 
@@ -109,7 +111,7 @@ pub(crate) struct ServerTrace {
 }
 
 /// All pools, as they are shown.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct DbStatus {
     /// Connections to servers, and the most that there may be.
     pub servers: usize,

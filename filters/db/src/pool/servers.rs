@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use metrics::{Counter, Histogram, counter, histogram};
@@ -11,11 +11,11 @@ use qudag_filter_api::Lane;
 use tokio::sync::{Notify, Semaphore};
 
 use super::conn::{Conn, closed};
-use super::connecting::{Failure, PARALLEL};
+use super::connecting::Failure;
+use super::desk::{Attempts, PARALLEL, lock, look_after};
 use super::places::{Places, Room};
 use super::registry::{Registry, ServerTrace};
 use super::settings::{DbPool, Pressure};
-use super::upkeep::look_after;
 use super::{Pools, SessionInfo, Target};
 use crate::auth::Identity;
 use crate::query_cache::Slot;
@@ -43,10 +43,7 @@ pub(super) struct Known {
     pub(super) welcome: Option<Arc<Parameters>>,
     /// What clients are told who gave these parameters at their start-up.
     pub(super) wishes: HashMap<Box<[u8]>, Arc<Parameters>>,
-    /// Attempts to connect that have failed since the last one that did not.
-    pub(super) failures: u32,
-    pub(super) failure: Option<Failure>,
-    pub(super) not_before: Option<Instant>,
+    pub(super) attempts: Attempts<Failure>,
     /// The server had no connection for a session alone.
     pub(super) no_own_before: Option<Instant>,
     pub(super) limit: Limit<Fingerprint>,
@@ -122,10 +119,6 @@ impl Meters {
     }
 }
 
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Pool {
     pub(crate) fn new(
         key: PoolKey,
@@ -141,9 +134,7 @@ impl Pool {
             identity,
             welcome: None,
             wishes: HashMap::new(),
-            failures: 0,
-            failure: None,
-            not_before: None,
+            attempts: Attempts::default(),
             no_own_before: None,
             limit: Limit::default(),
             statements: HashMap::new(),
@@ -264,10 +255,8 @@ impl Pool {
             }
             let Some(pressure) = pressure else { return };
             let size = known.settings.size;
-            let settings = pressure.limit(size);
-            known.limit.took(statement, busy, running, &settings, Instant::now());
-            let limit = if pressure.adaptive.enforce { known.limit.get(&settings) } else { size };
-            Room { size, limit }
+            known.limit.took(statement, busy, running, &pressure.limit(size), Instant::now());
+            pressure.room(size, &known.limit)
         };
         self.set_room(room);
     }

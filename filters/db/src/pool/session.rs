@@ -1,7 +1,6 @@
 //! One pooled session after its login: drives the machines of [`crate::session`] between the client's socket and those of servers.
 
 use std::future::Future;
-use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
@@ -15,6 +14,8 @@ use qudag_filter_common::Drain;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::busy::Busy;
+use super::capture::{Capture, Written};
 use super::conn::{Conn, closed, poll_read, poll_write};
 use super::registry::Doing;
 use super::servers::Member;
@@ -24,10 +25,9 @@ use super::tapped::Tapped;
 use super::{PoolKey, Prefers, SessionInfo, Transaction};
 use crate::auth::SecureStream;
 use crate::kind::{Db, DbAnswer, DbRequest};
-use crate::query_cache::{Asked, Filling, QueryCache, QueryCacheState};
+use crate::query_cache::{Asked, QueryCache};
 use crate::replicas::ReadReplicas;
-use crate::reply::{fatal, refusal};
-use crate::session::{Asks, Client, Down, Fingerprint, Pins, Question, Sent, Step, Tidy, Writes};
+use crate::session::{Asks, Client, Down, Fingerprint, Pins, Question, Sent, Step, Tidy};
 use crate::wire::backend::Status;
 use crate::wire::build::ErrorResponse;
 
@@ -35,8 +35,6 @@ use crate::wire::build::ErrorResponse;
 const HIGH: usize = 256 << 10;
 /// How much more is read of a client that waits for a server.
 const WAITING: usize = 1 << 20;
-/// How long last words may take.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What others want of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -579,124 +577,5 @@ impl Session {
             counter!("qudag_sidecar_db_pins_total", "reason" => reason).increment(1);
         }
         true
-    }
-
-    /// Refuses the batch that is there.
-    fn refuse(&mut self, error: &FilterError) {
-        self.tapped.refused(error.label());
-        counter!("qudag_sidecar_db_transactions_total", "outcome" => error.label()).increment(1);
-        let (sqlstate, message, hint) = refusal(error);
-        let error =
-            ErrorResponse { fatal: false, sqlstate, message: &message, detail: None, hint: Some(&hint) };
-        self.client.refuse(&self.inbox, &mut self.out, &error);
-    }
-
-    /// The client has cancelled what waits for a server.
-    fn cancelled(&mut self) {
-        self.tapped.refused("cancelled");
-        counter!("qudag_sidecar_db_transactions_total", "outcome" => "cancelled").increment(1);
-        let message = "canceling statement due to user request";
-        let hint = Some("qudag-sidecar: it was waiting for a server");
-        let error = ErrorResponse { fatal: false, sqlstate: "57014", message, detail: None, hint };
-        self.client.refuse(&self.inbox, &mut self.out, &error);
-    }
-
-    /// Tells a client why its session ends.
-    fn ended(&mut self, error: &FilterError) {
-        fatal(error, &mut self.out);
-    }
-
-    /// Sends what is still to be said and closes.
-    async fn last_words(&mut self) {
-        let said = std::future::poll_fn(|cx| -> Poll<io::Result<()>> {
-            let pending = self.out.len();
-            let written = poll_write(&mut self.stream, cx, &mut self.out);
-            self.written += (pending - self.out.len()) as u64;
-            written
-        });
-        let _ = timeout(LAST_WORDS, said).await;
-        let _ = timeout(LAST_WORDS, tokio::io::AsyncWriteExt::shutdown(&mut self.stream)).await;
-    }
-}
-
-/// What a transaction has written, and who wants to know it.
-#[derive(Debug)]
-pub(crate) struct Written {
-    cache: Arc<QueryCacheState>,
-    writes: Writes,
-    changed: bool,
-}
-
-impl Written {
-    fn is_something(&self) -> bool {
-        self.writes.tables(self.changed).is_none_or(|tables| !tables.is_empty())
-    }
-
-    pub(crate) fn tell(&self) {
-        self.cache.wrote(&self.writes, self.changed);
-    }
-}
-
-/// The reply to a question, as it passes.
-struct Capture {
-    filling: Arc<Filling>,
-    reply: Vec<u8>,
-    /// It is longer than what is kept.
-    over: bool,
-}
-
-impl Capture {
-    fn new(filling: Arc<Filling>) -> Self {
-        Self { filling, reply: Vec::new(), over: false }
-    }
-
-    /// What was written behind the first `before` bytes for the client.
-    fn add(&mut self, out: &[u8], before: usize) {
-        let new = out.get(before..).unwrap_or_default();
-        if self.over {
-            return;
-        }
-        if self.reply.len() + new.len() > self.filling.most() {
-            self.over = true;
-            self.reply = Vec::new();
-            // Nobody waits for the rest of it.
-            self.filling.too_large();
-        } else {
-            self.reply.extend_from_slice(new);
-        }
-    }
-
-    fn end(self, reads: bool) {
-        if !self.over {
-            self.filling.filled(&self.reply, reads, Instant::now());
-        }
-    }
-}
-
-/// How long the server has been busy with a transaction, without the time in which it waited for the client.
-#[derive(Default)]
-struct Busy {
-    total: Duration,
-    since: Option<Instant>,
-}
-
-impl Busy {
-    fn look(&mut self, machine: &crate::session::Server) {
-        match (machine.outstanding() > 0, self.since) {
-            (true, None) => self.since = Some(Instant::now()),
-            (false, Some(since)) => {
-                self.total += since.elapsed();
-                self.since = None;
-            }
-            _ => {}
-        }
-    }
-
-    fn is_running(&self) -> bool {
-        self.since.is_some()
-    }
-
-    fn total(&self) -> Duration {
-        self.total + self.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 }

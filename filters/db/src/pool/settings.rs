@@ -1,11 +1,13 @@
 //! `db_pool` and `db_backpressure`.
 
+use std::hash::Hash;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::Either;
 
-use qudag_core::{limit, queue};
+use qudag_core::limit::{self, Limit};
+use qudag_core::queue;
 use qudag_filter_api::{
     BuildError, ByteSize, ConfigError, ConfigPath, Env, FilterError, FilterSpec, Period, Svc, service_fn,
 };
@@ -15,6 +17,8 @@ use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
 
 use super::Pools;
+use super::desk::Ages;
+use super::places::Room;
 use crate::kind::{Db, DbAnswer, DbRequest};
 
 /// The most connections of a pool and of all.
@@ -79,19 +83,29 @@ impl Default for DbPool {
 }
 
 impl DbPool {
+    pub(crate) fn ages(&self) -> Ages {
+        Ages { lifetime: self.server_lifetime.0, idle: self.server_idle.0 }
+    }
+
     /// How many sessions of a pool may keep their server.
     pub(crate) fn most_pinned(&self) -> usize {
         self.max_pinned.unwrap_or(self.size.saturating_sub(1))
     }
 }
 
-fn within(errors: &mut Vec<ConfigError>, at: &ConfigPath, key: &'static str, value: usize, most: usize) {
+pub(crate) fn within(
+    errors: &mut Vec<ConfigError>,
+    at: &ConfigPath,
+    key: &'static str,
+    value: usize,
+    most: usize,
+) {
     if !(1..=most).contains(&value) {
         errors.push(at.key(key).error(format!("{value} is out of range")).hint(format!("1 to {most}")));
     }
 }
 
-fn above_zero(errors: &mut Vec<ConfigError>, at: &ConfigPath, key: &'static str, period: Period) {
+pub(crate) fn above_zero(errors: &mut Vec<ConfigError>, at: &ConfigPath, key: &'static str, period: Period) {
     if period.0.is_zero() {
         errors.push(at.key(key).error("0s leaves no time").hint("above 0s"));
     }
@@ -182,7 +196,7 @@ pub struct Adaptive {
     pub enforce: bool,
     /// The least that it becomes.
     pub min: usize,
-    /// How many times as long as usual transactions may take before it is lowered.
+    /// How many times as long as usual things may take before it is lowered.
     pub tolerance: f64,
 }
 
@@ -219,6 +233,12 @@ impl DbBackpressure {
             standing: self.standing.0,
             age: self.age.0,
         }
+    }
+
+    /// How much may be under way of so many connections.
+    pub(crate) fn room<K: Eq + Hash>(&self, size: usize, found: &Limit<K>) -> Room {
+        let limit = if self.adaptive.enforce { found.get(&self.limit(size)) } else { size };
+        Room { size, limit }
     }
 
     pub(crate) fn limit(&self, size: usize) -> limit::Settings {

@@ -7,18 +7,16 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use metrics::counter;
-use qudag_core::queue::Refusal;
 use qudag_filter_api::FilterError;
-use tokio::sync::oneshot;
 use tokio::time::{sleep_until, timeout_at};
 
 use super::CANCEL_TIME;
+use super::capture::Written;
 use super::conn::{Conn, closed, poll_read, poll_write};
-use super::places::{Asked, Grant, Seat, Waiting, Who, plain};
+use super::desk::{Desk, Hungry, lock, place};
+use super::places::{Seat, Who, plain};
 use super::registry::Doing;
-use super::servers::{Pool, lock};
-use super::session::Written;
+use super::servers::Pool;
 use super::settings::Pressure;
 use crate::query_cache::Filling;
 use crate::session::{Down, Fingerprint, Tidy};
@@ -48,32 +46,9 @@ impl Pool {
         let discipline =
             want.pressure.as_ref().map_or_else(|| plain(settings.wait.0), |pressure| pressure.discipline());
         let deadline = now + discipline.wait;
-        let asked = lock(&self.places).ask(want.who, want.bytes, want.pressure.is_some(), discipline, now);
-        let (seat, connection) = match asked {
-            Asked::Now(seat, connection) => (seat, connection),
-            Asked::Refused(refusal, after) => return Err(shed(refusal, after)),
-            Asked::Later(waiting, answer) => {
-                self.earlier.notify_one();
-                let mut guard = Guard { pool: self, waiting: Some(waiting), answer };
-                let answer = (&mut guard.answer).await;
-                guard.waiting = None;
-                self.meters.wait.record(now.elapsed().as_secs_f64());
-                match answer {
-                    Ok(Grant::Place(seat, connection)) => (seat, connection),
-                    Ok(Grant::Refused(refusal, after)) => return Err(shed(refusal, after)),
-                    Err(_) => return Err(FilterError::Draining),
-                }
-            }
-        };
-        let mut lease = Lease {
-            pool: Arc::clone(self),
-            seat: Some(seat),
-            connection,
-            pressure: want.pressure,
-            reads: false,
-            routed: false,
-            filling: None,
-        };
+        let managed = want.pressure.is_some();
+        let (seat, connection) = place(self, want.who, want.bytes, managed, discipline).await?;
+        let mut lease = Lease::new(self, Some(seat), connection, want.pressure);
         while let Some(connection) = &mut lease.connection {
             if connection.is_quiet() {
                 connection.seen.trace.does(Doing::Active, now);
@@ -89,11 +64,11 @@ impl Pool {
     /// Waits for a connection that is being made.
     async fn feed(self: &Arc<Self>, lease: &mut Lease, deadline: Instant) -> Result<(), FilterError> {
         let begun = Instant::now();
-        let mut coming = Hungry { pool: self, connection: lock(&self.places).hunger() };
+        let mut coming = Hungry::new(self);
         loop {
             self.make_connections();
             let news = self.news.notified();
-            let failure = lock(&self.known).failure.clone();
+            let failure = lock(&self.known).attempts.failure().cloned();
             if let Some(failure) = failure.filter(|failure| failure.hopeless && failure.at >= begun) {
                 return Err(failure.error());
             }
@@ -107,7 +82,7 @@ impl Pool {
             return match &lease.connection {
                 Some(_) => Ok(()),
                 None => {
-                    let failure = lock(&self.known).failure.clone();
+                    let failure = lock(&self.known).attempts.failure().cloned();
                     Err(failure
                         .map_or(FilterError::Timeout { after: self.target.connect_timeout }, |failure| {
                             failure.error()
@@ -116,82 +91,16 @@ impl Pool {
             };
         }
     }
-
-    /// Takes a place back, with its connection unless that was closed.
-    fn put(self: &Arc<Self>, seat: Seat, connection: Option<Box<Conn>>, now: Instant) {
-        let lost = connection.is_none();
-        let surplus = lock(&self.places).release(seat, connection, now);
-        if surplus.is_some() {
-            self.closed("shrunk");
-        } else if lost {
-            self.disconnected();
-        }
-        if let Some(home) = self.home.upgrade() {
-            home.share(self);
-        }
-        if lost {
-            self.make_connections();
-        }
-    }
-}
-
-fn shed(refusal: Refusal, retry_after: Duration) -> FilterError {
-    counter!("qudag_sidecar_db_sheds_total", "reason" => refusal.label()).increment(1);
-    FilterError::Shed { why: refusal.label(), retry_after }
-}
-
-/// Leaves the queue when whoever waits is gone.
-struct Guard<'a> {
-    pool: &'a Arc<Pool>,
-    waiting: Option<Waiting>,
-    answer: oneshot::Receiver<Grant<Box<Conn>>>,
-}
-
-impl Drop for Guard<'_> {
-    fn drop(&mut self) {
-        let Some(waiting) = self.waiting.take() else { return };
-        lock(&self.pool.places).leave(waiting, Instant::now());
-        // The place may have come in this moment.
-        if let Ok(Grant::Place(seat, connection)) = self.answer.try_recv() {
-            let pool = Arc::clone(self.pool);
-            let pressure = None;
-            Lease {
-                pool,
-                seat: Some(seat),
-                connection,
-                pressure,
-                reads: false,
-                routed: false,
-                filling: None,
-            }
-            .unused();
-        }
-    }
-}
-
-/// A connection that is on its way to somebody, who may go before it comes.
-struct Hungry<'a> {
-    pool: &'a Arc<Pool>,
-    connection: oneshot::Receiver<Box<Conn>>,
-}
-
-impl Drop for Hungry<'_> {
-    fn drop(&mut self) {
-        self.connection.close();
-        if let Ok(connection) = self.connection.try_recv() {
-            lock(&self.pool.places).hand_back(connection, Instant::now());
-        }
-    }
 }
 
 /// A server for a transaction. The place is free again when it is given back or dropped; dropped, the connection is closed.
 #[derive(Debug)]
 pub struct Lease {
-    pub(super) pool: Arc<Pool>,
+    pool: Arc<Pool>,
     /// None for a connection beside the pool.
-    pub(super) seat: Option<Seat>,
-    pub(super) connection: Option<Box<Conn>>,
-    pub(super) pressure: Option<Arc<Pressure>>,
+    seat: Option<Seat>,
+    connection: Option<Box<Conn>>,
+    pressure: Option<Arc<Pressure>>,
     /// Whether it is for a transaction that only reads, which may be at a replica.
     pub(crate) reads: bool,
     /// Whether `read_replicas` has chosen the server.
@@ -201,6 +110,23 @@ pub struct Lease {
 }
 
 impl Lease {
+    pub(super) fn new(
+        pool: &Arc<Pool>,
+        seat: Option<Seat>,
+        connection: Option<Box<Conn>>,
+        pressure: Option<Arc<Pressure>>,
+    ) -> Self {
+        Self {
+            pool: Arc::clone(pool),
+            seat,
+            connection,
+            pressure,
+            reads: false,
+            routed: false,
+            filling: None,
+        }
+    }
+
     /// Whether it is the session's own, beside the pool.
     pub(crate) fn is_own(&self) -> bool {
         self.seat.is_none()
@@ -236,16 +162,6 @@ impl Lease {
             closed("lifetime");
         }
         self.pool.put(seat, Some(connection).filter(|_| !old), now);
-    }
-
-    /// The connection as it came, nothing having been done with it.
-    fn unused(mut self) {
-        if let Some(seat) = self.seat.take() {
-            match self.connection.take() {
-                Some(connection) => self.pool.put(seat, Some(connection), Instant::now()),
-                None => lock(&self.pool.places).release_hungry(seat, Instant::now()),
-            }
-        }
     }
 
     /// Makes the server clean for the next one, as a task: what is under way comes to its end, or is cancelled.

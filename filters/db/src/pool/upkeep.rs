@@ -1,69 +1,63 @@
 //! What is done for a pool once in a while, and how it is shown.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use metrics::gauge;
-use tokio::time::sleep_until;
+use metrics::{counter, gauge};
+use qudag_core::queue::Refusal;
+use tokio::sync::Notify;
 
-use super::conn::closed;
-use super::places::Figures;
+use super::conn::{Conn, closed};
+use super::desk::{Desk, lock};
+use super::places::{Figures, Places, Seat};
 use super::registry::{PoolStatus, ServerStatus, ServerTrace, StatementStatus};
-use super::servers::{Pool, Statement, lock};
+use super::servers::{Pool, Statement};
 use super::settings::Pressure;
 use crate::session::Fingerprint;
 use crate::startup::shown;
 
-/// How often idle connections are looked at.
-const LOOK: Duration = Duration::from_secs(1);
 /// How long a pool without sessions and connections is kept.
 const KEEP: Duration = Duration::from_secs(60);
 
-/// Refuses those who have waited long enough, and closes what has been idle for too long.
-pub(super) async fn look_after(pool: Arc<Pool>) {
-    let mut looked = Instant::now();
-    loop {
-        let now = Instant::now();
-        let next = {
-            let mut places = lock(&pool.places);
-            places.expire(now);
-            places.wake()
-        };
-        if now.saturating_duration_since(looked) >= LOOK {
-            looked = now;
-            if pool.look(now) {
-                return;
-            }
+impl Desk for Pool {
+    type Conn = Conn;
+
+    fn places(&self) -> &Mutex<Places<Box<Conn>>> {
+        &self.places
+    }
+
+    fn earlier(&self) -> &Notify {
+        &self.earlier
+    }
+
+    fn put(self: &Arc<Self>, seat: Seat, connection: Option<Box<Conn>>, now: Instant) {
+        let lost = connection.is_none();
+        let surplus = lock(&self.places).release(seat, connection, now);
+        if surplus.is_some() {
+            self.closed("shrunk");
+        } else if lost {
+            self.disconnected();
         }
-        let next = next.unwrap_or(now + LOOK).min(looked + LOOK);
-        tokio::select! {
-            () = sleep_until(next.into()) => {}
-            () = pool.earlier.notified() => {}
+        if let Some(home) = self.home.upgrade() {
+            home.share(self);
+        }
+        if lost {
+            self.make_connections();
         }
     }
-}
 
-impl Pool {
     /// Closes connections that are too old, idle for too long, or dead. Whether the pool is not needed any more.
     fn look(self: &Arc<Self>, now: Instant) -> bool {
-        let (settings, unused) = {
+        let (ages, unused) = {
             let known = lock(&self.known);
-            (
-                Arc::clone(&known.settings),
-                known.sessions == 0 && now.saturating_duration_since(known.used) > KEEP,
-            )
+            (known.settings.ages(), known.sessions == 0 && now.saturating_duration_since(known.used) > KEEP)
         };
         let gone = lock(&self.places).take_idle(|connection| {
-            let since = |time| now.saturating_duration_since(time);
-            let reason = if since(connection.idle_since) > settings.server_idle.0 {
-                "idle"
-            } else if since(connection.created) > settings.server_lifetime.0 {
-                "lifetime"
-            } else if !connection.is_quiet() {
-                "ended_idle"
-            } else {
-                return false;
+            let reason = match ages.outlived(connection.created, connection.idle_since, now) {
+                Some(reason) => reason,
+                None if !connection.is_quiet() => "ended_idle",
+                None => return false,
             };
             closed(reason);
             true
@@ -79,6 +73,16 @@ impl Pool {
             && self.home.upgrade().is_none_or(|home| home.forget(self))
     }
 
+    fn shed(&self, why: Refusal) {
+        counter!("qudag_sidecar_db_sheds_total", "reason" => why.label()).increment(1);
+    }
+
+    fn waited(&self, time: Duration) {
+        self.meters.wait.record(time.as_secs_f64());
+    }
+}
+
+impl Pool {
     /// Sets the gauges of the pool.
     fn show(&self, figures: &Figures, now: Instant) {
         let (user, database) = (shown(&self.key.user), shown(&self.key.database));
@@ -119,7 +123,7 @@ impl Pool {
         let (sessions, pinned, adaptive, error, mut statements) = {
             let known = lock(&self.known);
             let adaptive = known.limit.get(&Pressure::default().limit(known.settings.size));
-            let error = known.failure.as_ref().map(|failure| failure.why.to_string());
+            let error = known.attempts.failure().map(|failure| failure.why.to_string());
             let statements: Vec<_> =
                 known.statements.iter().map(|(id, statement)| (*id, statement.clone())).collect();
             (known.sessions, known.pinned, adaptive, error, statements)

@@ -7,15 +7,16 @@ use std::time::Instant;
 use bytes::BytesMut;
 use metrics::{counter, gauge};
 use qudag_filter_api::FilterError;
-use qudag_filter_common::{Seat, Stream};
+use qudag_filter_common::Seat;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use zeroize::Zeroize;
 
 use super::credentials::command;
+use super::pools::PoolKey;
 use super::resp::{Reply, ReplyScan};
-use super::servers::PoolKey;
 use super::settings::RedisUpstream;
+use crate::auth::SecureStream;
 use crate::pool::conn::poll_read;
 
 /// The most that is read for a login.
@@ -23,9 +24,11 @@ const LONGEST_LOGIN: usize = 64 << 10;
 
 /// A connection after its login.
 pub(crate) struct Conn {
-    pub(crate) stream: Stream,
+    pub(crate) stream: SecureStream,
     /// Towards the server.
     pub(crate) up: BytesMut,
+    /// What was written has not all left.
+    pub(crate) unflushed: bool,
     /// From the server.
     pub(crate) down: BytesMut,
     pub(crate) scan: ReplyScan,
@@ -66,6 +69,11 @@ impl From<FilterError> for LoginError {
 }
 
 impl LoginError {
+    /// Whether the server has as many connections as it takes.
+    pub(crate) fn is_too_much(&self) -> bool {
+        matches!(self, Self::Refused(why) if why.starts_with(b"ERR max number of clients"))
+    }
+
     /// As it is logged and, without the server's address, told.
     pub(crate) fn error(&self) -> FilterError {
         match self {
@@ -130,6 +138,7 @@ impl Conn {
         let written = stream.write_all(&said).await;
         said.zeroize();
         written.map_err(lost)?;
+        stream.flush().await.map_err(lost)?;
         let (mut scan, mut down, mut read) = (ReplyScan::default(), BytesMut::new(), 0);
         while owed > 0 {
             let more = stream.read_buf(&mut down).await.map_err(lost)?;
@@ -148,7 +157,8 @@ impl Conn {
         gauge!("qudag_sidecar_redis_servers", "of" => label).increment(1.0);
         let now = Instant::now();
         let count = Count(seat, label);
-        Ok(Self { stream, up: BytesMut::new(), down, scan, created: now, idle_since: now, count })
+        let up = BytesMut::new();
+        Ok(Self { stream, up, unflushed: false, down, scan, created: now, idle_since: now, count })
     }
 
     /// It belongs to a session from now on.

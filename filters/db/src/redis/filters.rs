@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use futures_util::future::Either;
-use qudag_core::queue;
 use qudag_filter_api::{
     BuildError, ByteSize, ConfigError, ConfigPath, Env, FilterSpec, Period, Svc, service_fn,
 };
@@ -12,7 +11,10 @@ use serde::{Deserialize, Serialize};
 use tower::ServiceExt;
 
 use super::kind::{Redis, RedisAnswer, RedisRequest};
-use super::servers::{Pools, Want};
+use super::pools::Pools;
+use super::taking::Want;
+use crate::pool::desk::Ages;
+use crate::pool::{Adaptive, DbBackpressure, Pressure, above_zero, within};
 
 /// The most connections of any kind.
 const MOST: usize = 100_000;
@@ -55,15 +57,9 @@ impl Default for RedisPool {
     }
 }
 
-fn within(errors: &mut Vec<ConfigError>, at: &ConfigPath, key: &'static str, value: usize, most: usize) {
-    if !(1..=most).contains(&value) {
-        errors.push(at.key(key).error(format!("{value} is out of range")).hint(format!("1 to {most}")));
-    }
-}
-
-fn above_zero(errors: &mut Vec<ConfigError>, at: &ConfigPath, key: &'static str, period: Period) {
-    if period.0.is_zero() {
-        errors.push(at.key(key).error("0s leaves no time").hint("above 0s"));
+impl RedisPool {
+    pub(crate) fn ages(&self) -> Ages {
+        Ages { lifetime: self.server_lifetime.0, idle: self.server_idle.0 }
     }
 }
 
@@ -103,12 +99,14 @@ impl FilterSpec for RedisPool {
         let settings = Arc::new(self.clone());
         service_fn::<Redis, _, _>(move |request| match request {
             RedisRequest::Session(mut session) => {
-                session.pooled = Some((Arc::clone(&pools), Arc::clone(&settings)));
+                pools.set(&settings);
+                session.pooled = Some(Arc::clone(&pools));
                 Either::Left(inner.clone().oneshot(RedisRequest::Session(session)))
             }
             RedisRequest::Batch(batch) => {
                 let pool = batch.pool;
-                pools.apply(&pool, &settings);
+                pools.set(&settings);
+                pool.set(&settings);
                 let want = Want {
                     who: batch.client.map(|client| client.ip()),
                     bytes: batch.bytes,
@@ -138,6 +136,8 @@ pub struct RedisBackpressure {
     pub most: usize,
     /// The most bytes that they hold.
     pub bytes: ByteSize,
+    /// A limit of batches under way that is found from how long they take.
+    pub adaptive: Adaptive,
 }
 
 impl Default for RedisBackpressure {
@@ -149,20 +149,16 @@ impl Default for RedisBackpressure {
             age: Period::millis(10),
             most: 10_000,
             bytes: ByteSize(64 << 20),
+            adaptive: Adaptive::default(),
         }
     }
 }
 
 impl RedisBackpressure {
-    pub(crate) fn discipline(&self) -> queue::Settings {
-        queue::Settings {
-            most: self.most,
-            bytes: usize::try_from(self.bytes.0).unwrap_or(usize::MAX),
-            wait: self.wait.0,
-            tolerable: self.tolerable.0,
-            standing: self.standing.0,
-            age: self.age.0,
-        }
+    /// The keys are those of `db_backpressure`, and so is what is done with them.
+    fn pressure(&self) -> Pressure {
+        let Self { wait, tolerable, standing, age, most, bytes, ref adaptive } = *self;
+        DbBackpressure { wait, tolerable, standing, age, most, bytes, adaptive: adaptive.clone() }
     }
 }
 
@@ -173,19 +169,7 @@ impl FilterSpec for RedisBackpressure {
     const NAME: &'static str = "redis_backpressure";
 
     fn check(&self, at: &ConfigPath) -> Vec<ConfigError> {
-        let mut errors = Vec::new();
-        above_zero(&mut errors, at, "wait", self.wait);
-        above_zero(&mut errors, at, "age", self.age);
-        within(&mut errors, at, "most", self.most, 1_000_000);
-        if self.age.0 > self.wait.0 {
-            errors.push(at.key("age").error("more than `wait`").hint(format!("at most {}", self.wait)));
-        }
-        if !(1 << 16..=1 << 34).contains(&self.bytes.0) {
-            errors.push(
-                at.key("bytes").error(format!("{} is out of range", self.bytes)).hint("64KiB to 16GiB"),
-            );
-        }
-        errors
+        self.pressure().check(at)
     }
 
     fn state(&self, _: &Env, _: Option<(&Self, Arc<()>)>) -> Result<Arc<()>, BuildError> {
@@ -193,7 +177,7 @@ impl FilterSpec for RedisBackpressure {
     }
 
     fn wrap(&self, _: Arc<()>, inner: Svc<Redis>) -> Svc<Redis> {
-        let pressure = Arc::new(self.clone());
+        let pressure = Arc::new(self.pressure());
         service_fn::<Redis, _, _>(move |mut request| {
             if let RedisRequest::Batch(batch) = &mut request {
                 batch.pressure = Some(Arc::clone(&pressure));
@@ -222,5 +206,7 @@ mod tests {
         assert_eq!(wrong::<RedisPool>(r#"{"size": 200}"#), ["max_servers"]);
         assert_eq!(wrong::<RedisBackpressure>(r#"{"age": "2s"}"#), ["age"]);
         assert_eq!(wrong::<RedisBackpressure>(r#"{"most": 0, "bytes": "1KiB"}"#), ["most", "bytes"]);
+        let adaptive = wrong::<RedisBackpressure>(r#"{"adaptive": {"min": 0, "tolerance": 1.0}}"#);
+        assert_eq!(adaptive, ["adaptive.min", "adaptive.tolerance"]);
     }
 }

@@ -5,11 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qudag_filter_api::{Address, Flow, FlowKey, Kind, chain};
-use qudag_filter_common::{CircuitBreaker, Limit, RateLimit, SpliceOptions, Stream};
+use qudag_filter_common::{CircuitBreaker, Limit, RateLimit, SpliceOptions};
 
 use super::filters::{RedisBackpressure, RedisPool};
-use super::servers::{Lease, Pool, Pools};
+use super::pool::Pool;
+use super::pools::Pools;
 use super::settings::RedisUpstream;
+use super::taking::Lease;
+use crate::auth::{SecureStream, ServerTls};
+use crate::pool::Pressure;
 
 /// Redis traffic. A connection asks once for how its session is to be carried; a pooled session asks again at each batch of commands.
 pub struct Redis;
@@ -47,8 +51,9 @@ pub enum RedisRequest {
 /// What the chain answers.
 #[derive(Debug)]
 pub enum RedisAnswer {
-    /// A connection to the server on which nothing was sent yet: the session is passed through.
-    PassThrough(Stream),
+    /// A connection to the server on which nothing was sent yet: the session is passed through. With the certificate for the client, where it
+    /// begins with TLS.
+    PassThrough(SecureStream, Option<Arc<ServerTls>>),
     /// The session is to be pooled.
     Pooled(Pooled),
     /// A server for a batch.
@@ -62,7 +67,6 @@ pub enum RedisAnswer {
 pub struct Pooled {
     pub(crate) upstream: Arc<RedisUpstream>,
     pub(crate) pools: Arc<Pools>,
-    pub(crate) settings: Arc<RedisPool>,
 }
 
 /// A session that a client asks for.
@@ -73,7 +77,7 @@ pub struct RedisSession {
     /// The server, as configured.
     pub server: Arc<str>,
     /// Set by `redis_pool`.
-    pub(crate) pooled: Option<(Arc<Pools>, Arc<RedisPool>)>,
+    pub(crate) pooled: Option<Arc<Pools>>,
 }
 
 /// A batch of commands that came together.
@@ -86,7 +90,7 @@ pub struct RedisBatch {
     /// How many bytes of it are there.
     pub bytes: usize,
     /// Set by `redis_backpressure`.
-    pub pressure: Option<Arc<RedisBackpressure>>,
+    pub pressure: Option<Arc<Pressure>>,
 }
 
 fn key_of(client: Option<SocketAddr>) -> FlowKey {
@@ -130,6 +134,8 @@ pub struct RedisSettings {
     pub splice: SpliceOptions,
     /// How many sessions there are at a time.
     pub max_sessions: usize,
+    /// Whether clients begin with TLS.
+    pub encrypted: bool,
 }
 
 chain! {

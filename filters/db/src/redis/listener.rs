@@ -4,21 +4,25 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use metrics::gauge;
 use qudag_filter_api::{Address, Chains, Env, FilterError, Kind};
 use qudag_filter_common::{
-    Buffers, ByteCounters, Drain, Early, FlowLine, Front, Seat, Seats, Socket, SpliceOptions, Stream, splice,
-    splice_after,
+    ByteCounters, Drain, Early, FlowLine, Front, Seat, Seats, Socket, SpliceOptions, Stream,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::kind::{Pooled, Redis, RedisAnswer, RedisRequest, RedisSession, RedisSettings};
+use super::relay::pass_on;
 use super::reply::refusal;
 use super::session::{End, Session};
+use crate::auth::{Begun as Beginning, SecureStream, ServerTls, TlsError, accept_tls};
 
 /// How long an error may take to be sent and read.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// The time that a client has for its TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 pub(crate) async fn bind(address: Address, chains: Chains<Redis>, env: Env) -> io::Result<Box<dyn Front>> {
     let socket = Socket::bind(&address, &*env.resolve).await?;
@@ -56,6 +60,13 @@ struct Begun {
     _seat: SessionSeat,
 }
 
+/// Why a session does not begin.
+struct NotBegun {
+    error: FilterError,
+    /// The client begins with TLS.
+    encrypted: bool,
+}
+
 async fn connection(place: Arc<Place>, client: Stream, drain: Drain) {
     let mut line = FlowLine::start(Redis::NAME, client.peer_addr());
     let begun = tokio::select! {
@@ -69,15 +80,33 @@ async fn connection(place: Arc<Place>, client: Stream, drain: Drain) {
     let Begun { answer, settings, _seat } = match begun {
         Ok(begun) => begun,
         Err(error) => {
-            line.detail("error", &error);
-            let said = last_words(client, &error).await;
-            return line.end(error.label(), 0, said);
+            line.detail("error", &error.error);
+            // Before its handshake a client with TLS understands nothing.
+            let said = if error.encrypted { 0 } else { last_words(client.into(), &error.error).await };
+            return line.end(error.error.label(), 0, said);
+        }
+    };
+    let tls = match &answer {
+        RedisAnswer::PassThrough(_, tls) => tls.clone(),
+        RedisAnswer::Pooled(pooled) => pooled.upstream.clients.clone(),
+        RedisAnswer::Server(_) | RedisAnswer::Own => None,
+    };
+    let client = tokio::select! {
+        biased;
+        () = drain.aborted() => return line.end("aborted", 0, 0),
+        client = secured(client, tls.as_deref()) => client,
+    };
+    let client = match client {
+        Ok(client) => client,
+        Err(why) => {
+            line.detail("error", &why);
+            return line.end("tls", 0, 0);
         }
     };
     let counters = ByteCounters::new(Redis::NAME, &settings.target);
     match answer {
-        RedisAnswer::PassThrough(stream) => {
-            let spliced = splice(client, stream, settings.splice, &drain, &counters).await;
+        RedisAnswer::PassThrough(stream, _) => {
+            let spliced = pass_on(Early::default(), client, stream, settings.splice, &drain, &counters).await;
             line.end(spliced.end.label(), spliced.up, spliced.down);
         }
         RedisAnswer::Pooled(pooled) => {
@@ -90,21 +119,35 @@ async fn connection(place: Arc<Place>, client: Stream, drain: Drain) {
     }
 }
 
+/// The client's stream, after its handshake where it begins with TLS.
+async fn secured(client: Stream, tls: Option<&ServerTls>) -> Result<SecureStream, TlsError> {
+    match tls {
+        Some(tls) => {
+            let deadline = Instant::now() + HANDSHAKE;
+            accept_tls(client, BytesMut::new(), Beginning::Expected, tls, deadline).await
+        }
+        None => Ok(client.into()),
+    }
+}
+
 /// Asks the current generation's chain how the session is carried.
-async fn begin(place: &Place, client: &Stream) -> Result<Begun, FilterError> {
-    let lease = (place.chains)().ok_or(FilterError::Draining)?;
+async fn begin(place: &Place, client: &Stream) -> Result<Begun, NotBegun> {
+    let Some(lease) = (place.chains)() else {
+        return Err(NotBegun { error: FilterError::Draining, encrypted: false });
+    };
     let settings = Arc::clone(&lease.settings);
+    let refused = |error| NotBegun { error, encrypted: settings.encrypted };
     let seat = SessionSeat::take(&place.sessions, settings.max_sessions)
-        .ok_or(FilterError::Overloaded("too many sessions".into()))?;
+        .ok_or_else(|| refused(FilterError::Overloaded("too many sessions".into())))?;
     let server = Arc::clone(&settings.target);
     let session = RedisSession { client: client.peer_addr(), server, pooled: None };
-    let answer = lease.chain.call(RedisRequest::Session(session)).await?;
+    let answer = lease.chain.call(RedisRequest::Session(session)).await.map_err(refused)?;
     Ok(Begun { answer, settings, _seat: seat })
 }
 
 async fn pooled_session(
     place: &Place,
-    client: Stream,
+    client: SecureStream,
     pooled: Pooled,
     options: SpliceOptions,
     drain: Drain,
@@ -140,26 +183,29 @@ async fn pooled_session(
             line.detail("own", true);
             let connection = *connection;
             let early = Early { up: inbox.to_vec(), down: [&out[..], &connection.down[..]].concat() };
-            let (stream, buffers) = (connection.stream, Buffers::default());
             let _count = connection.count;
-            let spliced = splice_after(early, client, stream, options, &buffers, &drain, counters).await;
+            let spliced = pass_on(early, client, connection.stream, options, &drain, counters).await;
             line.end(spliced.end.label(), up + spliced.up, down + spliced.down);
         }
     }
 }
 
 /// Sends an error and closes; returns its length.
-async fn last_words(mut client: Stream, error: &FilterError) -> u64 {
+async fn last_words(mut client: SecureStream, error: &FilterError) -> u64 {
     let words = refusal(error);
     // Nothing more can be done for a client that does not take it.
-    let _ = timeout(LAST_WORDS, client.write_all(&words)).await;
+    let said = async {
+        client.write_all(&words).await?;
+        client.flush().await
+    };
+    let _ = timeout(LAST_WORDS, said).await;
     close(client).await;
     words.len() as u64
 }
 
 /// Closes. Closing while there are unread bytes would send RST, which can destroy what was said last on its way, so a little is read
 /// and thrown away.
-async fn close(mut client: Stream) {
+async fn close(mut client: SecureStream) {
     let end = async {
         client.shutdown().await?;
         tokio::io::copy(&mut (&mut client).take(64 << 10), &mut tokio::io::sink()).await

@@ -2,8 +2,11 @@
 
 use std::collections::VecDeque;
 
+use bytes::BytesMut;
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::class::{Class, Expect, class, classify};
-use super::resp::{CommandScan, Reply, RespError};
+use super::resp::{CommandScan, Reply, ReplyScan, RespError};
 
 /// The most commands of a batch. More that wait in a client's socket make the next one, so that others have their turn.
 const MOST_COMMANDS: usize = 1000;
@@ -41,6 +44,24 @@ impl Transaction {
     }
 }
 
+/// Which batches take about as long as each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Like {
+    /// A hash of the name of the first command.
+    name: u64,
+    /// The logarithm of how many commands there are.
+    magnitude: u32,
+}
+
+/// A batch that was sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Done {
+    pub(crate) like: Like,
+    pub(crate) commands: usize,
+    /// A command was answered with an error: how long that took says nothing of others.
+    pub(crate) failed: bool,
+}
+
 /// Why a batch ends before what has come ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
@@ -65,6 +86,10 @@ pub(crate) struct Machine {
     /// The answers that the batch to come will have.
     coming: Vec<Expect>,
     stop: Option<Stop>,
+    /// A hash of the name of its first command.
+    first: u64,
+    /// The batch that was sent last.
+    done: Done,
     /// The answers that the server owes.
     owed: VecDeque<Expect>,
     transaction: Transaction,
@@ -102,22 +127,29 @@ impl Machine {
 
     fn try_look(&mut self, inbox: &[u8]) -> Result<(), RespError> {
         while self.stop.is_none() {
+            // Also when it was read while a batch before it was under way.
+            if self.partial > LONG && self.coming.is_empty() {
+                self.stop = Some(self.long()?);
+                break;
+            }
             let Some(rest) = inbox.get(self.ready + self.partial..).filter(|rest| !rest.is_empty()) else {
                 break;
             };
             let scanned = self.scan.feed(rest)?;
             self.partial += scanned.taken;
             if !scanned.complete {
-                if self.partial > LONG && self.coming.is_empty() {
-                    self.stop = Some(self.long()?);
-                }
-                break;
+                continue;
             }
             let command = inbox.get(self.ready..self.ready + self.partial).unwrap_or_default();
             let (name, first) = (self.scan.name().unwrap_or_default(), self.scan.first().unwrap_or_default());
             match classify(command, name, first)? {
                 Class::Empty => {}
-                Class::Shared(expect) => self.coming.push(expect),
+                Class::Shared(expect) => {
+                    if self.coming.is_empty() {
+                        self.first = xxh3_64(name);
+                    }
+                    self.coming.push(expect);
+                }
                 alone => {
                     self.stop = Some(Stop::Alone(alone, self.partial));
                     break;
@@ -137,6 +169,7 @@ impl Machine {
         let name = self.scan.name().ok_or(RespError::Length)?;
         match class(name, self.scan.first().unwrap_or_default()) {
             Class::Shared(expect) => {
+                self.first = xxh3_64(name);
                 self.coming.push(expect);
                 self.ready += std::mem::take(&mut self.partial);
                 Ok(Stop::Long)
@@ -170,8 +203,16 @@ impl Machine {
 
     /// The batch is sent: its answers are owed.
     pub(crate) fn sent(&mut self) {
+        let commands = self.coming.len();
+        let like = Like { name: self.first, magnitude: commands.checked_ilog2().unwrap_or(0) };
+        self.done = Done { like, commands, failed: false };
         self.owed.extend(self.coming.drain(..));
         self.begin_anew();
+    }
+
+    /// The batch that was sent last.
+    pub(crate) fn done(&self) -> Done {
+        self.done
     }
 
     /// The batch was refused and its first bytes are gone.
@@ -187,16 +228,20 @@ impl Machine {
         }
     }
 
-    /// A command of the sidecar's own, of so many bytes, was put before everything else, in the place of one that was handled alone. It is a
+    /// A command of the sidecar's own goes before everything else that has come, in the place of one that was handled alone. It is a
     /// batch by itself, and whether its answer is an error is remembered.
-    pub(crate) fn insert(&mut self, bytes: usize) {
+    pub(crate) fn put_first(&mut self, inbox: &mut BytesMut, command: &[u8]) {
+        let rest = std::mem::take(inbox);
+        inbox.extend_from_slice(command);
+        inbox.unsplit(rest);
         self.coming = vec![Expect::Followed];
-        self.ready = bytes;
+        self.first = 0;
+        self.ready = command.len();
         self.stop = Some(Stop::Full);
         self.declined = false;
     }
 
-    /// Whether the server's answer to what was inserted last was an error.
+    /// Whether the server's answer to what was put first last was an error.
     pub(crate) fn was_declined(&self) -> bool {
         self.declined
     }
@@ -230,12 +275,37 @@ impl Machine {
         Ok(scanned.taken)
     }
 
+    /// Passes on what has come of answers; how many bytes that was. `None` for what is no answer, or answers nothing: there is no way to tell
+    /// any more what belongs to whom.
+    pub(crate) fn pass(
+        &mut self,
+        scan: &mut ReplyScan,
+        down: &mut BytesMut,
+        out: &mut BytesMut,
+    ) -> Option<usize> {
+        let before = down.len();
+        while !down.is_empty() {
+            let (taken, reply) = scan.feed(down).ok()?;
+            if reply.is_some_and(|reply| !self.answered(&reply)) {
+                return None;
+            }
+            let answer = down.split_to(taken);
+            if out.is_empty() {
+                *out = answer;
+            } else {
+                out.unsplit(answer);
+            }
+        }
+        Some(before)
+    }
+
     /// An answer has come. `false` when none was owed: nothing is known of the connection then.
-    pub(crate) fn answered(&mut self, reply: &Reply) -> bool {
+    fn answered(&mut self, reply: &Reply) -> bool {
         if reply.is_push() {
             return true;
         }
         let Some(to) = self.owed.pop_front() else { return false };
+        self.done.failed |= reply.is_error();
         self.declined |= to == Expect::Followed && reply.is_error();
         self.transaction.answered(to, reply.is_error().then_some(&reply.error));
         true

@@ -6,16 +6,21 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use qudag_filter_api::{
-    Address, BuildError, Chains, ConfigError, ConfigPath, Env, Host, HostPort, Period, Resolve, Secret,
-    service_fn,
+    Address, BuildError, Chains, ConfigError, ConfigPath, Env, FilterError, Host, HostPort, Period, Resolve,
+    Secret, service_fn,
 };
 use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Stream, Terminal, connect};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::credentials::Credentials;
 use super::kind::{Pooled, Redis, RedisAnswer, RedisFilters, RedisRequest, RedisSettings};
 use super::listener;
+use crate::auth::{
+    ClientTls, ClientTlsSettings, SecureStream, ServerTls, ServerTlsMode, ServerTlsSettings, TlsError,
+    Within, connect_tls_at_once,
+};
 
 /// The listener for Redis clients and the server that it leads to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -42,6 +47,11 @@ pub struct RedisListener {
     /// the server decides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password: Option<Secret>,
+    /// The certificate for TLS with clients, who all begin with TLS then; without it none does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ClientTlsSettings>,
+    /// TLS to the server: `disable`, or from the first byte on. There is nothing to agree on, so `prefer` is none of the modes.
+    pub server_tls: ServerTlsSettings,
 }
 
 impl Default for RedisListener {
@@ -56,6 +66,8 @@ impl Default for RedisListener {
             max_sessions: 1000,
             user: None,
             password: None,
+            tls: None,
+            server_tls: ServerTlsSettings { mode: ServerTlsMode::Disable, ca: None },
         }
     }
 }
@@ -69,6 +81,17 @@ pub struct RedisUpstream {
     pub(crate) resolve: Arc<dyn Resolve>,
     pub(crate) connect_timeout: std::time::Duration,
     pub(crate) credentials: Option<Arc<Credentials>>,
+    /// The certificate for clients.
+    pub(crate) clients: Option<Arc<ServerTls>>,
+    tls: Arc<ClientTls>,
+    made_of: MadeOf,
+}
+
+/// The files that are followed.
+#[derive(Clone, PartialEq)]
+struct MadeOf {
+    tls: Option<ClientTlsSettings>,
+    server_tls: ServerTlsSettings,
 }
 
 impl std::fmt::Debug for RedisUpstream {
@@ -78,9 +101,19 @@ impl std::fmt::Debug for RedisUpstream {
 }
 
 impl RedisUpstream {
-    /// A new connection.
-    pub(crate) async fn connect(&self) -> Result<Stream, qudag_filter_api::FilterError> {
-        connect(&self.address, &*self.resolve, self.connect_timeout).await
+    /// A new connection, with TLS where there is to be any.
+    pub(crate) async fn connect(&self) -> Result<SecureStream, FilterError> {
+        let deadline = Instant::now() + self.connect_timeout;
+        let stream = connect(&self.address, &*self.resolve, self.connect_timeout).await?;
+        if let Stream::Tcp(tcp) = &stream {
+            // A connection that cannot be told to is slower, and works.
+            let _ = tcp.set_nodelay(true);
+        }
+        let secured = connect_tls_at_once(stream, &self.address, &self.tls, deadline).await;
+        secured.map_err(|why| match why {
+            TlsError::Timeout => FilterError::Timeout { after: self.connect_timeout },
+            why => FilterError::Upstream(why.to_string().into()),
+        })
     }
 }
 
@@ -109,6 +142,14 @@ impl ListenerSpec for RedisListener {
         if self.max_sessions == 0 {
             errors.push(at.key("max_sessions").error("0 would refuse every session").hint("at least 1"));
         }
+        errors.extend(self.tls.iter().flat_map(|tls| tls.check(&at.key("tls"))));
+        let server_tls = at.key("server_tls");
+        if self.server_tls.mode == ServerTlsMode::Prefer {
+            let error = server_tls.key("mode").error("Redis has no way to ask a server whether it has TLS");
+            errors.push(error.hint("disable, require, verify_ca or verify_full"));
+        } else {
+            errors.extend(self.server_tls.check(&server_tls));
+        }
         if self.user.is_some() && self.password.is_none() {
             errors.push(at.key("user").error("a user without a password").hint("set `password` as well"));
         }
@@ -126,6 +167,7 @@ impl ListenerSpec for RedisListener {
             connect_timeout: self.connect_timeout.0,
             splice: SpliceOptions { stall: self.stall_timeout.0, half_close: self.half_close_timeout.0 },
             max_sessions: self.max_sessions,
+            encrypted: self.tls.is_some(),
         }
     }
 
@@ -134,7 +176,7 @@ impl ListenerSpec for RedisListener {
         filters: &RedisFilters,
         _: &Arc<RedisSettings>,
         env: &Env,
-        _: Option<&Arc<RedisUpstream>>,
+        previous: Option<&Arc<RedisUpstream>>,
     ) -> Result<Terminal<Self>, BuildError> {
         let credentials = match (&self.password, filters.redis_pool.enabled) {
             (Some(password), true) => {
@@ -145,12 +187,23 @@ impl ListenerSpec for RedisListener {
             }
             _ => None,
         };
+        let made_of = MadeOf { tls: self.tls.clone(), server_tls: self.server_tls.clone() };
+        let (clients, tls) = match previous.filter(|previous| previous.made_of == made_of) {
+            Some(previous) => (previous.clients.clone(), Arc::clone(&previous.tls)),
+            None => {
+                let clients = self.tls.as_ref().map(|tls| ServerTls::open(tls, Within::Redis)).transpose()?;
+                (clients.map(Arc::new), Arc::new(ClientTls::open(&self.server_tls, Within::Redis)?))
+            }
+        };
         let upstream = Arc::new(RedisUpstream {
             address: self.server.clone(),
             name: self.server.to_string().into(),
             resolve: Arc::clone(&env.resolve),
             connect_timeout: self.connect_timeout.0,
             credentials,
+            clients,
+            tls,
+            made_of,
         });
         let end = Arc::clone(&upstream);
         let server = service_fn::<Redis, _, _>(move |request| {
@@ -158,10 +211,11 @@ impl ListenerSpec for RedisListener {
             async move {
                 match request {
                     RedisRequest::Session(session) => match session.pooled {
-                        Some((pools, settings)) => {
-                            Ok(RedisAnswer::Pooled(Pooled { pools, settings, upstream: end }))
-                        }
-                        None => end.connect().await.map(RedisAnswer::PassThrough),
+                        Some(pools) => Ok(RedisAnswer::Pooled(Pooled { pools, upstream: end })),
+                        None => end
+                            .connect()
+                            .await
+                            .map(|stream| RedisAnswer::PassThrough(stream, end.clients.clone())),
                     },
                     RedisRequest::Batch(_) => Ok(RedisAnswer::Own),
                 }
@@ -200,6 +254,12 @@ mod tests {
         }
         assert_eq!(wrong(r#"{"max_sessions": 0}"#), ["max_sessions"]);
         assert_eq!(wrong(r#"{"user": "ann"}"#), ["user"]);
+        assert_eq!(wrong(r#"{"server_tls": {"mode": "prefer"}}"#), ["server_tls.mode"]);
+        assert_eq!(wrong(r#"{"server_tls": {"ca": "/nowhere"}}"#), ["server_tls.mode"]);
+        assert_eq!(
+            wrong(r#"{"tls": {"certificate": "/nowhere", "key": "/no"}}"#),
+            ["tls.certificate", "tls.key"]
+        );
         assert!(serde_json::from_str::<RedisListener>(r#"{"servers": "x:1"}"#).is_err());
     }
 }

@@ -82,6 +82,7 @@ mod tests;
 pub use cancel::CancelKeys;
 pub use client::{BATCH, Client, Step, Violation, Work};
 pub use fingerprint::{Fingerprint, shape};
+pub(crate) use model::Choices;
 pub use model::fuzz_session;
 pub use parameters::Parameters;
 pub use pins::Pins;

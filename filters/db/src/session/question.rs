@@ -104,6 +104,8 @@ impl Client {
                         }
                         key.part(b"bind");
                         key.part(statement.rest.as_deref()?);
+                        // Who was told other columns decodes rows otherwise.
+                        key.part(&statement.told.get().map_or(0, |shape| shape.number()).to_be_bytes());
                     }
                     key.part(body.get(bind.names_len()..)?);
                     bound = true;

@@ -53,6 +53,10 @@ impl Shape {
     /// That of a description which is too long to be looked at.
     pub(super) const LONG: Self = Self(0);
 
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
+
     /// `parameters` is the body of ParameterDescription; it goes into [`Shape::of`].
     pub(super) fn parameters(parameters: &[u8]) -> u64 {
         xxh3_64(parameters)

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Auth, Flush, Operations, Role, serve};
 use crate::control::{
     Applied, CacheRebuild, ConfigOrigin, ConfigStatus, ControlError, Explanation, FilterStatus, Flushed,
-    ListenerStatus, Override, Readiness, SettingStatus, Status,
+    ListenerStatus, Override, PoolKind, Readiness, SettingStatus, Status,
 };
 use crate::resolve::SystemResolver;
 use crate::telemetry::Metrics;
@@ -139,8 +139,13 @@ impl Operations for Double {
     fn db(&self) -> Result<Value, ControlError> {
         Ok(json!({"pools": [{"database": "a"}]}))
     }
-    fn db_pause(&self, paused: bool, database: Option<&str>) -> Result<Value, ControlError> {
-        self.note(format!("db {paused} {database:?}"));
+    fn db_pause(
+        &self,
+        paused: bool,
+        kind: Option<PoolKind>,
+        database: Option<&str>,
+    ) -> Result<Value, ControlError> {
+        self.note(format!("db {paused} {kind:?} {database:?}"));
         Ok(json!({"paused": paused, "pools": 1}))
     }
     fn db_cache(&self) -> Result<Value, ControlError> {

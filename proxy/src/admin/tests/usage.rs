@@ -27,7 +27,7 @@ async fn wishes_arrive_and_errors_are_told() {
     assert_eq!(peers.json(), json!({"routes": [{"name": "b"}]}));
     assert_eq!(server.send("GET /db", "", |_| ()).await.json(), json!({"pools": [{"database": "a"}]}));
     assert_eq!(post("/db/pause", "{}").await.json(), json!({"paused": true, "pools": 1}));
-    assert_eq!(post("/db/resume", r#"{"database": "a"}"#).await.json()["paused"], false);
+    assert_eq!(post("/db/resume", r#"{"database": "a", "kind": "redis"}"#).await.json()["paused"], false);
     assert_eq!(server.send("GET /db/cache", "", |_| ()).await.json(), json!({"entries": 4}));
     for (body, of) in [
         ("{}", json!([null, null])),
@@ -66,8 +66,8 @@ async fn wishes_arrive_and_errors_are_told() {
             "bypass true",
             "bypass false",
             "flush Flush { name: None, suffix: None, rtype: Some(\"A\") }",
-            "db true None",
-            "db false Some(\"a\")",
+            "db true None None",
+            "db false Some(Redis) Some(\"a\")",
             "db flush None None",
             "db flush Some(\"a\") None",
             "db flush None Some(\"t\")",

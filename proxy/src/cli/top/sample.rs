@@ -78,7 +78,39 @@ pub(super) fn sample(before: &Value, now: &Value, at: f64, seconds: f64) -> Valu
         "waiting": waiting(now),
         "cluster": now.get("cluster"),
         "load": now.get("load"),
+        "redis": redis(before, now, rate),
     })
+}
+
+/// The pools of Redis, with what each has done since `before`.
+fn redis(before: &Value, now: &Value, rate: impl Fn(f64) -> f64) -> Value {
+    let Some(Value::Object(all)) = now.get("redis") else { return Value::Null };
+    let of = |pool: &Value| {
+        [pool.get("server"), pool.get("user"), pool.get("database"), pool.get("protocol")]
+            .map(Option::<&Value>::cloned)
+    };
+    let figure = |pool: &Value, key: &str| pool.get(key).and_then(Value::as_f64).unwrap_or_default();
+    let earlier = before.get("redis").unwrap_or(&Value::Null);
+    let pools = now.get("redis").into_iter().flat_map(|redis| items(redis, "pools")).map(|pool| {
+        let then = items(earlier, "pools").find(|then| of(then) == of(pool));
+        // What was forgotten in between began anew.
+        let then = then.filter(|then| figure(then, "batches") <= figure(pool, "batches"));
+        let since = |key| (figure(pool, key) - then.map_or(0.0, |then| figure(then, key))).max(0.0);
+        let (batches, busy) = (since("batches"), since("busy"));
+        let mut shown = pool.clone();
+        if let Some(shown) = shown.as_object_mut() {
+            shown.insert("rate".to_owned(), json!(rate(since("commands"))));
+            shown.insert("batch_rate".to_owned(), json!(rate(batches)));
+            let mean = if batches > 0.0 { json!(1e3 * busy / batches) } else { Value::Null };
+            shown.insert("mean_ms".to_owned(), mean);
+            shown.insert("servers".to_owned(), json!(rate(busy)));
+        }
+        shown
+    });
+    let pools: Vec<_> = pools.collect();
+    let mut all = all.clone();
+    all.insert("pools".to_owned(), pools.into());
+    Value::Object(all)
 }
 
 fn items<'a>(of: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
@@ -175,6 +207,24 @@ mod tests {
         assert_eq!(clients, ["10.0.0.1:6", "10.0.0.1:5"]);
         assert_eq!(sample["pools"][0].get("clients"), None);
         assert_eq!(sample["pools"][0]["size"], 5);
+    }
+
+    #[test]
+    fn commands_since_the_look_before_count() {
+        let look = |batches: u64, commands: u64, busy: f64| {
+            json!({ "redis": { "own": 1, "pools": [{ "server": "s", "user": "u", "database": 0, "protocol": 2,
+                "batches": batches, "commands": commands, "busy": busy }] } })
+        };
+        let seen = sample(&look(10, 100, 1.0), &look(14, 180, 2.0), 0.0, 2.0);
+        let pool = &seen["redis"]["pools"][0];
+        assert_eq!(
+            (&pool["rate"], &pool["batch_rate"], &pool["mean_ms"]),
+            (&json!(40.0), &json!(2.0), &json!(250.0))
+        );
+        assert_eq!((&pool["servers"], &seen["redis"]["own"]), (&json!(0.5), &json!(1)));
+        let anew = sample(&look(10, 100, 1.0), &look(2, 4, 0.0), 0.0, 2.0);
+        assert_eq!(anew["redis"]["pools"][0]["rate"], 2.0);
+        assert_eq!(sample(&json!({}), &json!({ "redis": null }), 0.0, 1.0)["redis"], Value::Null);
     }
 
     #[test]

@@ -9,7 +9,8 @@ use crate::cli::output::{Cell, Tone, cell, plain, table};
 /// `db pools`
 pub(in crate::cli) fn db_pools(answer: &Value, colour: bool) -> String {
     let rows: Vec<_> = list(answer, "pools").map(pool).collect();
-    if rows.is_empty() {
+    let redis: Vec<_> = answer.get("redis").iter().flat_map(|redis| list(redis, "pools")).collect();
+    if rows.is_empty() && redis.is_empty() {
         return "no session has been pooled\n".to_owned();
     }
     let headings = [
@@ -25,11 +26,19 @@ pub(in crate::cli) fn db_pools(answer: &Value, colour: bool) -> String {
         "WAITING",
         "",
     ];
-    let mut page = table(&headings, rows, colour) + &servers_in_use(answer);
-    page += &too_much(answer, colour);
-    if list(answer, "cluster").next().is_some() {
-        page.push('\n');
-        page += &db_replicas(answer, colour);
+    let mut page = String::new();
+    if !rows.is_empty() {
+        page = table(&headings, rows, colour) + &servers_in_use(answer);
+        page += &too_much(answer, colour);
+        if list(answer, "cluster").next().is_some() {
+            page.push('\n');
+            page += &db_replicas(answer, colour);
+        }
+    }
+    if !redis.is_empty() {
+        let gap = if page.is_empty() { "" } else { "\n" };
+        let rows = redis.into_iter().map(redis_pool).collect();
+        page += &format!("{gap}{}{}", table(&REDIS, rows, colour), redis_in_use(answer));
     }
     page
 }
@@ -129,18 +138,54 @@ fn percent(of: &Value, key: &str) -> String {
         .map_or_else(|| "-".to_owned(), |share| format!("{:.0} %", 1e2 * share))
 }
 
+const REDIS: [&str; 10] =
+    ["REDIS DATABASE", "USER", "SERVER", "PROTOCOL", "SIZE", "ACTIVE", "IDLE", "CONNECTING", "WAITING", ""];
+
+fn redis_pool(pool: &Value) -> Vec<Cell> {
+    let count = |key| plain(number(pool, key).to_string());
+    vec![
+        count("database"),
+        plain(text(pool, "user")),
+        plain(text(pool, "server")),
+        count("protocol"),
+        count("size"),
+        count("active"),
+        count("idle"),
+        count("connecting"),
+        waiting(pool),
+        state(pool),
+    ]
+}
+
+/// How many connections to Redis there are, in a line.
+pub(super) fn redis_in_use(answer: &Value) -> String {
+    let redis = answer.get("redis").unwrap_or(&Value::Null);
+    let count = |key| number(redis, key);
+    format!(
+        "{} of {} connections to Redis; {} of {} sessions with one of their own\n",
+        count("servers"),
+        count("max_servers"),
+        count("own"),
+        count("max_own")
+    )
+}
+
 /// How many connections there are, in a line.
 pub(super) fn servers_in_use(answer: &Value) -> String {
     format!("{} of {} connections to servers\n", number(answer, "servers"), number(answer, "max_servers"))
 }
 
-fn pool(pool: &Value) -> Vec<Cell> {
-    let count = |key| plain(number(pool, key).to_string());
-    let state = match (is(pool, "paused"), pool.get("error").and_then(Value::as_str)) {
+/// What is wrong with a pool.
+fn state(pool: &Value) -> Cell {
+    match (is(pool, "paused"), pool.get("error").and_then(Value::as_str)) {
         (true, _) => cell("paused", Tone::Warn),
         (false, Some(error)) => cell(error, Tone::Bad),
         (false, None) => plain(""),
-    };
+    }
+}
+
+fn pool(pool: &Value) -> Vec<Cell> {
+    let count = |key| plain(number(pool, key).to_string());
     vec![
         plain(text(pool, "database")),
         plain(text(pool, "user")),
@@ -152,7 +197,7 @@ fn pool(pool: &Value) -> Vec<Cell> {
         count("sessions"),
         count("pinned"),
         waiting(pool),
-        state,
+        state(pool),
     ]
 }
 
@@ -213,10 +258,10 @@ pub(in crate::cli) fn db_servers(answer: &Value, colour: bool) -> String {
 
 /// `db queue`
 pub(in crate::cli) fn db_queue(answer: &Value, colour: bool) -> String {
-    let rows = list(answer, "pools").map(|pool| {
+    let row = |pool: &Value, database: Cell| {
         let count = |key| plain(number(pool, key).to_string());
         vec![
-            plain(text(pool, "database")),
+            database,
             plain(text(pool, "user")),
             waiting(pool),
             plain(fixed(pool, "oldest_wait", 3)),
@@ -225,9 +270,15 @@ pub(in crate::cli) fn db_queue(answer: &Value, colour: bool) -> String {
             count("adaptive_limit"),
             count("size"),
         ]
+    };
+    let rows = list(answer, "pools").map(|pool| row(pool, plain(text(pool, "database"))));
+    let redis = answer.get("redis").into_iter().flat_map(|redis| list(redis, "pools"));
+    let redis = redis.map(|pool| {
+        let name = format!("redis {} RESP{}", number(pool, "database"), number(pool, "protocol"));
+        row(pool, plain(name))
     });
     let headings = ["DATABASE", "USER", "WAITING", "OLDEST S", "ACTIVE", "LIMIT", "ADAPTIVE LIMIT", "SIZE"];
-    table(&headings, rows.collect(), colour)
+    table(&headings, rows.chain(redis).collect(), colour)
 }
 
 /// `db statements`
@@ -405,6 +456,29 @@ prices  10.000  3        2.0 KiB  1,500  500     400
 3 entries, 2.0 KiB of 32.0 MiB; 75.0% of 2,000 from the cache
 ";
         assert_eq!(db_cache(&answer, false), expected);
+    }
+
+    #[test]
+    fn pools_of_redis_are_beside_those_of_postgresql() {
+        let redis = json!({ "servers": 5, "max_servers": 100, "own": 2, "max_own": 1000, "pools": [{
+            "server": "127.0.0.1:6379", "user": "default", "database": 0, "protocol": 3, "size": 20, "limit": 20,
+            "adaptive_limit": 9, "active": 4, "idle": 1, "connecting": 0, "waiting": 7, "oldest_wait": 0.25, "paused": true,
+            "batches": 10, "commands": 20, "busy": 0.5, "error": null }] });
+        let mut both = answer();
+        both["redis"] = redis.clone();
+        let expected = "\
+REDIS DATABASE  USER     SERVER          PROTOCOL  SIZE  ACTIVE  IDLE  CONNECTING  WAITING
+0               default  127.0.0.1:6379  3         20    4       1     0           7        paused
+5 of 100 connections to Redis; 2 of 1000 sessions with one of their own
+";
+        assert_eq!(db_pools(&both, false), format!("{}\n{expected}", db_pools(&answer(), false)));
+        let only = json!({ "servers": 0, "max_servers": 0, "pools": [], "redis": redis });
+        assert_eq!(db_pools(&only, false), expected);
+        let expected = "\
+DATABASE       USER     WAITING  OLDEST S  ACTIVE  LIMIT  ADAPTIVE LIMIT  SIZE
+redis 0 RESP3  default  7        0.250     4       20     9               20
+";
+        assert_eq!(db_queue(&only, false), expected);
     }
 
     #[test]

@@ -65,6 +65,16 @@ impl FlowTable {
                 column("FINGERPRINT", 16, |flow| detail(flow, "statement", Tone::Faint)),
                 column("STATEMENT", 0, |flow| detail(flow, "text", Tone::Plain)),
             ]),
+            "redis_batches" => columns.extend([
+                column("DATABASE", 8, |flow| detail(flow, "database", Tone::Plain)),
+                column("USER", 8, |flow| detail(flow, "user", Tone::Plain)),
+                column("OUTCOME", 8, outcome),
+                right("MS", 8, duration),
+                right("WAITED", 8, |flow| detail(flow, "waited_ms", Tone::Plain)),
+                right("BUSY", 8, |flow| detail(flow, "busy_ms", Tone::Plain)),
+                right("COMMANDS", 8, |flow| detail(flow, "commands", Tone::Plain)),
+                column("NAMES", 0, |flow| detail(flow, "names", Tone::Plain)),
+            ]),
             _ => columns.extend([
                 column("OUTCOME", 8, outcome),
                 right("MS", 10, duration),
@@ -217,8 +227,20 @@ TIME          CLIENT           DATABASE  USER      OUTCOME         MS    WAITED 
     }
 
     #[test]
+    fn batches_show_names_of_commands() {
+        let flow = json!({"kind": "redis_batches", "at": 0.0, "client": "127.0.0.1:4242", "outcome": "ok", "duration_ms": 0.5,
+            "bytes_up": 30, "bytes_down": 60, "detail": {"user": "default", "database": "0", "commands": "2", "names": "SET GET",
+            "waited_ms": "0.010", "busy_ms": "0.400"}});
+        let expected = "\
+TIME          CLIENT           DATABASE  USER      OUTCOME         MS    WAITED      BUSY  COMMANDS  NAMES
+00:00:00.000  127.0.0.1:4242   0         default   ok           0.500     0.010     0.400         2  SET GET
+";
+        assert_eq!(FlowTable::of("redis_batches").row(&flow, false), expected);
+    }
+
+    #[test]
     fn an_answer_of_another_version_does_not_make_it_panic() {
-        for kind in ["dns", "rpc", "db", "db_transactions"] {
+        for kind in ["dns", "rpc", "db", "db_transactions", "redis_batches"] {
             for flow in [json!(null), json!([]), json!({"detail": 1, "at": "x"}), json!({"at": 1e300})] {
                 let _ = FlowTable::of(kind).row(&flow, true);
             }

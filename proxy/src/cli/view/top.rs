@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::db::{db_load, db_replicas, fixed, servers_in_use, too_much, waiting};
+use super::db::{db_load, db_replicas, fixed, redis_in_use, servers_in_use, too_much, waiting};
 use super::{is, list, number, text};
 use crate::cli::output::{Tone, cell, plain, table};
 
@@ -17,6 +17,10 @@ const LEAST: usize = 20;
 
 /// `top db`. `width`: the columns of the terminal, to which statements are cut.
 pub(in crate::cli) fn top_db(sample: &Value, width: usize, colour: bool) -> String {
+    let redis = redis(sample, colour);
+    if list(sample, "pools").next().is_none() && !redis.is_empty() {
+        return redis;
+    }
     let mut page = format!(
         "{:.1} transactions a second of {:.1} asked for, {:.2} servers busy; {}",
         real(sample, "rate"),
@@ -49,6 +53,9 @@ pub(in crate::cli) fn top_db(sample: &Value, width: usize, colour: bool) -> Stri
             page.push('\n');
             page += &view(sample, colour);
         }
+    }
+    if !redis.is_empty() {
+        page += &format!("\n{redis}");
     }
     let names = list(sample, "statements").take(STATEMENTS);
     let names = names.map(|one| text(one, "database").chars().count() + text(one, "user").chars().count());
@@ -87,6 +94,45 @@ pub(in crate::cli) fn top_db(sample: &Value, width: usize, colour: bool) -> Stri
         page += &table(&["DATABASE", "USER", "WAITS S", "CLIENT", "APPLICATION"], clients, colour);
     }
     page
+}
+
+/// The pools of Redis, where there are any.
+fn redis(sample: &Value, colour: bool) -> String {
+    let Some(redis) = sample.get("redis").filter(|redis| list(redis, "pools").next().is_some()) else {
+        return String::new();
+    };
+    let pools = list(redis, "pools").map(|pool| {
+        let count = |key| plain(number(pool, key).to_string());
+        vec![
+            count("database"),
+            plain(text(pool, "user")),
+            count("protocol"),
+            plain(fixed(pool, "rate", 1)),
+            plain(fixed(pool, "batch_rate", 1)),
+            plain(fixed(pool, "mean_ms", 3)),
+            plain(fixed(pool, "servers", 2)),
+            count("limit"),
+            count("size"),
+            waiting(pool),
+            plain(fixed(pool, "oldest_wait", 3)),
+            cell(if is(pool, "paused") { "paused" } else { text(pool, "error") }, Tone::Warn),
+        ]
+    });
+    let headings = [
+        "REDIS DATABASE",
+        "USER",
+        "PROTOCOL",
+        "COMMANDS/S",
+        "BATCHES/S",
+        "MEAN MS",
+        "BUSY",
+        "LIMIT",
+        "SIZE",
+        "WAITING",
+        "OLDEST S",
+        "",
+    ];
+    format!("{}{}", table(&headings, pools.collect(), colour), redis_in_use(sample))
 }
 
 fn real(of: &Value, key: &str) -> f64 {
@@ -128,6 +174,25 @@ accounts  ann   0.250    unix    app
 ";
         assert_eq!(top_db(&sample, 80, false), expected);
         assert!(top_db(&sample, usize::MAX, false).contains("where x = ?"));
+    }
+
+    #[test]
+    fn pools_of_redis_are_on_it() {
+        let redis = json!({ "servers": 5, "max_servers": 100, "own": 2, "max_own": 1000, "pools": [{
+            "user": "default", "database": 0, "protocol": 3, "rate": 2000.0, "batch_rate": 125.0, "mean_ms": 0.25, "servers": 1.5,
+            "limit": 20, "size": 20, "waiting": 7, "oldest_wait": 0.25, "paused": false, "error": null }] });
+        let page = top_db(&json!({ "pools": [], "redis": redis.clone() }), 80, false);
+        let expected = "\
+REDIS DATABASE  USER     PROTOCOL  COMMANDS/S  BATCHES/S  MEAN MS  BUSY  LIMIT  SIZE  WAITING  OLDEST S
+0               default  3         2000.0      125.0      0.250    1.50  20     20    7        0.250
+5 of 100 connections to Redis; 2 of 1000 sessions with one of their own
+";
+        assert_eq!(page, expected);
+        let both = top_db(&json!({ "pools": [{}], "redis": redis }), 80, false);
+        assert!(
+            both.contains("connections to servers") && both.ends_with(&format!("\n\n{expected}")),
+            "{both}"
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! PostgreSQL: the sidecar with its pool and its queue beside PgBouncer, the sidecar without them, and nothing between.
+//! PostgreSQL: the sidecar with its pool and its queue beside PgBouncer, the sidecar without them, and nothing between. [`redis`] is Redis.
 //!
 //! All lead to the same private server and are measured in turns by the same clients. How fast a pool is counts less than what it is
 //! worth when there is too much: see [`load`] for how that is measured.
@@ -11,6 +11,7 @@ pub mod load;
 mod memory;
 mod overload;
 mod promotion;
+mod redis;
 pub mod schedule;
 mod stand;
 pub mod tally;
@@ -44,6 +45,8 @@ pub enum Part {
     Promotion,
     /// The server's memory with 500 clients, and the pool's own.
     Memory,
+    /// Redis: commands a second and CPU time with 64 and 256 clients, 1 and 16 at a time; 1,000 clients that want too much.
+    Redis,
 }
 
 /// What is measured, of whom.
@@ -95,10 +98,6 @@ pub fn run(
     plan: Plan,
     show: &mut dyn FnMut(Vec<Row>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    if let Err(why) = qudag_kit::Postgres::available() {
-        eprintln!("{why}, the rows of db are left out; apt-get install --no-install-recommends postgresql");
-        return Ok(());
-    }
     raise_file_limit()?;
     let stage = Stage::set()?;
     let mut who: Vec<Who> = Who::value_variants().to_vec();
@@ -110,10 +109,18 @@ pub fn run(
         }
         None => true,
     });
+    let redis: Vec<Who> = who.iter().copied().filter(|who| *who != Who::Pgbouncer).collect();
+    who.retain(|who| *who != Who::Nutcracker);
     let table = Table { stage: &stage, plan, who };
     let parts = if options.only.is_empty() { Part::value_variants() } else { &options.only };
+    let mut parts = parts.to_vec();
+    if let Err(why) = qudag_kit::Postgres::available() {
+        eprintln!("{why}, its rows are left out; apt-get install --no-install-recommends postgresql");
+        parts.retain(|part| *part == Part::Redis);
+    }
     for part in parts {
         show(match part {
+            Part::Redis => redis::rows(&stage, plan, &redis)?,
             Part::Throughput => throughput::rows(&table)?,
             Part::Overload => overload::rows(&table)?,
             Part::Events => events::rows(&table)?,

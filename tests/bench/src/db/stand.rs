@@ -35,6 +35,8 @@ pub(super) enum Who {
     SidecarOff,
     /// PgBouncer in transaction mode.
     Pgbouncer,
+    /// Twemproxy, which knows Redis only.
+    Nutcracker,
     /// Nothing between.
     Direct,
 }
@@ -46,14 +48,22 @@ impl Who {
             Self::Sidecar => OURS,
             Self::SidecarOff => "sidecar off",
             Self::Pgbouncer => "pgbouncer",
+            Self::Nutcracker => "nutcracker",
             Self::Direct => DIRECT,
         }
     }
 
     /// What is missing for it, and the command that installs it.
     pub(super) fn missing(self) -> Option<&'static str> {
-        (self == Self::Pgbouncer && program::find("pgbouncer").is_none())
-            .then_some("apt-get install --no-install-recommends pgbouncer")
+        match self {
+            Self::Pgbouncer if program::find("pgbouncer").is_none() => {
+                Some("apt-get install --no-install-recommends pgbouncer")
+            }
+            Self::Nutcracker if program::find("nutcracker").is_none() => {
+                Some("apt-get install --no-install-recommends nutcracker")
+            }
+            _ => None,
+        }
     }
 }
 
@@ -82,6 +92,7 @@ impl Way {
         let (at, process) = match who {
             Who::Direct => (server, Process::None),
             Who::Pgbouncer => pgbouncer(server).map_err(failed)?,
+            Who::Nutcracker => return Err("nutcracker does not know PostgreSQL".into()),
             Who::Sidecar | Who::SidecarOff => {
                 let yaml = sidecar_yaml(server, (who == Who::Sidecar).then_some(POOL));
                 stage.validate(&yaml).map_err(failed)?;

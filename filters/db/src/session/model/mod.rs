@@ -11,7 +11,8 @@ use bytes::BytesMut;
 use super::{Client, Down, Parameters, Sent, Server, Step, Texts, Tidy};
 use crate::wire::backend;
 use crate::wire::build::ErrorResponse;
-use script::{Choices, Piece, script};
+pub(crate) use script::Choices;
+use script::{Piece, script};
 use server::{ModelServer, kinds};
 
 const CLIENTS: usize = 3;

@@ -5,17 +5,17 @@ use bytes::{BufMut, BytesMut};
 use crate::wire::{build, frontend};
 
 /// Decisions, taken from bytes; when they are used up, always the first.
-pub(super) struct Choices<'a>(pub(super) &'a [u8]);
+pub(crate) struct Choices<'a>(pub(crate) &'a [u8]);
 
 impl Choices<'_> {
     /// One of so many.
-    pub(super) fn of(&mut self, many: usize) -> usize {
+    pub(crate) fn of(&mut self, many: usize) -> usize {
         let Some((first, rest)) = self.0.split_first() else { return 0 };
         self.0 = rest;
         usize::from(*first) % many.max(1)
     }
 
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.0.is_empty()
     }
 }
