@@ -18,7 +18,7 @@ use qudag_filter_dns::Question;
 use qudag_sidecar::admin::{Auth, Flush, Operations, Role, serve};
 use qudag_sidecar::control::{
     Applied, CacheRebuild, ConfigOrigin, ConfigStatus, ControlError, Explanation, Flushed, Override,
-    Readiness, SettingStatus, Status,
+    PoolKind, Readiness, SettingStatus, Status,
 };
 use qudag_sidecar::telemetry::Metrics;
 use serde_json::Value;
@@ -94,9 +94,16 @@ impl Operations for Generous {
     fn db(&self) -> Result<Value, ControlError> {
         Ok(Value::Null)
     }
-    fn db_pause(&self, paused: bool, _: Option<&str>) -> Result<Value, ControlError> {
+    fn db_pause(&self, paused: bool, _: Option<PoolKind>, _: Option<&str>) -> Result<Value, ControlError> {
         CHANGES.fetch_add(1, Ordering::SeqCst);
         Ok(Value::Bool(paused))
+    }
+    fn db_cache(&self) -> Result<Value, ControlError> {
+        Ok(Value::Null)
+    }
+    fn db_cache_flush(&self, _: Option<&str>, _: Option<&str>) -> Result<Value, ControlError> {
+        CHANGES.fetch_add(1, Ordering::SeqCst);
+        Ok(Value::Null)
     }
     fn cache_stats(&self) -> Result<Value, ControlError> {
         Ok(Value::Null)
