@@ -1,4 +1,4 @@
-//! PostgreSQL: the sidecar with its pool and its queue beside PgBouncer, the sidecar without them, and nothing between. [`redis`] is Redis.
+//! PostgreSQL: the sidecar with its pool and its queue beside PgBouncer, the sidecar without them, and nothing between. `redis` is Redis.
 //!
 //! All lead to the same private server and are measured in turns by the same clients. How fast a pool is counts less than what it is
 //! worth when there is too much: see [`load`] for how that is measured.
