@@ -187,13 +187,14 @@ impl Way {
     }
 }
 
-/// The sidecar's configuration: with a pool of a size and the queue before it, or passing bytes on.
+/// The sidecar's configuration: with a pool of a size and the queue before it, or passing bytes on. Connections are counted, so that it has none of its
+/// own.
 fn sidecar_yaml(server: SocketAddr, pool: Option<usize>) -> String {
     let listener = format!("bind: \"127.0.0.1:0\", server: \"{server}\", max_sessions: {CLIENTS}");
     match pool {
         None => format!("runtime: {{ workers: 1 }}\nlisteners: {{ postgres: {{ {listener} }} }}\n"),
         Some(size) => format!(
-            "runtime: {{ workers: 1 }}\nlisteners: {{ postgres: {{ {listener}, auth: {{ method: trust }} }} }}\nfilters:\n  db:\n    \
+            "runtime: {{ workers: 1 }}\nlisteners:\n  postgres: {{ {listener}, auth: {{ method: trust }}, probe: {{ load: {{ enabled: false }} }} }}\nfilters:\n  db:\n    \
              db_backpressure: {{ enabled: true }}\n    db_pool: {{ enabled: true, size: {size} }}\n"
         ),
     }
