@@ -1,0 +1,24 @@
+//! Verification of ML-DSA-65 signatures by FIPS 204 ("Module-Lattice-Based Digital Signature Standard", August 2024) and by its initial
+//! public draft of August 2023, which QuDAG nodes sign with. The two differ in little, see [`Edition`].
+//!
+//! Nothing here handles a secret, so nothing has to run in constant time. Names are those of the standard; where its Greek letters are
+//! written out, `gamma1` is γ₁ and `c_tilde` is c̃.
+
+mod encoding;
+mod field;
+mod hash;
+mod key;
+mod ntt;
+mod parameters;
+mod rounding;
+mod sampling;
+mod verify;
+
+pub use hash::{Edition, Mu, MuOf, TooLong};
+pub use key::{ExpandedKey, PublicKey};
+pub use parameters::{PUBLIC_KEY_BYTES, SIGNATURE_BYTES};
+pub use verify::{Rejected, verify};
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests report by panicking")]
+mod tests;

@@ -1,0 +1,60 @@
+//! Signatures of other implementations, whole and damaged.
+
+use fips204::ml_dsa_65;
+use fips204::traits::{KeyGen, SerDes, Signer};
+use pqcrypto_dilithium::dilithium3;
+use pqcrypto_traits::sign::{DetachedSignature, PublicKey as _};
+
+use crate::{Edition, MuOf, PublicKey, Rejected, verify};
+
+fn check(key: &[u8], edition: Edition, message: &[u8], signature: &[u8]) -> Result<(), Rejected> {
+    let key = PublicKey(key.try_into().unwrap()).expand();
+    let mut mu = MuOf::new(key.tr(), edition, b"").unwrap();
+    for piece in message.chunks(7) {
+        mu.update(piece);
+    }
+    verify(&key, edition, &mu.finish(), signature)
+}
+
+#[test]
+fn signatures_of_the_draft_are_accepted_and_no_others() {
+    for length in [0, 1, 31, 1000] {
+        let message = vec![b'm'; length];
+        let (public, secret) = dilithium3::keypair();
+        let signature = dilithium3::detached_sign(&message, &secret);
+        let (key, signature) = (public.as_bytes(), signature.as_bytes());
+        assert_eq!(check(key, Edition::Draft, &message, signature), Ok(()));
+        assert_eq!(check(key, Edition::Final, &message, signature), Err(Rejected::Mismatch));
+        assert_eq!(check(key, Edition::Draft, b"other", signature), Err(Rejected::Mismatch));
+        assert_eq!(check(key, Edition::Draft, &message, &signature[1..]), Err(Rejected::Length));
+    }
+}
+
+#[test]
+fn signatures_of_the_standard_are_accepted_and_no_others() {
+    for length in [0, 1, 31, 1000] {
+        let message = vec![b'm'; length];
+        let (public, secret) = ml_dsa_65::KG::try_keygen().unwrap();
+        let signature = secret.try_sign(&message, b"").unwrap();
+        let key = public.into_bytes();
+        assert_eq!(check(&key, Edition::Final, &message, &signature), Ok(()));
+        assert_eq!(check(&key, Edition::Draft, &message, &signature), Err(Rejected::Mismatch));
+    }
+}
+
+#[test]
+fn every_flipped_bit_is_noticed() {
+    let (public, secret) = dilithium3::keypair();
+    let signature = dilithium3::detached_sign(b"message", &secret);
+    let mut signature = signature.as_bytes().to_vec();
+    let key = PublicKey(public.as_bytes().try_into().unwrap()).expand();
+    let mut mu = MuOf::new(key.tr(), Edition::Draft, b"").unwrap();
+    mu.update(b"message");
+    let mu = mu.finish();
+    for bit in (0..signature.len() * 8).step_by(5) {
+        signature[bit / 8] ^= 1 << (bit % 8);
+        assert!(verify(&key, Edition::Draft, &mu, &signature).is_err(), "{bit}");
+        signature[bit / 8] ^= 1 << (bit % 8);
+    }
+    assert_eq!(verify(&key, Edition::Draft, &mu, &signature), Ok(()));
+}
