@@ -1,9 +1,9 @@
 //! What is hashed before anything is verified: the message representative μ.
 
-use shake::Shake256;
-use shake::digest::{ExtendableOutput, Update, XofReader};
-
+use crate::backend::portable_permutation;
+use crate::keccak::RATE_256;
 use crate::key::TR_BYTES;
+use crate::sponge::{Sponge, output};
 
 /// Which text of the standard a signature follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,17 +15,30 @@ pub enum Edition {
     Draft,
 }
 
+/// Bytes of μ.
+pub(crate) const MU_BYTES: usize = 64;
+
 /// The message representative μ: 64 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mu(pub [u8; 64]);
+pub struct Mu(pub [u8; MU_BYTES]);
 
-/// A context is longer than 255 bytes.
+/// A context is longer than 255 bytes, or the edition has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a context has at most 255 bytes")]
+#[error("a context has at most 255 bytes, and the draft knows none")]
 pub struct TooLong;
 
+/// What comes before a message in M′, and its length: a byte 0 and the length of the context, which follows.
+pub(crate) fn prefix(edition: Edition, context: &[u8]) -> Result<([u8; 2], usize), TooLong> {
+    match edition {
+        Edition::Final => Ok(([0, u8::try_from(context.len()).map_err(|_| TooLong)?], 2)),
+        Edition::Draft if context.is_empty() => Ok(([0; 2], 0)),
+        Edition::Draft => Err(TooLong),
+    }
+}
+
 /// The μ of a message that is read in pieces.
-pub struct MuOf(Shake256);
+#[derive(Clone, Debug)]
+pub struct MuOf(Sponge<RATE_256>);
 
 impl MuOf {
     /// For a key by its hash tr, H(pk, 64). `context` is of [`Edition::Final`] alone.
@@ -33,38 +46,21 @@ impl MuOf {
     /// # Errors
     /// When the context is longer than 255 bytes, or the edition has none.
     pub fn new(tr: &[u8; TR_BYTES], edition: Edition, context: &[u8]) -> Result<Self, TooLong> {
-        let mut hash = Shake256::default();
-        hash.update(tr);
-        match edition {
-            Edition::Final => {
-                let length = u8::try_from(context.len()).map_err(|_| TooLong)?;
-                hash.update(&[0, length]);
-                hash.update(context);
-            }
-            Edition::Draft if context.is_empty() => {}
-            Edition::Draft => return Err(TooLong),
-        }
-        Ok(Self(hash))
+        let (prefix, length) = prefix(edition, context)?;
+        let mut mu = Self(Sponge::new());
+        mu.update(tr);
+        mu.update(prefix.get(..length).unwrap_or_default());
+        mu.update(context);
+        Ok(mu)
     }
 
     /// More of the message.
     pub fn update(&mut self, piece: &[u8]) {
-        self.0.update(piece);
+        self.0.update(piece, portable_permutation);
     }
 
     /// μ of the whole message.
     pub fn finish(self) -> Mu {
-        let mut mu = [0; 64];
-        self.0.finalize_xof().read(&mut mu);
-        Mu(mu)
+        Mu(output(&self.0.finish(portable_permutation)))
     }
-}
-
-/// H(parts, length of `out`): SHAKE256 of all parts one after the other.
-pub(crate) fn h(parts: &[&[u8]], out: &mut [u8]) {
-    let mut hash = Shake256::default();
-    for part in parts {
-        hash.update(part);
-    }
-    hash.finalize_xof().read(out);
 }

@@ -1,10 +1,11 @@
 //! Public keys, as they come and made ready for many signatures.
 
-use crate::encoding::t1_decode;
-use crate::hash::h;
-use crate::ntt::{Polynomial, ntt};
-use crate::parameters::{D, K, L, PUBLIC_KEY_BYTES, SEED_BYTES, T1_BYTES};
+use crate::backend::{Backend, Engine, with_engine};
+use crate::keccak::RATE_256;
+use crate::parameters::{K, L, PUBLIC_KEY_BYTES, SEED_BYTES, T1_BYTES};
+use crate::polynomial::Polynomial;
 use crate::sampling::expand_a;
+use crate::sponge::{Sponge, output};
 
 /// Bytes of tr.
 pub(crate) const TR_BYTES: usize = 64;
@@ -13,8 +14,8 @@ pub(crate) const TR_BYTES: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PublicKey(pub [u8; PUBLIC_KEY_BYTES]);
 
-/// A public key and what is the same for all signatures of it: 36.9 kB.
-#[derive(Clone, Debug)]
+/// A public key and what is the same for all signatures of it: [`ExpandedKey::BYTES`] bytes. Every backend can use what another one expanded.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExpandedKey {
     /// Â.
     pub(crate) a: [[Polynomial; L]; K],
@@ -25,29 +26,50 @@ pub struct ExpandedKey {
 
 impl PublicKey {
     /// tr, the hash of the key (algorithm 8, step 6): 64 bytes.
-    pub fn tr(&self) -> [u8; TR_BYTES] {
-        let mut tr = [0; TR_BYTES];
-        h(&[&self.0], &mut tr);
-        tr
+    pub fn tr(&self, backend: Backend) -> [u8; TR_BYTES] {
+        with_engine!(backend, tr, self)
     }
 
     /// Makes the key ready for verifying.
-    pub fn expand(&self) -> Box<ExpandedKey> {
-        let (rho, t1) = self.0.split_first_chunk::<SEED_BYTES>().unwrap_or((&[0; SEED_BYTES], &[]));
-        let mut pieces = t1.as_chunks::<T1_BYTES>().0.iter();
-        let t1 = std::array::from_fn(|_| {
-            let mut t1 = pieces.next().map_or(Polynomial::ZERO, t1_decode);
-            for coefficient in &mut t1.0 {
-                *coefficient <<= D;
-            }
-            ntt(&mut t1);
-            t1
-        });
-        Box::new(ExpandedKey { a: expand_a(rho), t1, tr: self.tr() })
+    pub fn expand(&self, backend: Backend) -> Box<ExpandedKey> {
+        let mut key = Box::new(ExpandedKey::ZERO);
+        with_engine!(backend, expand, self, &mut key);
+        key.tr = self.tr(backend);
+        key
+    }
+
+    fn parts(&self) -> (&[u8; SEED_BYTES], &[u8; K * T1_BYTES]) {
+        let (rho, t1) = self.0.split_first_chunk().unwrap_or((&[0; SEED_BYTES], &[]));
+        (rho, t1.first_chunk().unwrap_or(&[0; K * T1_BYTES]))
     }
 }
 
+/// tr of a key.
+fn tr<E: Engine>(engine: E, key: &PublicKey) -> [u8; TR_BYTES] {
+    let permute = |state: &mut _| engine.permute(state);
+    let mut sponge = Sponge::<RATE_256>::new();
+    sponge.update(&key.0, permute);
+    output(&sponge.finish(permute))
+}
+
+/// Sets all of an expanded key but tr.
+pub(crate) fn expand<E: Engine>(engine: E, key: &PublicKey, expanded: &mut ExpandedKey) {
+    let (rho, t1) = key.parts();
+    expand_a(engine, rho, &mut expanded.a);
+    engine.t1_decode(t1, &mut expanded.t1);
+    expanded.t1.iter_mut().for_each(|t1| engine.ntt(t1));
+}
+
 impl ExpandedKey {
+    /// What a value takes in memory: 36.9 kB.
+    pub const BYTES: usize = size_of::<Self>();
+
+    pub(crate) const ZERO: Self = Self {
+        a: [const { [const { Polynomial::ZERO }; L] }; K],
+        t1: [const { Polynomial::ZERO }; K],
+        tr: [0; TR_BYTES],
+    };
+
     /// tr, the hash of the key: 64 bytes.
     pub fn tr(&self) -> &[u8; TR_BYTES] {
         &self.tr

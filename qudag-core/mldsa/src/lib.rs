@@ -4,16 +4,19 @@
 //! Nothing here handles a secret, so nothing has to run in constant time. Names are those of the standard; where its Greek letters are
 //! written out, `gamma1` is γ₁ and `c_tilde` is c̃.
 
+mod backend;
+mod constants;
 mod encoding;
-mod field;
 mod hash;
+mod keccak;
 mod key;
-mod ntt;
 mod parameters;
-mod rounding;
+mod polynomial;
 mod sampling;
+mod sponge;
 mod verify;
 
+pub use backend::{BACKEND_VARIABLE, Backend, UnknownBackend};
 pub use hash::{Edition, Mu, MuOf, TooLong};
 pub use key::{ExpandedKey, PublicKey};
 pub use parameters::{PUBLIC_KEY_BYTES, SIGNATURE_BYTES};

@@ -1,63 +1,65 @@
 //! Pseudorandom sampling (FIPS 204, 7.3).
 
-use shake::digest::{ExtendableOutput, Update, XofReader};
-use shake::{Shake128, Shake256};
+use crate::backend::Engine;
+use crate::keccak::{Block, LANES, Lanes, RATE_128, RATE_256, SUFFIX, State};
+use crate::parameters::{K, L, N, SEED_BYTES, TAU};
+use crate::polynomial::Polynomial;
+use crate::sponge::{add, output};
 
-use crate::ntt::Polynomial;
-use crate::parameters::{K, L, N, Q, SEED_BYTES, TAU};
-
-/// The matrix Â, row by row (algorithm 32, ExpandA).
-pub(crate) fn expand_a(rho: &[u8; SEED_BYTES]) -> [[Polynomial; L]; K] {
-    std::array::from_fn(|r| std::array::from_fn(|s| rejection_sample(rho, s as u8, r as u8)))
-}
-
-/// A transform with coefficients that are evenly distributed (algorithm 30, RejNTTPoly, with algorithm 14, CoeffFromThreeBytes).
-fn rejection_sample(rho: &[u8; SEED_BYTES], s: u8, r: u8) -> Polynomial {
-    let mut hash = Shake128::default();
-    hash.update(rho);
-    hash.update(&[s, r]);
-    let mut reader = hash.finalize_xof();
-    let (mut a, mut j) = (Polynomial::ZERO, 0);
-    // One block of SHAKE128 is 56 times three bytes.
-    let mut block = [0; 168];
-    loop {
-        reader.read(&mut block);
-        for bytes in block.chunks_exact(3) {
-            let &[low, middle, high] = bytes else { continue };
-            let value = i32::from_le_bytes([low, middle, high & 0x7f, 0]);
-            if value < Q {
-                let Some(place) = a.0.get_mut(j) else { return a };
-                *place = value;
-                j += 1;
+/// The matrix Â, row by row (algorithm 32, ExpandA), as many polynomials at a time as the engine permutes states.
+pub(crate) fn expand_a<E: Engine>(engine: E, rho: &[u8; SEED_BYTES], a: &mut [[Polynomial; L]; K]) {
+    for (first, group) in a.as_flattened_mut().chunks_mut(E::LANES).enumerate() {
+        let mut lanes = Lanes::ZERO;
+        for lane in 0..group.len() {
+            let polynomial = first * E::LANES + lane;
+            let mut state: State = [0; _];
+            add(&mut state, 0, rho);
+            // The column before the row.
+            add(&mut state, SEED_BYTES, &[(polynomial % L) as u8, (polynomial / L) as u8, SUFFIX]);
+            add(&mut state, RATE_128 - 1, &[0x80]);
+            lanes.set(lane, &state);
+        }
+        let mut filled = [0; LANES];
+        let mut blocks = [Block::ZERO; LANES];
+        while filled.iter().zip(&*group).any(|(filled, _)| *filled < N) {
+            engine.permute_lanes(&mut lanes);
+            engine.squeeze(&lanes, &mut blocks);
+            for ((a, filled), block) in group.iter_mut().zip(&mut filled).zip(&blocks) {
+                *filled = engine.reject(block, a, *filled);
             }
         }
-        if j == N {
-            return a;
-        }
     }
 }
 
-/// A polynomial with τ coefficients ±1 and otherwise 0 (algorithm 29, SampleInBall).
-pub(crate) fn sample_in_ball(seed: &[u8]) -> Polynomial {
-    let mut hash = Shake256::default();
-    hash.update(seed);
-    let mut reader = hash.finalize_xof();
-    let mut signs = [0; 8];
-    reader.read(&mut signs);
-    let mut signs = u64::from_le_bytes(signs);
-    let mut c = Polynomial::ZERO;
-    for i in N - TAU..N {
-        let mut j = [0];
-        reader.read(&mut j);
-        while usize::from(j[0]) > i {
-            reader.read(&mut j);
+/// A polynomial with τ coefficients ±1 and otherwise 0 (algorithm 29, SampleInBall), from the state of H after its input.
+pub(crate) fn sample_in_ball<E: Engine>(engine: E, state: &mut State, Polynomial(c): &mut Polynomial) {
+    *c = [0; N];
+    let block: [u8; RATE_256] = output(state);
+    let (signs, bytes) = block.split_first_chunk().unwrap_or((&[0; 8], &[]));
+    let mut signs = u64::from_le_bytes(*signs);
+    let mut i = N - TAU;
+    let mut sample = |bytes: &[u8]| {
+        for &j in bytes {
+            if i == N {
+                break;
+            }
+            let j = usize::from(j);
+            if j > i {
+                continue;
+            }
+            // What was at j is at i now; j was 0 or is moved, and becomes ±1.
+            c.swap(i, j);
+            if let Some(place) = c.get_mut(j) {
+                *place = 1 - 2 * (signs & 1) as i32;
+            }
+            signs >>= 1;
+            i += 1;
         }
-        c.0.swap(i, usize::from(j[0]));
-        // What was at j is at i now; j was 0 or is moved, and becomes ±1.
-        if let Some(place) = c.0.get_mut(usize::from(j[0])) {
-            *place = if signs & 1 == 1 { -1 } else { 1 };
-        }
-        signs >>= 1;
+        i < N
+    };
+    let mut more = sample(bytes);
+    while more {
+        engine.permute(state);
+        more = sample(&output::<RATE_256>(state));
     }
-    c
 }

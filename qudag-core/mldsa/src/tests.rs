@@ -5,15 +5,28 @@ use fips204::traits::{KeyGen, SerDes, Signer};
 use pqcrypto_dilithium::dilithium3;
 use pqcrypto_traits::sign::{DetachedSignature, PublicKey as _};
 
-use crate::{Edition, MuOf, PublicKey, Rejected, verify};
+use crate::{Backend, Edition, MuOf, PublicKey, Rejected, verify};
 
 fn check(key: &[u8], edition: Edition, message: &[u8], signature: &[u8]) -> Result<(), Rejected> {
-    let key = PublicKey(key.try_into().unwrap()).expand();
+    let results = Backend::available().map(|backend| check_on(backend, key, edition, message, signature));
+    let results: Vec<_> = results.collect();
+    assert!(results.iter().all(|result| *result == results[0]), "{results:?}");
+    results[0]
+}
+
+fn check_on(
+    backend: Backend,
+    key: &[u8],
+    edition: Edition,
+    message: &[u8],
+    signature: &[u8],
+) -> Result<(), Rejected> {
+    let key = PublicKey(key.try_into().unwrap()).expand(backend);
     let mut mu = MuOf::new(key.tr(), edition, b"").unwrap();
     for piece in message.chunks(7) {
         mu.update(piece);
     }
-    verify(&key, edition, &mu.finish(), signature)
+    verify(backend, &key, edition, &mu.finish(), signature)
 }
 
 #[test]
@@ -47,16 +60,16 @@ fn every_flipped_bit_is_noticed() {
     let (public, secret) = dilithium3::keypair();
     let signature = dilithium3::detached_sign(b"message", &secret);
     let mut signature = signature.as_bytes().to_vec();
-    let key = PublicKey(public.as_bytes().try_into().unwrap()).expand();
+    let key = PublicKey(public.as_bytes().try_into().unwrap()).expand(Backend::best());
     let mut mu = MuOf::new(key.tr(), Edition::Draft, b"").unwrap();
     mu.update(b"message");
     let mu = mu.finish();
     for bit in (0..signature.len() * 8).step_by(5) {
         signature[bit / 8] ^= 1 << (bit % 8);
-        assert!(verify(&key, Edition::Draft, &mu, &signature).is_err(), "{bit}");
+        assert!(verify(Backend::best(), &key, Edition::Draft, &mu, &signature).is_err(), "{bit}");
         signature[bit / 8] ^= 1 << (bit % 8);
     }
-    assert_eq!(verify(&key, Edition::Draft, &mu, &signature), Ok(()));
+    assert_eq!(verify(Backend::best(), &key, Edition::Draft, &mu, &signature), Ok(()));
 }
 
 /// The vectors of Project Wycheproof, which look for what implementations get wrong: hints, bounds, lengths, contexts.
@@ -74,11 +87,11 @@ fn every_vector_of_wycheproof_is_judged_right() {
                 without_key += 1;
                 continue;
             };
-            let key = PublicKey(key).expand();
+            let key = PublicKey(key).expand(Backend::best());
             let context = test.ctx.as_ref().map_or(&b""[..], |context| &context[..]);
             let accepted = MuOf::new(key.tr(), Edition::Final, context).is_ok_and(|mut mu| {
                 mu.update(&test.msg);
-                verify(&key, Edition::Final, &mu.finish(), &test.sig).is_ok()
+                verify(Backend::best(), &key, Edition::Final, &mu.finish(), &test.sig).is_ok()
             });
             assert_eq!(accepted, right, "{}: {}", test.tc_id, test.comment);
             judged += 1;

@@ -1,20 +1,24 @@
 //! Verification of one signature (FIPS 204, 6.3).
 
-use crate::encoding::{signature_decode, w1_encode};
-use crate::field::{non_negative, reduce};
-use crate::hash::{Edition, Mu, h};
+use crate::backend::{Backend, Engine, with_engine};
+use crate::encoding::Signature;
+use crate::hash::{Edition, Mu};
+use crate::keccak::RATE_256;
 use crate::key::ExpandedKey;
-use crate::ntt::{Polynomial, inverse_ntt, multiply_add, ntt, subtract};
-use crate::parameters::{BETA, C_TILDE_BYTES, GAMMA1, K, N, SIGNATURE_BYTES};
-use crate::rounding::use_hint;
+use crate::parameters::{C_TILDE_BYTES, K, L, SIGNATURE_BYTES, W1_BYTES};
+use crate::polynomial::Polynomial;
 use crate::sampling::sample_in_ball;
+use crate::sponge::{Sponge, output};
 
 /// Why a signature is none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Rejected {
     /// Not 3,309 bytes.
     #[error("a signature has 3309 bytes")]
     Length,
+    /// A context of more than 255 bytes, or one with a signature of the draft.
+    #[error("a context has at most 255 bytes, and the draft knows none")]
+    Context,
     /// Hints that are not in order, not all there, or followed by something.
     #[error("malformed hints")]
     Hints,
@@ -30,34 +34,67 @@ pub enum Rejected {
 ///
 /// # Errors
 /// When it is none, with the first reason that was found.
-pub fn verify(key: &ExpandedKey, edition: Edition, mu: &Mu, signature: &[u8]) -> Result<(), Rejected> {
-    let signature: &[u8; SIGNATURE_BYTES] = signature.try_into().map_err(|_| Rejected::Length)?;
-    let mut signature = signature_decode(signature).ok_or(Rejected::Hints)?;
-    if signature.z.iter().flat_map(|z| &z.0).any(|coefficient| coefficient.abs() >= GAMMA1 - BETA) {
+pub fn verify(
+    backend: Backend,
+    key: &ExpandedKey,
+    edition: Edition,
+    mu: &Mu,
+    signature: &[u8],
+) -> Result<(), Rejected> {
+    with_engine!(backend, verify_with, key, edition, mu, signature)
+}
+
+fn verify_with<E: Engine>(
+    engine: E,
+    key: &ExpandedKey,
+    edition: Edition,
+    mu: &Mu,
+    signature: &[u8],
+) -> Result<(), Rejected> {
+    let signature = parse(signature)?;
+    let permute = |state: &mut _| engine.permute(state);
+    let mut z = [const { Polynomial::ZERO }; L];
+    if !engine.z_decode(signature.z, &mut z) {
         return Err(Rejected::Range);
     }
-    let seed = match edition {
-        Edition::Final => &signature.c_tilde[..],
-        Edition::Draft => signature.c_tilde.get(..32).unwrap_or_default(),
-    };
-    let mut c = sample_in_ball(seed);
-    ntt(&mut c);
-    signature.z.iter_mut().for_each(ntt);
-    let mut w1 = [[0; N]; K];
-    for (((row, t1), hints), w1) in key.a.iter().zip(&key.t1).zip(&signature.hints).zip(&mut w1) {
-        // w′ = NTT⁻¹(Â ∘ NTT(z) − NTT(c) ∘ NTT(t₁ · 2ᵈ)).
-        let (mut w, mut ct1) = (Polynomial::ZERO, Polynomial::ZERO);
-        for (a, z) in row.iter().zip(&signature.z) {
-            multiply_add(&mut w, a, z);
-        }
-        multiply_add(&mut ct1, &c, t1);
-        subtract(&mut w, &ct1);
-        inverse_ntt(&mut w);
-        for ((w1, w), hint) in w1.iter_mut().zip(&w.0).zip(hints) {
-            *w1 = use_hint(*hint, non_negative(reduce(*w))) as u8;
-        }
-    }
-    let mut c_tilde = [0; C_TILDE_BYTES];
-    h(&[&mu.0, &w1_encode(&w1)], &mut c_tilde);
+    let mut sponge = Sponge::<RATE_256>::new();
+    sponge.update(challenge_seed(edition, signature.c_tilde), permute);
+    let mut c = Polynomial::ZERO;
+    sample_in_ball(engine, &mut sponge.finish(permute), &mut c);
+    let mut w1 = [0; K * W1_BYTES];
+    commit(engine, key, &mut c, &mut z, &signature, &mut w1);
+    let mut sponge = Sponge::<RATE_256>::new();
+    sponge.update(&mu.0, permute);
+    sponge.update(&w1, permute);
+    let c_tilde: [u8; C_TILDE_BYTES] = output(&sponge.finish(permute));
     if c_tilde == *signature.c_tilde { Ok(()) } else { Err(Rejected::Mismatch) }
+}
+
+/// A signature in its parts.
+pub(crate) fn parse(signature: &[u8]) -> Result<Signature<'_>, Rejected> {
+    let signature: &[u8; SIGNATURE_BYTES] = signature.try_into().map_err(|_| Rejected::Length)?;
+    Signature::decode(signature).ok_or(Rejected::Hints)
+}
+
+/// What the challenge is sampled from.
+pub(crate) fn challenge_seed(edition: Edition, c_tilde: &[u8; C_TILDE_BYTES]) -> &[u8] {
+    match edition {
+        Edition::Final => c_tilde,
+        Edition::Draft => c_tilde.first_chunk::<32>().map_or(&[], |seed| seed),
+    }
+}
+
+/// The commitment as bytes, from the challenge and the response, which are transformed.
+#[inline]
+pub(crate) fn commit<E: Engine>(
+    engine: E,
+    key: &ExpandedKey,
+    c: &mut Polynomial,
+    z: &mut [Polynomial; L],
+    signature: &Signature<'_>,
+    w1: &mut [u8; K * W1_BYTES],
+) {
+    engine.ntt(c);
+    z.iter_mut().for_each(|z| engine.ntt(z));
+    engine.commitment(key, c, z, &signature.hints, w1);
 }

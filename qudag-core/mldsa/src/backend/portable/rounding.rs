@@ -6,7 +6,7 @@ use crate::parameters::{GAMMA2, Q};
 const M: i32 = (Q - 1) / (2 * GAMMA2);
 
 /// r = r₁ · 2γ₂ + r₀ for 0 ≤ r < q, with the borders of the highest interval at its lower end (algorithm 36, Decompose).
-pub(crate) fn decompose(r: i32) -> (i32, i32) {
+pub(super) fn decompose(r: i32) -> (i32, i32) {
     let mut r0 = r % (2 * GAMMA2);
     if r0 > GAMMA2 {
         r0 -= 2 * GAMMA2;
@@ -15,7 +15,7 @@ pub(crate) fn decompose(r: i32) -> (i32, i32) {
 }
 
 /// The high bits of r as the hint corrects them (algorithm 40, UseHint).
-pub(crate) fn use_hint(hint: bool, r: i32) -> i32 {
+pub(super) fn use_hint(hint: bool, r: i32) -> i32 {
     let (r1, r0) = decompose(r);
     match (hint, r0 > 0) {
         (false, _) => r1,

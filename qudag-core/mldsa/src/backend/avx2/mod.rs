@@ -1,0 +1,94 @@
+//! AVX2: vectors of eight coefficients or four words.
+
+mod commitment;
+mod encoding;
+mod keccak;
+mod ntt;
+mod sampling;
+mod vector;
+
+use super::Engine;
+use crate::encoding::Hints;
+use crate::keccak::{Block, LANES, Lanes, State};
+use crate::key::ExpandedKey;
+use crate::parameters::{K, L, T1_BYTES, W1_BYTES, Z_BYTES};
+use crate::polynomial::Polynomial;
+
+/// The engine, which exists only where the processor has all that its functions use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    /// The engine if the processor can run it.
+    pub(crate) fn detect() -> Option<Self> {
+        let all = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("bmi2");
+        all.then_some(Self(()))
+    }
+}
+
+impl Engine for Avx2 {
+    const LANES: usize = 4;
+
+    #[inline]
+    fn permute(self, state: &mut State) {
+        // SAFETY: `self` exists, so the processor has the features.
+        unsafe { keccak::permute(state) }
+    }
+
+    #[inline]
+    fn permute_lanes(self, lanes: &mut Lanes) {
+        // SAFETY: as above.
+        unsafe { keccak::permute_lanes(lanes) }
+    }
+
+    #[inline]
+    fn absorb(self, lanes: &mut Lanes, blocks: &[Block; LANES]) {
+        // SAFETY: as above.
+        unsafe { keccak::absorb(lanes, blocks) }
+    }
+
+    #[inline]
+    fn squeeze(self, lanes: &Lanes, blocks: &mut [Block; LANES]) {
+        // SAFETY: as above.
+        unsafe { keccak::squeeze(lanes, blocks) }
+    }
+
+    #[inline]
+    fn reject(self, block: &Block, a: &mut Polynomial, filled: usize) -> usize {
+        // SAFETY: as above.
+        unsafe { sampling::reject(block, a, filled) }
+    }
+
+    #[inline]
+    fn t1_decode(self, bytes: &[u8; K * T1_BYTES], t1: &mut [Polynomial; K]) {
+        // SAFETY: as above.
+        unsafe { encoding::t1_decode(bytes, t1) }
+    }
+
+    #[inline]
+    fn z_decode(self, bytes: &[u8; L * Z_BYTES], z: &mut [Polynomial; L]) -> bool {
+        // SAFETY: as above.
+        unsafe { encoding::z_decode(bytes, z) }
+    }
+
+    #[inline]
+    fn ntt(self, w: &mut Polynomial) {
+        // SAFETY: as above.
+        unsafe { ntt::ntt(w) }
+    }
+
+    #[inline]
+    fn commitment(
+        self,
+        key: &ExpandedKey,
+        c: &Polynomial,
+        z: &[Polynomial; L],
+        hints: &Hints<'_>,
+        w1: &mut [u8; K * W1_BYTES],
+    ) {
+        // SAFETY: as above.
+        unsafe { commitment::commitment(key, c, z, hints, w1) }
+    }
+}

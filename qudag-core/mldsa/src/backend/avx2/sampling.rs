@@ -1,0 +1,50 @@
+//! Rejection sampling (FIPS 204, 7.3), eight candidates at a time.
+
+use std::arch::x86_64::*;
+
+use super::vector::*;
+use crate::backend::portable::sampling::coefficient_from_three_bytes;
+use crate::keccak::{Block, RATE_128};
+use crate::parameters::Q;
+use crate::polynomial::Polynomial;
+
+/// Appends the coefficients that a block of SHAKE128 holds to the first `filled` ones of a polynomial, and returns how many there are then
+/// (algorithms 30, RejNTTPoly, and 14, CoeffFromThreeBytes).
+#[target_feature(enable = "avx2")]
+pub(super) fn reject(block: &Block, Polynomial(a): &mut Polynomial, mut filled: usize) -> usize {
+    // The upper half of the vector begins with byte 8.
+    #[rustfmt::skip]
+    let places = _mm256_setr_epi8(
+        0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1,
+        4, 5, 6, -1, 7, 8, 9, -1, 10, 11, 12, -1, 13, 14, 15, -1,
+    );
+    for bytes in block.0[..RATE_128].as_chunks::<24>().0 {
+        let values = and(_mm256_shuffle_epi8(load_24(bytes), places), splat(0x7f_ffff));
+        let good = _mm256_cmpgt_epi32(splat(Q), values);
+        let to = a.get_mut(filled..).and_then(|rest| rest.first_chunk_mut());
+        // One of 1,024 candidates is rejected: eight are nearly always good.
+        if let (-1, Some(to)) = (_mm256_movemask_epi8(good), to) {
+            store(to, values);
+            filled += WIDTH;
+        } else {
+            for three in bytes.as_chunks().0 {
+                if let (Some(value), Some(place)) = (coefficient_from_three_bytes(three), a.get_mut(filled)) {
+                    *place = value;
+                    filled += 1;
+                }
+            }
+        }
+    }
+    filled
+}
+
+/// Bytes 0 to 15 and 8 to 23.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_24(bytes: &[u8; 24]) -> Vector {
+    // SAFETY: both times 16 of the 24 bytes behind the reference are read, and no alignment is asked for.
+    unsafe {
+        let low = _mm_loadu_si128(bytes.as_ptr().cast());
+        _mm256_set_m128i(_mm_loadu_si128(bytes.as_ptr().add(8).cast()), low)
+    }
+}
