@@ -8,11 +8,12 @@
     reason = "a program for developers"
 )]
 
+use std::cell::RefCell;
 use std::hint::black_box;
 
 use pqcrypto_dilithium::dilithium3;
 use pqcrypto_traits::sign::{DetachedSignature, PublicKey as _};
-use qudag_mldsa::{Backend, Edition, MuOf, PublicKey, verify};
+use qudag_mldsa::{Backend, Content, Edition, Job, Key, MuOf, PublicKey, Scratch, verify, verify_batch};
 use rustix::time::{ClockId, clock_gettime};
 
 fn cpu_seconds() -> f64 {
@@ -43,19 +44,21 @@ fn main() {
     let public: Vec<_> = keys.iter().map(|(key, _)| PublicKey(key.as_bytes().try_into().unwrap())).collect();
     let expanded: Vec<_> = public.iter().map(|key| key.expand(Backend::best())).collect();
 
+    let scratch = RefCell::new(Scratch::new());
+
     let node = || {
         for (signature, (key, _)) in signatures.iter().zip(&keys) {
             dilithium3::verify_detached_signature(signature, &message, key).unwrap();
         }
     };
-    let cached = |backend| {
+    let cached = |backend: Backend| {
         for (signature, key) in signatures.iter().zip(&expanded) {
             let mut mu = MuOf::new(key.tr(), Edition::Draft, b"").unwrap();
             mu.update(&message);
             verify(backend, key, Edition::Draft, &mu.finish(), signature.as_bytes()).unwrap();
         }
     };
-    let fresh = |backend| {
+    let fresh = |backend: Backend| {
         for (signature, key) in signatures.iter().zip(&public) {
             let key = key.expand(backend);
             let mut mu = MuOf::new(key.tr(), Edition::Draft, b"").unwrap();
@@ -64,11 +67,26 @@ fn main() {
         }
     };
 
+    let batch = |backend: Backend, fresh: bool| {
+        let jobs: [Job<'_>; 8] = std::array::from_fn(|i| Job {
+            key: if fresh { Key::Fresh(&public[i]) } else { Key::Expanded(&expanded[i]) },
+            edition: Edition::Draft,
+            content: Content::Message { context: b"", message: &message },
+            signature: signatures[i].as_bytes(),
+        });
+        let mut results = [Ok(()); 8];
+        verify_batch(backend, &mut scratch.borrow_mut(), &jobs, &mut results);
+        assert_eq!(results, [Ok(()); 8]);
+    };
+
     let cases: Vec<(String, Box<dyn Fn() + '_>)> = Backend::available()
         .flat_map(|backend| {
+            let (cached, fresh, batch) = (&cached, &fresh, &batch);
             [
                 (format!("{backend} cached"), Box::new(move || cached(black_box(backend))) as Box<dyn Fn()>),
                 (format!("{backend} fresh"), Box::new(move || fresh(black_box(backend)))),
+                (format!("{backend} batch-8 cached"), Box::new(move || batch(black_box(backend), false))),
+                (format!("{backend} batch-8 fresh"), Box::new(move || batch(black_box(backend), true))),
             ]
         })
         .collect();

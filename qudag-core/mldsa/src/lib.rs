@@ -5,11 +5,13 @@
 //! written out, `gamma1` is γ₁ and `c_tilde` is c̃.
 
 mod backend;
+mod batch;
 mod constants;
 mod encoding;
 mod hash;
 mod keccak;
 mod key;
+mod lanes;
 mod parameters;
 mod polynomial;
 mod sampling;
@@ -17,6 +19,7 @@ mod sponge;
 mod verify;
 
 pub use backend::{BACKEND_VARIABLE, Backend, UnknownBackend};
+pub use batch::{Content, Job, Key, Scratch, verify_batch};
 pub use hash::{Edition, Mu, MuOf, TooLong};
 pub use key::{ExpandedKey, PublicKey};
 pub use parameters::{PUBLIC_KEY_BYTES, SIGNATURE_BYTES};
