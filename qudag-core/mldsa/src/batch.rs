@@ -117,7 +117,9 @@ impl<'a> Parsed<'a> {
     fn new(place: usize, job: &Job<'a>) -> Result<Self, Rejected> {
         let prefix = match job.content {
             Content::Mu(_) => ([0; 2], 0),
-            Content::Message { context, .. } => prefix(job.edition, context).map_err(|_| Rejected::Context)?,
+            Content::Message { context, .. } => {
+                prefix(job.edition, context).map_err(|_| Rejected::Context)?
+            }
         };
         Ok(Self { place, job: *job, signature: parse(job.signature)?, prefix })
     }

@@ -80,7 +80,8 @@ pub(crate) fn hash_many<'a, E: Engine>(
                 }
                 engine.absorb(lanes, &blocks);
                 engine.permute_lanes(lanes);
-                for ((lane, slot), _) in running.iter_mut().enumerate().zip(ended).filter(|(_, ended)| *ended) {
+                for ((lane, slot), _) in running.iter_mut().enumerate().zip(ended).filter(|(_, ended)| *ended)
+                {
                     if let Some((place, _)) = slot.take() {
                         put(outputs, place, &lanes.get(lane));
                     }

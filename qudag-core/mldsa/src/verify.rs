@@ -84,7 +84,7 @@ pub(crate) fn challenge_seed(edition: Edition, c_tilde: &[u8; C_TILDE_BYTES]) ->
     }
 }
 
-/// The commitment as bytes, from the challenge and the response, which are transformed.
+/// The commitment as bytes (algorithm 8, steps 9, 10 and 12 up to w1Encode), from the challenge and the response, which are transformed.
 #[inline]
 pub(crate) fn commit<E: Engine>(
     engine: E,
@@ -96,5 +96,12 @@ pub(crate) fn commit<E: Engine>(
 ) {
     engine.ntt(c);
     z.iter_mut().for_each(|z| engine.ntt(z));
-    engine.commitment(key, c, z, &signature.hints, w1);
+    let mut w = Polynomial::ZERO;
+    let rows = key.a.iter().zip(&key.t1).zip(signature.hints.rows());
+    for (((a, t1), hints), w1) in rows.zip(w1.as_chunks_mut().0) {
+        // w′ = NTT⁻¹(Â ∘ NTT(z) − NTT(c) ∘ NTT(t₁ · 2ᵈ)).
+        engine.multiply_row(a, z, t1, c, &mut w);
+        engine.inverse_ntt(&mut w);
+        engine.w1_encode(&w, hints, w1);
+    }
 }

@@ -1,8 +1,10 @@
 //! Implementations of what takes time, for several kinds of processors. They give the same results to the bit.
 
 #[cfg(target_arch = "x86_64")]
+#[allow(clippy::indexing_slicing, reason = "by constants and loops of fixed length, in arrays of fixed size")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+#[allow(clippy::indexing_slicing, reason = "by constants and loops of fixed length, in arrays of fixed size")]
 mod avx512;
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -11,9 +13,7 @@ mod simd;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::encoding::Hints;
 use crate::keccak::{Block, LANES, Lanes, State};
-use crate::key::ExpandedKey;
 use crate::parameters::{K, L, T1_BYTES, W1_BYTES, Z_BYTES};
 use crate::polynomial::Polynomial;
 
@@ -137,15 +137,23 @@ pub(crate) trait Engine: Copy {
     /// The transform of a polynomial (algorithm 41, NTT). Coefficients grow by at most 8q.
     fn ntt(self, w: &mut Polynomial);
 
-    /// The commitment as bytes, from transforms of c and z (algorithm 8, steps 9, 10 and 12 up to w1Encode).
-    fn commitment(
+    /// A row of Â ∘ ẑ − t̂₁ ∘ ĉ, times 2⁻³², between −3q/4 and 3q/4 (algorithms 48, MatrixVectorNTT, and 47, ScalarVectorNTT). Factors of the
+    /// key are at most 9q, z and c too: the sum of the products is below 126 q².
+    fn multiply_row(
         self,
-        key: &ExpandedKey,
-        c: &Polynomial,
+        a: &[Polynomial; L],
         z: &[Polynomial; L],
-        hints: &Hints<'_>,
-        w1: &mut [u8; K * W1_BYTES],
+        t1: &Polynomial,
+        c: &Polynomial,
+        w: &mut Polynomial,
     );
+
+    /// The polynomial of a transform, times 2³² (algorithm 42, NTT⁻¹), between −q and q. Coefficients are at most 3q/4 before.
+    fn inverse_ntt(self, w: &mut Polynomial);
+
+    /// A polynomial of the commitment as bytes, from coefficients between −q and q (algorithms 40, UseHint, and 28, w1Encode). `hints` are the
+    /// places of the hints that are 1.
+    fn w1_encode(self, w: &Polynomial, hints: &[u8], w1: &mut [u8; W1_BYTES]);
 }
 
 /// Calls a function with the engine of a backend as its first argument.

@@ -2,7 +2,6 @@
 
 use std::arch::x86_64::*;
 
-use super::ntt::inverse_ntt;
 use super::vector::*;
 use crate::backend::simd::commitment_functions;
 

@@ -8,9 +8,7 @@ mod sampling;
 mod vector;
 
 use super::Engine;
-use crate::encoding::Hints;
 use crate::keccak::{Block, LANES, Lanes, State};
-use crate::key::ExpandedKey;
 use crate::parameters::{K, L, T1_BYTES, W1_BYTES, Z_BYTES};
 use crate::polynomial::Polynomial;
 
@@ -84,15 +82,27 @@ impl Engine for Avx512 {
     }
 
     #[inline]
-    fn commitment(
+    fn multiply_row(
         self,
-        key: &ExpandedKey,
-        c: &Polynomial,
+        a: &[Polynomial; L],
         z: &[Polynomial; L],
-        hints: &Hints<'_>,
-        w1: &mut [u8; K * W1_BYTES],
+        t1: &Polynomial,
+        c: &Polynomial,
+        w: &mut Polynomial,
     ) {
         // SAFETY: as above.
-        unsafe { commitment::commitment(key, c, z, hints, w1) }
+        unsafe { commitment::multiply_row(a, z, t1, c, w) }
+    }
+
+    #[inline]
+    fn inverse_ntt(self, w: &mut Polynomial) {
+        // SAFETY: as above.
+        unsafe { ntt::inverse_ntt(w) }
+    }
+
+    #[inline]
+    fn w1_encode(self, w: &Polynomial, hints: &[u8], w1: &mut [u8; W1_BYTES]) {
+        // SAFETY: as above.
+        unsafe { commitment::w1_encode(w, hints, w1) }
     }
 }

@@ -1,17 +1,15 @@
 //! Plain Rust, close to the standard's pseudo-code.
 
 mod encoding;
-mod field;
+pub(crate) mod field;
 pub(in crate::backend) mod keccak;
 mod ntt;
-mod rounding;
+pub(crate) mod rounding;
 pub(in crate::backend) mod sampling;
 
 use super::Engine;
-use crate::encoding::Hints;
 use crate::keccak::{Block, LANES, Lanes, RATE_256, State};
-use crate::key::ExpandedKey;
-use crate::parameters::{K, L, N, T1_BYTES, W1_BYTES, Z_BYTES};
+use crate::parameters::{K, L, T1_BYTES, W1_BYTES, Z_BYTES};
 use crate::polynomial::Polynomial;
 use crate::sponge::{add, output};
 
@@ -60,30 +58,22 @@ impl Engine for Portable {
         ntt::ntt(w);
     }
 
-    fn commitment(
+    fn multiply_row(
         self,
-        key: &ExpandedKey,
-        c: &Polynomial,
+        a: &[Polynomial; L],
         z: &[Polynomial; L],
-        hints: &Hints<'_>,
-        w1: &mut [u8; K * W1_BYTES],
+        t1: &Polynomial,
+        c: &Polynomial,
+        w: &mut Polynomial,
     ) {
-        let rows = key.a.iter().zip(&key.t1).zip(hints.rows());
-        for (((a, t1), hints), bytes) in rows.zip(w1.as_chunks_mut().0) {
-            // w′ = NTT⁻¹(Â ∘ NTT(z) − NTT(c) ∘ NTT(t₁ · 2ᵈ)).
-            let mut w = ntt::multiply_row(a, z, t1, c);
-            ntt::inverse_ntt(&mut w);
-            let mut corrected = [false; N];
-            for place in hints {
-                if let Some(corrected) = corrected.get_mut(usize::from(*place)) {
-                    *corrected = true;
-                }
-            }
-            let mut w1 = [0; N];
-            for ((w1, w), hint) in w1.iter_mut().zip(&w.0).zip(corrected) {
-                *w1 = rounding::use_hint(hint, field::non_negative(*w)) as u8;
-            }
-            *bytes = encoding::w1_encode(&w1);
-        }
+        *w = ntt::multiply_row(a, z, t1, c);
+    }
+
+    fn inverse_ntt(self, w: &mut Polynomial) {
+        ntt::inverse_ntt(w);
+    }
+
+    fn w1_encode(self, w: &Polynomial, hints: &[u8], w1: &mut [u8; W1_BYTES]) {
+        *w1 = encoding::w1_encode(&rounding::use_hints(w, hints));
     }
 }

@@ -44,7 +44,7 @@ pub(super) fn inverse_ntt(Polynomial(w): &mut Polynomial) {
 }
 
 /// A row of Â ∘ ẑ − t̂₁ ∘ ĉ, times 2⁻³², between −3q/4 and 3q/4 (algorithms 48, MatrixVectorNTT, and 47, ScalarVectorNTT). Factors of the
-/// key are below 9q, z and c at most 9q: the sum of the products is below 126 q².
+/// key are at most 9q, z and c too: the sum of the products is below 126 q².
 pub(super) fn multiply_row(
     a: &[Polynomial; L],
     z: &[Polynomial; L],

@@ -1,40 +1,12 @@
-//! The commitment w₁ from a key, a challenge and a response, on vectors.
+//! The commitment w₁ on vectors.
 
 macro_rules! commitment_functions {
     ($features:literal) => {
-        use crate::encoding::Hints;
-        use crate::key::ExpandedKey;
-        use crate::parameters::{GAMMA2, K, L, N, W1_BYTES};
+        use crate::parameters::{GAMMA2, L, N, W1_BYTES};
         use crate::polynomial::Polynomial;
 
-        /// The commitment as bytes, from transforms of c and z (algorithm 8, steps 9, 10 and 12 up to w1Encode).
-        #[target_feature(enable = $features)]
-        pub(super) fn commitment(
-            key: &ExpandedKey,
-            c: &Polynomial,
-            z: &[Polynomial; L],
-            hints: &Hints<'_>,
-            w1: &mut [u8; K * W1_BYTES],
-        ) {
-            let mut w = Polynomial::ZERO;
-            let rows = key.a.iter().zip(&key.t1).zip(hints.rows());
-            for (((a, t1), hints), w1) in rows.zip(w1.as_chunks_mut::<W1_BYTES>().0) {
-                multiply_row(a, z, t1, c, &mut w);
-                inverse_ntt(&mut w);
-                let mut corrected: [Mask; N / WIDTH] = [0; N / WIDTH];
-                for place in hints {
-                    corrected[usize::from(*place) / WIDTH] |= 1 << (usize::from(*place) % WIDTH);
-                }
-                let vectors = w.0.as_chunks::<WIDTH>().0.iter().zip(corrected);
-                for ((r, hints), w1) in vectors.zip(w1.as_chunks_mut::<{ WIDTH / 2 }>().0) {
-                    *w1 = pack(use_hint(hints, non_negative(load(r))));
-                }
-            }
-        }
-
         /// A row of Â ∘ ẑ − t̂₁ ∘ ĉ, times 2⁻³², between −3q/4 and 3q/4 (algorithms 48, MatrixVectorNTT, and 47, ScalarVectorNTT). Factors of
-        /// the key are below 9q, z and c at most 9q: the sum of the products is below 126 q².
-        #[inline]
+        /// the key are at most 9q, z and c too: the sum of the products is below 126 q².
         #[target_feature(enable = $features)]
         pub(super) fn multiply_row(
             a: &[Polynomial; L],
@@ -58,10 +30,24 @@ macro_rules! commitment_functions {
             }
         }
 
+        /// A polynomial of the commitment as bytes, from coefficients between −q and q (algorithms 40, UseHint, and 28, w1Encode). `hints` are the
+        /// places of the hints that are 1.
+        #[target_feature(enable = $features)]
+        pub(super) fn w1_encode(w: &Polynomial, hints: &[u8], w1: &mut [u8; W1_BYTES]) {
+            let mut corrected: [Mask; N / WIDTH] = [0; N / WIDTH];
+            for place in hints {
+                corrected[usize::from(*place) / WIDTH] |= 1 << (usize::from(*place) % WIDTH);
+            }
+            let vectors = w.0.as_chunks::<WIDTH>().0.iter().zip(corrected);
+            for ((r, hints), w1) in vectors.zip(w1.as_chunks_mut::<{ WIDTH / 2 }>().0) {
+                *w1 = pack(use_hint(hints, non_negative(load(r))));
+            }
+        }
+
         /// High bits of coefficients between 0 and q − 1, corrected where the hint says so (algorithms 40, UseHint, and 36, Decompose).
         #[inline]
         #[target_feature(enable = $features)]
-        pub(super) fn use_hint(hints: Mask, r: Vector) -> Vector {
+        fn use_hint(hints: Mask, r: Vector) -> Vector {
             // r₁ = ⌈r / 2γ₂ − 1/2⌉ modulo 16: 2γ₂ is 128 · 4092 and a little less, and 4092 divides as 2²² / 1025 does.
             let r1 = shift_right::<7>(add(r, splat(127)));
             let r1 = add(add(shift_left::<10>(r1), r1), splat(1 << 21));
