@@ -1,0 +1,228 @@
+//! What verifying costs, beside the node's own library and others. One JSON object a line.
+
+use std::hint::black_box;
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::signature::{ML_DSA_65, ParsedPublicKey};
+use clap::Parser;
+use libcrux_ml_dsa::ml_dsa_65;
+use qudag_crypto_peers::measure::{Figure, Way, measure};
+use qudag_crypto_peers::{Signed, Signer};
+use qudag_mldsa::{
+    Backend, Content, Edition, ExpandedKey, Job, Key, MuOf, PublicKey, Scratch, verify, verify_batch,
+};
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
+
+/// Measures the verifier of the sidecar beside qudag-crypto 0.5.1, aws-lc-rs and libcrux.
+#[derive(Parser)]
+struct Args {
+    /// Fewer rounds.
+    #[arg(long)]
+    quick: bool,
+}
+
+const SIZES: [(usize, &str); 3] = [(32, "32 B"), (1024, "1 kB"), (64 << 10, "64 kB")];
+const BATCHES: [usize; 6] = [2, 4, 8, 16, 32, 64];
+
+fn main() {
+    let rounds = if Args::parse().quick { 10 } else { 200 };
+    let mut random = StdRng::seed_from_u64(1);
+    let signers: Vec<_> = (0..64).map(|_| Signer::new(&mut random)).collect();
+    let expanded: Vec<_> = signers.iter().map(|signer| signer.key.expand(Backend::best())).collect();
+    for (length, size) in SIZES {
+        let signed: Vec<_> = signers.iter().map(|signer| signer.sign(length, &mut random)).collect();
+        tell(singly(size, rounds, &signed, &expanded));
+        for count in BATCHES {
+            if length == 32 || count == 8 {
+                tell(batches(size, count, rounds, &signed, &expanded));
+            }
+        }
+    }
+    tell(of_the_standard(rounds, &mut random));
+    tell(two_processors(rounds, &signers, &expanded, &mut random));
+    tell(hashes_and_ciphers(rounds, &mut random));
+}
+
+fn tell(figures: Vec<Figure>) {
+    for figure in figures {
+        println!("{}", serde_json::to_string(&figure).expect("numbers and strings"));
+    }
+}
+
+fn single(backend: Backend, key: &ExpandedKey, edition: Edition, message: &[u8], signature: &[u8]) {
+    let mut mu = MuOf::new(key.tr(), edition, b"").expect("no context");
+    mu.update(message);
+    verify(backend, key, edition, &mu.finish(), signature).expect("a good signature");
+}
+
+/// Ours by each backend, and the node's, each signature by itself.
+fn singly(size: &str, rounds: usize, signed: &[Signed], expanded: &[Box<ExpandedKey>]) -> Vec<Figure> {
+    let signed = &signed[..8];
+    let node = || {
+        Way::new("qudag-crypto", 8, || {
+            for one in signed {
+                one.node_key.verify(&one.message, &one.signature).expect("a good signature");
+            }
+        })
+    };
+    let fresh = Backend::available().map(|backend| {
+        Way::new(backend, 8, move || {
+            for one in signed {
+                let key = one.key.expand(backend);
+                single(backend, &key, Edition::Draft, &one.message, &one.signature);
+            }
+        })
+    });
+    let cached = Backend::available().map(|backend| {
+        Way::new(backend, 8, move || {
+            for (one, key) in signed.iter().zip(expanded) {
+                single(backend, key, Edition::Draft, &one.message, &one.signature);
+            }
+        })
+    });
+    let mut figures = measure(&format!("fresh key, {size}"), rounds, fresh.chain([node()]).collect());
+    figures.extend(measure(&format!("cached key, {size}"), rounds, cached.chain([node()]).collect()));
+    figures
+}
+
+fn jobs<'a>(signed: &'a [Signed], expanded: &'a [Box<ExpandedKey>], fresh: bool) -> Vec<Job<'a>> {
+    let jobs = signed.iter().zip(expanded).map(|(one, key)| Job {
+        key: if fresh { Key::Fresh(&one.key) } else { Key::Expanded(key) },
+        edition: Edition::Draft,
+        content: Content::Message { context: b"", message: &one.message },
+        signature: &one.signature,
+    });
+    jobs.collect()
+}
+
+/// Several at once, each of another key, beside the node's batch.
+fn batches(
+    size: &str,
+    count: usize,
+    rounds: usize,
+    signed: &[Signed],
+    expanded: &[Box<ExpandedKey>],
+) -> Vec<Figure> {
+    let signed = &signed[..count];
+    let messages: Vec<_> = signed.iter().map(|one| &one.message[..]).collect();
+    let signatures: Vec<_> = signed.iter().map(|one| &one.signature[..]).collect();
+    let keys: Vec<_> = signed.iter().map(|one| &one.node_key).collect();
+    let mut figures = Vec::new();
+    for (fresh, name) in [(true, "fresh keys"), (false, "cached keys")] {
+        let jobs = jobs(signed, expanded, fresh);
+        let mut ways: Vec<_> = Backend::available()
+            .map(|backend| {
+                let (jobs, mut scratch) = (&jobs, Scratch::new());
+                let mut results = vec![Ok(()); count];
+                Way::new(backend, count, move || {
+                    verify_batch(backend, &mut scratch, jobs, &mut results);
+                    assert!(results.iter().all(Result::is_ok));
+                })
+            })
+            .collect();
+        ways.push(Way::new("qudag-crypto", count, || {
+            qudag_crypto::MlDsaPublicKey::batch_verify(&messages, &signatures, &keys)
+                .expect("good signatures");
+        }));
+        figures.extend(measure(&format!("batch of {count}, {name}, {size}"), rounds, ways));
+    }
+    figures
+}
+
+/// Signatures of the final standard, beside libraries that verify those.
+fn of_the_standard(rounds: usize, random: &mut StdRng) -> Vec<Figure> {
+    let mut seed = [0; 32];
+    random.fill_bytes(&mut seed);
+    let pair = ml_dsa_65::generate_key_pair(seed);
+    let message = [7; 32];
+    random.fill_bytes(&mut seed);
+    let signature = ml_dsa_65::sign(&pair.signing_key, &message, b"", seed).expect("a signature");
+    let (key_bytes, bytes) = (pair.verification_key.as_ref(), signature.as_ref());
+    let key = PublicKey(*key_bytes);
+    let expanded = key.expand(Backend::best());
+    let parsed = ParsedPublicKey::new(&ML_DSA_65, key_bytes).expect("its own key");
+    let mut ways = Vec::new();
+    for backend in Backend::available() {
+        let (key, expanded) = (&key, &expanded);
+        ways.push(Way::new(format!("{backend}, fresh"), 1, move || {
+            single(backend, &key.expand(backend), Edition::Final, &message, bytes);
+        }));
+        ways.push(Way::new(format!("{backend}, cached"), 1, move || {
+            single(backend, expanded, Edition::Final, &message, bytes);
+        }));
+    }
+    ways.push(Way::new("aws-lc-rs", 1, || parsed.verify_sig(&message, bytes).expect("a good signature")));
+    ways.push(Way::new("libcrux", 1, || {
+        ml_dsa_65::verify(&pair.verification_key, &message, b"", &signature).expect("a good signature");
+    }));
+    measure("FIPS 204, 32 B", rounds, ways)
+}
+
+/// The same on two threads: the time of one operation on each.
+fn two_processors(
+    rounds: usize,
+    signers: &[Signer],
+    expanded: &[Box<ExpandedKey>],
+    random: &mut StdRng,
+) -> Vec<Figure> {
+    let signed: Vec<_> = signers.iter().map(|signer| signer.sign(32, random)).collect();
+    let (signed, rounds) = (&signed[..8], rounds / 4 + 1);
+    let both = std::thread::scope(|scope| {
+        let work = || {
+            let (jobs, mut scratch) = (jobs(signed, expanded, false), Scratch::new());
+            let mut results = [Ok(()); 8];
+            let ours = Way::new(Backend::best(), 8, move || {
+                verify_batch(Backend::best(), &mut scratch, &jobs, &mut results);
+                assert_eq!(results, [Ok(()); 8]);
+            });
+            let node = Way::new("qudag-crypto", 8, || {
+                for one in signed {
+                    one.node_key.verify(&one.message, &one.signature).expect("a good signature");
+                }
+            });
+            measure("batch of 8, cached keys, on two processors at once", rounds, vec![ours, node])
+        };
+        let threads = [scope.spawn(work), scope.spawn(work)];
+        threads.map(|thread| thread.join().expect("a thread that measures"))
+    });
+    let [one, other] = both;
+    let mean = |(a, b): (Figure, Figure)| Figure {
+        cpu: f64::midpoint(a.cpu, b.cpu),
+        p50: f64::midpoint(a.p50, b.p50),
+        p99: a.p99.max(b.p99),
+        ..a
+    };
+    one.into_iter().zip(other).map(mean).collect()
+}
+
+/// For the record: what the sidecar has from libraries.
+fn hashes_and_ciphers(rounds: usize, random: &mut StdRng) -> Vec<Figure> {
+    let mut data = vec![0; 16 << 10];
+    random.fill_bytes(&mut data);
+    let mut figures = Vec::new();
+    for (length, size) in [(64, "64 B"), (1024, "1 kB"), (16 << 10, "16 kB")] {
+        let data = &data[..length];
+        let hash = Way::new("blake3", 16, || {
+            for _ in 0..16 {
+                black_box(blake3::hash(black_box(data)));
+            }
+        });
+        figures.extend(measure(&format!("hash of {size}"), rounds, vec![hash]));
+        let seal = |who, algorithm| {
+            let key = LessSafeKey::new(UnboundKey::new(algorithm, &[7; 32]).expect("32 bytes"));
+            let mut sealed = data.to_vec();
+            Way::new(who, 16, move || {
+                for _ in 0..16 {
+                    // Nothing is sent: a nonce may be used again.
+                    let nonce = Nonce::assume_unique_for_key([0; 12]);
+                    let tag = key.seal_in_place_separate_tag(nonce, Aad::empty(), &mut sealed);
+                    let _ = black_box(tag.expect("a tag"));
+                }
+            })
+        };
+        let ways = vec![seal("AES-256-GCM", &AES_256_GCM), seal("ChaCha20-Poly1305", &CHACHA20_POLY1305)];
+        figures.extend(measure(&format!("encryption of {size}, aws-lc-rs"), rounds, ways));
+    }
+    figures
+}

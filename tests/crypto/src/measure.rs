@@ -1,0 +1,83 @@
+//! Time of a processor, taken of several ways in turn.
+
+use std::time::Instant;
+
+use rustix::time::{ClockId, clock_gettime};
+use serde::Serialize;
+
+/// What was measured of one way to do something, in microseconds.
+#[derive(Debug, Serialize)]
+pub struct Figure {
+    /// What is done.
+    pub what: String,
+    /// Who does it.
+    pub who: String,
+    /// Processor time of one operation: the median over all rounds.
+    pub cpu: f64,
+    /// Time of one operation by the clock on the wall, or of a batch of them.
+    pub p50: f64,
+    pub p99: f64,
+}
+
+/// A way to do something. A call does `operations` of it.
+pub struct Way<'a> {
+    pub who: String,
+    pub operations: usize,
+    pub call: Box<dyn FnMut() + 'a>,
+}
+
+impl<'a> Way<'a> {
+    pub fn new(who: impl ToString, operations: usize, call: impl FnMut() + 'a) -> Self {
+        Self { who: who.to_string(), operations, call: Box::new(call) }
+    }
+}
+
+/// How long a way is at it before it is the next one's turn, in seconds of processor time.
+const TURN: f64 = 2e-3;
+
+fn cpu_seconds() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+fn at(sorted: &[f64], share: f64) -> f64 {
+    let place = (sorted.len() as f64 * share) as usize;
+    sorted.get(place.min(sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
+}
+
+/// Lets all ways have so many turns, one after the other.
+pub fn measure(what: &str, rounds: usize, mut ways: Vec<Way<'_>>) -> Vec<Figure> {
+    let mut turns = vec![Vec::with_capacity(rounds); ways.len()];
+    let mut calls = vec![Vec::new(); ways.len()];
+    for round in 0..=rounds {
+        for ((way, turns), calls) in ways.iter_mut().zip(&mut turns).zip(&mut calls) {
+            let (begin, mut done) = (cpu_seconds(), 0);
+            let mut took = 0.0;
+            while took < TURN {
+                let call = Instant::now();
+                (way.call)();
+                if round > 0 {
+                    calls.push(call.elapsed().as_secs_f64() * 1e6);
+                }
+                done += way.operations;
+                took = cpu_seconds() - begin;
+            }
+            // The first round fills the caches.
+            if round > 0 {
+                turns.push(took / done as f64 * 1e6);
+            }
+        }
+    }
+    let figures = ways.into_iter().zip(turns).zip(calls).map(|((way, mut turns), mut calls)| {
+        turns.sort_by(f64::total_cmp);
+        calls.sort_by(f64::total_cmp);
+        Figure {
+            what: what.to_owned(),
+            who: way.who,
+            cpu: at(&turns, 0.5),
+            p50: at(&calls, 0.5),
+            p99: at(&calls, 0.99),
+        }
+    });
+    figures.collect()
+}
