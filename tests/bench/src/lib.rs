@@ -6,6 +6,7 @@ pub mod chart;
 pub mod clients;
 pub mod contenders;
 pub mod cpu;
+pub mod crypto;
 pub mod db;
 pub mod dns;
 pub mod measure;

@@ -1,7 +1,7 @@
 //! Side-by-side benchmarks: the same traffic direct, through the sidecar, and through the programs that people use today,
 //! interleaved in one run.
 //!
-//! `cargo run --release -p qudag-bench -- chain|dns|peer|front|db|all [--quick] [--json] [--chart FILE] [--markdown FILE]`
+//! `cargo run --release -p qudag-bench -- chain|dns|peer|front|db|crypto|all [--quick] [--json] [--chart FILE] [--markdown FILE]`
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 use qudag_bench::measure::Plan;
 use qudag_bench::row::{Row, table};
 use qudag_bench::suites::Suite;
-use qudag_bench::{Failure, chain, chart, db, dns, peer, pivot};
+use qudag_bench::{Failure, chain, chart, crypto, db, dns, peer, pivot};
 
 /// Measures what the sidecar adds to the traffic that it carries.
 ///
@@ -48,6 +48,8 @@ enum What {
     Front,
     /// PostgreSQL with many clients, with too many, and when things happen, beside PgBouncer and nothing between.
     Db(db::Options),
+    /// Signatures, each by itself and in batches, beside the node's own library and others.
+    Crypto,
     /// Everything.
     All,
     /// Calls a chain in this process and nothing else; run under callgrind by `chain`.
@@ -100,12 +102,14 @@ fn run(args: &Args) -> Result<(), Failure> {
         What::Peer(options) => peer::run(options, plan, &mut show)?,
         What::Front => show(Suite::Front.rows(plan)?)?,
         What::Db(options) => db::run(options, plan, &mut show)?,
+        What::Crypto => crypto::run(plan, &mut show)?,
         What::All => {
             show(Suite::Chain.rows(plan)?)?;
             dns::run(&dns::Options::default(), plan, &mut show)?;
             peer::run(&peer::Options::default(), plan, &mut show)?;
             show(Suite::Front.rows(plan)?)?;
             db::run(&db::Options::default(), plan, &mut show)?;
+            crypto::run(plan, &mut show)?;
         }
     }
     let files = [(&args.chart, chart::svg as fn(&[Row]) -> String), (&args.markdown, pivot::markdown)];

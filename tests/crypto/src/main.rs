@@ -1,6 +1,8 @@
 //! What verifying costs, beside the node's own library and others. One JSON object a line.
 
 use std::hint::black_box;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::signature::{ML_DSA_65, ParsedPublicKey};
@@ -20,14 +22,21 @@ struct Args {
     /// Fewer rounds.
     #[arg(long)]
     quick: bool,
+    /// Measures nothing: writes signatures of qudag-crypto to FILE, for tests that do without it.
+    #[arg(long, value_name = "FILE")]
+    signatures: Option<PathBuf>,
 }
 
 const SIZES: [(usize, &str); 3] = [(32, "32 B"), (1024, "1 kB"), (64 << 10, "64 kB")];
 const BATCHES: [usize; 6] = [2, 4, 8, 16, 32, 64];
 
-fn main() {
-    let rounds = if Args::parse().quick { 10 } else { 200 };
+fn main() -> io::Result<()> {
+    let args = Args::parse();
     let mut random = StdRng::seed_from_u64(1);
+    if let Some(file) = args.signatures {
+        return write_signatures(&file, &mut random);
+    }
+    let rounds = if args.quick { 10 } else { 200 };
     let signers: Vec<_> = (0..64).map(|_| Signer::new(&mut random)).collect();
     let expanded: Vec<_> = signers.iter().map(|signer| signer.key.expand(Backend::best())).collect();
     for (length, size) in SIZES {
@@ -42,6 +51,20 @@ fn main() {
     tell(of_the_standard(rounds, &mut random));
     tell(two_processors(rounds, &signers, &expanded, &mut random));
     tell(hashes_and_ciphers(rounds, &mut random));
+    Ok(())
+}
+
+/// Sixteen, each: the public key, the length of the message in four bytes (little-endian), the message, the signature.
+fn write_signatures(file: &Path, random: &mut StdRng) -> io::Result<()> {
+    let mut out = Vec::new();
+    for length in [0, 1, 8, 32, 64, 70, 71, 72, 73, 135, 136, 137, 272, 500, 1000, 4096] {
+        let one = Signer::new(random).sign(length, random);
+        out.extend_from_slice(&one.key.0);
+        out.extend_from_slice(&(length as u32).to_le_bytes());
+        out.extend_from_slice(&one.message);
+        out.extend_from_slice(&one.signature);
+    }
+    std::fs::write(file, out)
 }
 
 fn tell(figures: Vec<Figure>) {
@@ -66,7 +89,7 @@ fn singly(size: &str, rounds: usize, signed: &[Signed], expanded: &[Box<Expanded
             }
         })
     };
-    let fresh = Backend::available().map(|backend| {
+    let fresh = Backend::available().rev().map(|backend| {
         Way::new(backend, 8, move || {
             for one in signed {
                 let key = one.key.expand(backend);
@@ -74,7 +97,7 @@ fn singly(size: &str, rounds: usize, signed: &[Signed], expanded: &[Box<Expanded
             }
         })
     });
-    let cached = Backend::available().map(|backend| {
+    let cached = Backend::available().rev().map(|backend| {
         Way::new(backend, 8, move || {
             for (one, key) in signed.iter().zip(expanded) {
                 single(backend, key, Edition::Draft, &one.message, &one.signature);
@@ -112,6 +135,7 @@ fn batches(
     for (fresh, name) in [(true, "fresh keys"), (false, "cached keys")] {
         let jobs = jobs(signed, expanded, fresh);
         let mut ways: Vec<_> = Backend::available()
+            .rev()
             .map(|backend| {
                 let (jobs, mut scratch) = (&jobs, Scratch::new());
                 let mut results = vec![Ok(()); count];
@@ -142,21 +166,24 @@ fn of_the_standard(rounds: usize, random: &mut StdRng) -> Vec<Figure> {
     let key = PublicKey(*key_bytes);
     let expanded = key.expand(Backend::best());
     let parsed = ParsedPublicKey::new(&ML_DSA_65, key_bytes).expect("its own key");
-    let mut ways = Vec::new();
-    for backend in Backend::available() {
-        let (key, expanded) = (&key, &expanded);
-        ways.push(Way::new(format!("{backend}, fresh"), 1, move || {
-            single(backend, &key.expand(backend), Edition::Final, &message, bytes);
-        }));
-        ways.push(Way::new(format!("{backend}, cached"), 1, move || {
-            single(backend, expanded, Edition::Final, &message, bytes);
-        }));
+    let mut figures = Vec::new();
+    for cached in [false, true] {
+        let ours = Backend::available().rev().map(|backend| {
+            let (key, expanded) = (&key, &expanded);
+            Way::new(backend, 1, move || match cached {
+                true => single(backend, expanded, Edition::Final, &message, bytes),
+                false => single(backend, &key.expand(backend), Edition::Final, &message, bytes),
+            })
+        });
+        let aws = Way::new("aws-lc-rs", 1, || parsed.verify_sig(&message, bytes).expect("a good signature"));
+        let libcrux = Way::new("libcrux", 1, || {
+            let key = &pair.verification_key;
+            ml_dsa_65::verify(key, &message, b"", &signature).expect("a good signature");
+        });
+        let what = format!("FIPS 204, {} key, 32 B", if cached { "cached" } else { "fresh" });
+        figures.extend(measure(&what, rounds, ours.chain([aws, libcrux]).collect()));
     }
-    ways.push(Way::new("aws-lc-rs", 1, || parsed.verify_sig(&message, bytes).expect("a good signature")));
-    ways.push(Way::new("libcrux", 1, || {
-        ml_dsa_65::verify(&pair.verification_key, &message, b"", &signature).expect("a good signature");
-    }));
-    measure("FIPS 204, 32 B", rounds, ways)
+    figures
 }
 
 /// The same on two threads: the time of one operation on each.
@@ -208,21 +235,20 @@ fn hashes_and_ciphers(rounds: usize, random: &mut StdRng) -> Vec<Figure> {
                 black_box(blake3::hash(black_box(data)));
             }
         });
-        figures.extend(measure(&format!("hash of {size}"), rounds, vec![hash]));
-        let seal = |who, algorithm| {
+        figures.extend(measure(&format!("BLAKE3 of {size}"), rounds, vec![hash]));
+        for (name, algorithm) in [("AES-256-GCM", &AES_256_GCM), ("ChaCha20-Poly1305", &CHACHA20_POLY1305)] {
             let key = LessSafeKey::new(UnboundKey::new(algorithm, &[7; 32]).expect("32 bytes"));
             let mut sealed = data.to_vec();
-            Way::new(who, 16, move || {
+            let seal = Way::new("aws-lc-rs", 16, move || {
                 for _ in 0..16 {
                     // Nothing is sent: a nonce may be used again.
                     let nonce = Nonce::assume_unique_for_key([0; 12]);
                     let tag = key.seal_in_place_separate_tag(nonce, Aad::empty(), &mut sealed);
                     let _ = black_box(tag.expect("a tag"));
                 }
-            })
-        };
-        let ways = vec![seal("AES-256-GCM", &AES_256_GCM), seal("ChaCha20-Poly1305", &CHACHA20_POLY1305)];
-        figures.extend(measure(&format!("encryption of {size}, aws-lc-rs"), rounds, ways));
+            });
+            figures.extend(measure(&format!("{name} of {size}"), rounds, vec![seal]));
+        }
     }
     figures
 }

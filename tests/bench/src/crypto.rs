@@ -1,0 +1,105 @@
+//! Verification of signatures beside the node's own library and others, all in one process: a program of a workspace of its own, since
+//! the node's library brings crates that have no place here.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde::Deserialize;
+
+use crate::Failure;
+use crate::measure::Plan;
+use crate::row::Row;
+
+/// The node's library.
+const NODE: &str = "qudag-crypto";
+
+/// Everybody who is measured.
+const EVERYBODY: [&str; 7] = ["avx512", "avx2", "portable", NODE, "aws-lc-rs", "libcrux", "blake3"];
+
+/// How many times as fast as the node's library we are to be, by what is done.
+const TIMES: [(&str, f64); 3] = [
+    ("cached key, 32 B", 3.2),
+    ("batch of 8, fresh keys, 32 B", 2.3),
+    ("batch of 8, cached keys, 32 B", 6.0),
+];
+/// And the portable backend, with a cached key.
+const PORTABLE_TIMES: f64 = 0.9;
+/// The longest time that an operation may take for 99 of 100, in microseconds.
+const LONGEST: f64 = 1500.0;
+
+/// What is measured of one way to do something, in microseconds.
+#[derive(Deserialize)]
+struct Figure {
+    what: String,
+    who: String,
+    /// Processor time of one operation.
+    cpu: f64,
+    /// Time of one call, which may be several operations.
+    p99: f64,
+}
+
+/// Builds the program, runs it, and shows what it measures.
+///
+/// # Errors
+/// When it cannot be built or run.
+pub fn run(plan: Plan, show: &mut impl FnMut(Vec<Row>) -> Result<(), Failure>) -> Result<(), Failure> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crypto");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut program = Command::new(cargo);
+    program
+        .args(["run", "--quiet", "--release", "--locked", "--manifest-path"])
+        .arg(folder.join("Cargo.toml"));
+    program.arg("--target-dir").arg(folder.join("../../target/crypto-peers"));
+    if plan.is_quick() {
+        program.args(["--", "--quick"]);
+    }
+    eprintln!("building tests/crypto (the first time, about 3 minutes on 2 cores) …");
+    let mut program = program.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut figures: Vec<Figure> = Vec::new();
+    if let Some(lines) = program.stdout.take() {
+        for line in BufReader::new(lines).lines() {
+            let figure: Figure = serde_json::from_str(&line?)?;
+            if figures.first().is_some_and(|first| first.what != figure.what) {
+                show(rows(&std::mem::take(&mut figures))?)?;
+            }
+            figures.push(figure);
+        }
+    }
+    show(rows(&figures)?)?;
+    if program.wait()?.success() { Ok(()) } else { Err("tests/crypto has failed".into()) }
+}
+
+/// The rows of what was measured together: the first one, the fastest of ours, beside each of the others.
+fn rows(figures: &[Figure]) -> Result<Vec<Row>, Failure> {
+    let Some((ours, others)) = figures.split_first() else { return Ok(Vec::new()) };
+    let what = &ours.what;
+    let title = format!("crypto, {what}: CPU per operation");
+    let mut rows = Vec::new();
+    for other in others {
+        let who = name(&other.who)?;
+        let row = Row::beside(&title, ours.cpu, "µs", who, other.cpu);
+        let aim = TIMES.iter().find(|(name, _)| name == what).filter(|_| who == NODE);
+        rows.push(aim.map_or(row.clone(), |(_, times)| row.ratio_at_most(times.recip())));
+    }
+    if rows.is_empty() {
+        rows.push(Row::alone(title, ours.cpu, "µs"));
+    }
+    let of = |who: &str| figures.iter().find(|figure| figure.who == who);
+    if let (Some(portable), Some(node)) =
+        (of("portable"), of(NODE).filter(|_| what.starts_with("cached key")))
+    {
+        let title = format!("crypto, {what}, portable: CPU per operation");
+        let row = Row::beside(title, portable.cpu, "µs", NODE, node.cpu);
+        rows.push(row.ratio_at_most(PORTABLE_TIMES.recip()));
+    }
+    if of(NODE).is_some() {
+        rows.push(Row::alone(format!("crypto, {what}: p99 of a call"), ours.p99, "µs").at_most(LONGEST));
+    }
+    Ok(rows)
+}
+
+fn name(who: &str) -> Result<&'static str, Failure> {
+    let known = EVERYBODY.into_iter().find(|known| *known == who);
+    known.ok_or_else(|| format!("nobody knows {who}").into())
+}
