@@ -13,13 +13,12 @@ pub(super) type Mask = u16;
 /// Coefficients of a vector.
 pub(super) const WIDTH: usize = 16;
 
-/// A factor of Montgomery multiplication: its lanes with even and odd numbers, and both times q⁻¹ modulo 2³².
+/// A factor of Montgomery multiplication: its lanes, those with odd numbers apart, and all times q⁻¹ modulo 2³².
 #[derive(Clone, Copy)]
 pub(super) struct Factor {
-    even: Vector,
-    even_inverse: Vector,
+    value: Vector,
     odd: Vector,
-    odd_inverse: Vector,
+    inverse: Vector,
 }
 
 /// q and q⁻¹ modulo 2³² in all lanes.
@@ -40,17 +39,16 @@ pub(super) fn modulus() -> Modulus {
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn factor(twiddle: &Twiddle) -> Factor {
-    let even = _mm512_set1_epi32(twiddle.value);
-    let even_inverse = _mm512_set1_epi32(twiddle.inverse);
-    Factor { even, even_inverse, odd: even, odd_inverse: even_inverse }
+    let value = splat(twiddle.value);
+    Factor { value, odd: value, inverse: splat(twiddle.inverse) }
 }
 
 /// A factor for each lane.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn factors(values: &[i32; WIDTH], inverses: &[i32; WIDTH]) -> Factor {
-    let (even, even_inverse) = (load(values), load(inverses));
-    Factor { even, even_inverse, odd: odd(even), odd_inverse: odd(even_inverse) }
+    let value = load(values);
+    Factor { value, odd: odd(value), inverse: load(inverses) }
 }
 
 #[inline]
@@ -124,14 +122,9 @@ pub(super) fn montgomery_reduce(even: Vector, odd: Vector, Modulus { q, inverse 
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn multiply(a: Vector, b: &Factor, Modulus { q, .. }: Modulus) -> Vector {
-    let a_odd = odd(a);
-    finish(
-        q,
-        _mm512_mul_epi32(a, b.even),
-        _mm512_mul_epi32(a, b.even_inverse),
-        _mm512_mul_epi32(a_odd, b.odd),
-        _mm512_mul_epi32(a_odd, b.odd_inverse),
-    )
+    let t = multiply_low(a, b.inverse);
+    let odd_product = _mm512_mul_epi32(odd(a), b.odd);
+    finish(q, _mm512_mul_epi32(a, b.value), t, odd_product, odd(t))
 }
 
 /// The upper halves of products after the multiples of q are subtracted that make their lower halves 0.
