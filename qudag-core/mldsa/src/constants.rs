@@ -44,7 +44,7 @@ const fn zeta_to(mut exponent: u32) -> i64 {
 
 /// ζ^BitRev₈(k).
 #[allow(clippy::indexing_slicing, reason = "a constant: it would not compile")]
-pub(crate) const ZETAS: [Twiddle; N] = {
+pub(crate) static ZETAS: [Twiddle; N] = {
     let mut zetas = [Twiddle::of(1); N];
     let mut k = 0;
     while k < N {
@@ -55,8 +55,9 @@ pub(crate) const ZETAS: [Twiddle; N] = {
 };
 
 /// ζ^−BitRev₈(k).
+#[cfg(target_arch = "x86_64")]
 #[allow(clippy::indexing_slicing, reason = "a constant: it would not compile")]
-pub(crate) const INVERSE_ZETAS: [Twiddle; N] = {
+pub(crate) static INVERSE_ZETAS: [Twiddle; N] = {
     let mut zetas = [Twiddle::of(1); N];
     let mut k = 0;
     while k < N {
@@ -69,6 +70,7 @@ pub(crate) const INVERSE_ZETAS: [Twiddle; N] = {
 /// 2³² / 256: takes away the factor 256 of the inverse transform, and leaves a factor 2³².
 pub(crate) const SCALE: Twiddle = Twiddle::of(SCALE_VALUE);
 /// The same times ζ^−BitRev₈(1), for the last level of the inverse transform.
+#[cfg(target_arch = "x86_64")]
 pub(crate) const SCALE_AND_ZETA: Twiddle = Twiddle::of(SCALE_VALUE * zeta_to(512 - 128) % Q as i64);
 
 const SCALE_VALUE: i64 = {

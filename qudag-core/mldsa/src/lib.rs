@@ -15,6 +15,7 @@ mod lanes;
 mod parameters;
 mod polynomial;
 mod sampling;
+mod self_test;
 mod sponge;
 mod verify;
 
@@ -23,6 +24,7 @@ pub use batch::{Content, Job, Key, Scratch, verify_batch};
 pub use hash::{Edition, Mu, MuOf, TooLong};
 pub use key::{ExpandedKey, PublicKey};
 pub use parameters::{PUBLIC_KEY_BYTES, SIGNATURE_BYTES};
+pub use self_test::{SelfTestFailed, self_test};
 pub use verify::{Rejected, verify};
 
 #[cfg(test)]

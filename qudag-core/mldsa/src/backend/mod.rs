@@ -6,7 +6,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 #[allow(clippy::indexing_slicing, reason = "by constants and loops of fixed length, in arrays of fixed size")]
 mod avx512;
-mod portable;
+pub(crate) mod portable;
 #[cfg(target_arch = "x86_64")]
 mod simd;
 

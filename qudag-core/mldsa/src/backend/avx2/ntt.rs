@@ -15,14 +15,14 @@ static INVERSE: [[LaneFactors<WIDTH>; LEVELS]; PAIRS] = lane_factors(&INVERSE_ZE
 /// The levels of 32 coefficients with partners 16 and fewer apart.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn forward_block(block: usize, w: &mut [[i32; WIDTH]; COLUMNS]) {
+fn forward_block(block: usize, w: &mut [[i32; WIDTH]; COLUMNS], q: Modulus) {
     let sixteen = factor(&ZETAS[8 + block]);
-    let (a, c) = forward(load(&w[0]), load(&w[2]), &sixteen);
-    let (b, d) = forward(load(&w[1]), load(&w[3]), &sixteen);
-    let (a, b) = forward(a, b, &factor(&ZETAS[16 + 2 * block]));
-    let (c, d) = forward(c, d, &factor(&ZETAS[17 + 2 * block]));
-    let (a, b) = forward_pair(&FORWARD[2 * block], a, b);
-    let (c, d) = forward_pair(&FORWARD[2 * block + 1], c, d);
+    let (a, c) = forward(load(&w[0]), load(&w[2]), &sixteen, q);
+    let (b, d) = forward(load(&w[1]), load(&w[3]), &sixteen, q);
+    let (a, b) = forward(a, b, &factor(&ZETAS[16 + 2 * block]), q);
+    let (c, d) = forward(c, d, &factor(&ZETAS[17 + 2 * block]), q);
+    let (a, b) = forward_pair(&FORWARD[2 * block], a, b, q);
+    let (c, d) = forward_pair(&FORWARD[2 * block + 1], c, d, q);
     for (to, vector) in w.iter_mut().zip([a, b, c, d]) {
         store(to, vector);
     }
@@ -31,14 +31,14 @@ fn forward_block(block: usize, w: &mut [[i32; WIDTH]; COLUMNS]) {
 /// The levels of 16 coefficients with partners 4 and fewer apart.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn forward_pair(factor: &[LaneFactors<WIDTH>; LEVELS], a: Vector, b: Vector) -> (Vector, Vector) {
+fn forward_pair(factor: &[LaneFactors<WIDTH>; LEVELS], a: Vector, b: Vector, q: Modulus) -> (Vector, Vector) {
     let [four, two, one] = factor;
     let (a, b) = swap_four(a, b);
-    let (a, b) = forward(a, b, &factors(&four.values, &four.inverses));
+    let (a, b) = forward(a, b, &factors(&four.values, &four.inverses), q);
     let (a, b) = swap_two(a, b);
-    let (a, b) = forward(a, b, &factors(&two.values, &two.inverses));
+    let (a, b) = forward(a, b, &factors(&two.values, &two.inverses), q);
     let (a, b) = swap_one(a, b);
-    let (a, b) = forward(a, b, &factors(&one.values, &one.inverses));
+    let (a, b) = forward(a, b, &factors(&one.values, &one.inverses), q);
     // Now one vector holds the coefficients with even numbers and the other those with odd ones.
     swap_four(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b))
 }
@@ -46,14 +46,14 @@ fn forward_pair(factor: &[LaneFactors<WIDTH>; LEVELS], a: Vector, b: Vector) -> 
 /// The reverse of [`forward_block`].
 #[inline]
 #[target_feature(enable = "avx2")]
-fn inverse_block(block: usize, w: &mut [[i32; WIDTH]; COLUMNS]) {
-    let (a, b) = inverse_pair(&INVERSE[2 * block], load(&w[0]), load(&w[1]));
-    let (c, d) = inverse_pair(&INVERSE[2 * block + 1], load(&w[2]), load(&w[3]));
-    let (a, b) = inverse(a, b, &factor(&INVERSE_ZETAS[16 + 2 * block]));
-    let (c, d) = inverse(c, d, &factor(&INVERSE_ZETAS[17 + 2 * block]));
+fn inverse_block(block: usize, w: &mut [[i32; WIDTH]; COLUMNS], q: Modulus) {
+    let (a, b) = inverse_pair(&INVERSE[2 * block], load(&w[0]), load(&w[1]), q);
+    let (c, d) = inverse_pair(&INVERSE[2 * block + 1], load(&w[2]), load(&w[3]), q);
+    let (a, b) = inverse(a, b, &factor(&INVERSE_ZETAS[16 + 2 * block]), q);
+    let (c, d) = inverse(c, d, &factor(&INVERSE_ZETAS[17 + 2 * block]), q);
     let sixteen = factor(&INVERSE_ZETAS[8 + block]);
-    let (a, c) = inverse(a, c, &sixteen);
-    let (b, d) = inverse(b, d, &sixteen);
+    let (a, c) = inverse(a, c, &sixteen, q);
+    let (b, d) = inverse(b, d, &sixteen, q);
     for (to, vector) in w.iter_mut().zip([a, b, c, d]) {
         store(to, vector);
     }
@@ -62,17 +62,17 @@ fn inverse_block(block: usize, w: &mut [[i32; WIDTH]; COLUMNS]) {
 /// The reverse of [`forward_pair`].
 #[inline]
 #[target_feature(enable = "avx2")]
-fn inverse_pair(factor: &[LaneFactors<WIDTH>; LEVELS], a: Vector, b: Vector) -> (Vector, Vector) {
+fn inverse_pair(factor: &[LaneFactors<WIDTH>; LEVELS], a: Vector, b: Vector, q: Modulus) -> (Vector, Vector) {
     let [four, two, one] = factor;
     let (a, b) = swap_four(a, b);
     let (a, b) = (_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
     let even = _mm256_castps_si256(_mm256_shuffle_ps::<0b10_00_10_00>(a, b));
     let odd = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(a, b));
-    let (a, b) = inverse(even, odd, &factors(&one.values, &one.inverses));
+    let (a, b) = inverse(even, odd, &factors(&one.values, &one.inverses), q);
     let (a, b) = swap_one(a, b);
-    let (a, b) = inverse(a, b, &factors(&two.values, &two.inverses));
+    let (a, b) = inverse(a, b, &factors(&two.values, &two.inverses), q);
     let (a, b) = swap_two(a, b);
-    let (a, b) = inverse(a, b, &factors(&four.values, &four.inverses));
+    let (a, b) = inverse(a, b, &factors(&four.values, &four.inverses), q);
     swap_four(a, b)
 }
 

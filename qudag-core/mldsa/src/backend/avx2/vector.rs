@@ -1,6 +1,7 @@
 //! Eight coefficients in a register.
 
 use std::arch::x86_64::*;
+use std::hint::black_box;
 
 use crate::constants::{Q_INVERSE, Twiddle};
 use crate::parameters::Q;
@@ -12,30 +13,42 @@ pub(super) type Mask = u8;
 /// Coefficients of a vector.
 pub(super) const WIDTH: usize = 8;
 
-/// A factor of Montgomery multiplication: its lanes with even and odd numbers, and both times q⁻¹ modulo 2³².
+/// A factor of Montgomery multiplication: its lanes, those with odd numbers apart, and all times q⁻¹ modulo 2³².
 #[derive(Clone, Copy)]
 pub(super) struct Factor {
-    even: Vector,
-    even_inverse: Vector,
+    value: Vector,
     odd: Vector,
-    odd_inverse: Vector,
+    inverse: Vector,
+}
+
+/// q and q⁻¹ modulo 2³² in all lanes.
+#[derive(Clone, Copy)]
+pub(super) struct Modulus {
+    q: Vector,
+    inverse: Vector,
+}
+
+/// Hides the numbers from the compiler, which replaces multiplication by a constant with more and slower instructions.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn modulus() -> Modulus {
+    Modulus { q: splat(black_box(Q)), inverse: splat(black_box(Q_INVERSE)) }
 }
 
 /// The same factor for all lanes.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(super) fn factor(twiddle: &Twiddle) -> Factor {
-    let even = _mm256_set1_epi32(twiddle.value);
-    let even_inverse = _mm256_set1_epi32(twiddle.inverse);
-    Factor { even, even_inverse, odd: even, odd_inverse: even_inverse }
+    let value = splat(twiddle.value);
+    Factor { value, odd: value, inverse: splat(twiddle.inverse) }
 }
 
 /// A factor for each lane.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(super) fn factors(values: &[i32; WIDTH], inverses: &[i32; WIDTH]) -> Factor {
-    let (even, even_inverse) = (load(values), load(inverses));
-    Factor { even, even_inverse, odd: odd(even), odd_inverse: odd(even_inverse) }
+    let value = load(values);
+    Factor { value, odd: odd(value), inverse: load(inverses) }
 }
 
 #[inline]
@@ -101,29 +114,23 @@ pub(super) fn subtract_long(a: Vector, b: Vector) -> Vector {
 /// 64-bit sums, those of the lanes with even and with odd numbers, times 2⁻³² modulo q (algorithm 49, MontgomeryReduce).
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn montgomery_reduce(even: Vector, odd: Vector) -> Vector {
-    let inverse = splat(Q_INVERSE);
-    finish(even, _mm256_mul_epi32(even, inverse), odd, _mm256_mul_epi32(odd, inverse))
+pub(super) fn montgomery_reduce(even: Vector, odd: Vector, Modulus { q, inverse }: Modulus) -> Vector {
+    finish(q, even, _mm256_mul_epi32(even, inverse), odd, _mm256_mul_epi32(odd, inverse))
 }
 
 /// a · b · 2⁻³² modulo q.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn multiply(a: Vector, b: &Factor) -> Vector {
-    let a_odd = odd(a);
-    finish(
-        _mm256_mul_epi32(a, b.even),
-        _mm256_mul_epi32(a, b.even_inverse),
-        _mm256_mul_epi32(a_odd, b.odd),
-        _mm256_mul_epi32(a_odd, b.odd_inverse),
-    )
+pub(super) fn multiply(a: Vector, b: &Factor, Modulus { q, .. }: Modulus) -> Vector {
+    let t = multiply_low(a, b.inverse);
+    let odd_product = _mm256_mul_epi32(odd(a), b.odd);
+    finish(q, _mm256_mul_epi32(a, b.value), t, odd_product, odd(t))
 }
 
 /// The upper halves of products after the multiples of q are subtracted that make their lower halves 0.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn finish(even: Vector, even_t: Vector, odd: Vector, odd_t: Vector) -> Vector {
-    let q = splat(Q);
+fn finish(q: Vector, even: Vector, even_t: Vector, odd: Vector, odd_t: Vector) -> Vector {
     let even = _mm256_sub_epi64(even, _mm256_mul_epi32(even_t, q));
     let odd = _mm256_sub_epi64(odd, _mm256_mul_epi32(odd_t, q));
     _mm256_blend_epi32::<0b1010_1010>(_mm256_srli_epi64::<32>(even), odd)

@@ -15,6 +15,7 @@ macro_rules! commitment_functions {
             c: &Polynomial,
             w: &mut Polynomial,
         ) {
+            let q = modulus();
             for (i, w) in w.0.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate() {
                 let at = |polynomial: &Polynomial| load(&polynomial.0.as_chunks::<WIDTH>().0[i]);
                 let (mut even_sum, mut odd_sum) = (splat(0), splat(0));
@@ -26,7 +27,7 @@ macro_rules! commitment_functions {
                 let (t1, c) = (at(t1), at(c));
                 even_sum = subtract_long(even_sum, multiply_long(t1, c));
                 odd_sum = subtract_long(odd_sum, multiply_long(odd(t1), odd(c)));
-                store(w, montgomery_reduce(even_sum, odd_sum));
+                store(w, montgomery_reduce(even_sum, odd_sum, q));
             }
         }
 

@@ -53,21 +53,22 @@ macro_rules! ntt_functions {
         /// a + ζ · b and a − ζ · b.
         #[inline]
         #[target_feature(enable = $features)]
-        fn forward(a: Vector, b: Vector, zeta: &Factor) -> (Vector, Vector) {
-            let t = multiply(b, zeta);
+        fn forward(a: Vector, b: Vector, zeta: &Factor, q: Modulus) -> (Vector, Vector) {
+            let t = multiply(b, zeta, q);
             (add(a, t), subtract(a, t))
         }
 
         /// a + b and (a − b) · ζ.
         #[inline]
         #[target_feature(enable = $features)]
-        fn inverse(a: Vector, b: Vector, zeta: &Factor) -> (Vector, Vector) {
-            (add(a, b), multiply(subtract(a, b), zeta))
+        fn inverse(a: Vector, b: Vector, zeta: &Factor, q: Modulus) -> (Vector, Vector) {
+            (add(a, b), multiply(subtract(a, b), zeta, q))
         }
 
         /// The transform of a polynomial (algorithm 41, NTT). Coefficients grow by at most 8q.
         #[target_feature(enable = $features)]
         pub(super) fn ntt(polynomial: &mut Polynomial) {
+            let q = modulus();
             let w = polynomial.0.as_chunks_mut::<WIDTH>().0;
             for column in 0..COLUMNS {
                 let mut v = [splat(0); 8];
@@ -76,33 +77,34 @@ macro_rules! ntt_functions {
                 }
                 let zeta = factor(&ZETAS[1]);
                 for i in 0..4 {
-                    (v[i], v[i + 4]) = forward(v[i], v[i + 4], &zeta);
+                    (v[i], v[i + 4]) = forward(v[i], v[i + 4], &zeta, q);
                 }
                 for block in 0..2 {
                     let zeta = factor(&ZETAS[2 + block]);
                     for i in [4 * block, 4 * block + 1] {
-                        (v[i], v[i + 2]) = forward(v[i], v[i + 2], &zeta);
+                        (v[i], v[i + 2]) = forward(v[i], v[i + 2], &zeta, q);
                     }
                 }
                 for block in 0..4 {
                     let i = 2 * block;
-                    (v[i], v[i + 1]) = forward(v[i], v[i + 1], &factor(&ZETAS[4 + block]));
+                    (v[i], v[i + 1]) = forward(v[i], v[i + 1], &factor(&ZETAS[4 + block]), q);
                 }
                 for (place, v) in v.iter().enumerate() {
                     store(&mut w[COLUMNS * place + column], *v);
                 }
             }
             for (block, w) in w.as_chunks_mut::<COLUMNS>().0.iter_mut().enumerate() {
-                forward_block(block, w);
+                forward_block(block, w, q);
             }
         }
 
         /// The polynomial of a transform, times 2³² (algorithm 42, NTT⁻¹), between −q and q. Coefficients are at most 3q/4 before.
         #[target_feature(enable = $features)]
         pub(super) fn inverse_ntt(polynomial: &mut Polynomial) {
+            let q = modulus();
             let w = polynomial.0.as_chunks_mut::<WIDTH>().0;
             for (block, w) in w.as_chunks_mut::<COLUMNS>().0.iter_mut().enumerate() {
-                inverse_block(block, w);
+                inverse_block(block, w, q);
             }
             for column in 0..COLUMNS {
                 let mut v = [splat(0); 8];
@@ -111,18 +113,18 @@ macro_rules! ntt_functions {
                 }
                 for block in 0..4 {
                     let i = 2 * block;
-                    (v[i], v[i + 1]) = inverse(v[i], v[i + 1], &factor(&INVERSE_ZETAS[4 + block]));
+                    (v[i], v[i + 1]) = inverse(v[i], v[i + 1], &factor(&INVERSE_ZETAS[4 + block]), q);
                 }
                 for block in 0..2 {
                     let zeta = factor(&INVERSE_ZETAS[2 + block]);
                     for i in [4 * block, 4 * block + 1] {
-                        (v[i], v[i + 2]) = inverse(v[i], v[i + 2], &zeta);
+                        (v[i], v[i + 2]) = inverse(v[i], v[i + 2], &zeta, q);
                     }
                 }
                 let (scale, scale_and_zeta) = (factor(&SCALE), factor(&SCALE_AND_ZETA));
                 for i in 0..4 {
-                    let (a, b) = inverse(v[i], v[i + 4], &scale_and_zeta);
-                    (v[i], v[i + 4]) = (multiply(a, &scale), b);
+                    let (a, b) = inverse(v[i], v[i + 4], &scale_and_zeta, q);
+                    (v[i], v[i + 4]) = (multiply(a, &scale, q), b);
                 }
                 for (place, v) in v.iter().enumerate() {
                     store(&mut w[COLUMNS * place + column], *v);

@@ -1,0 +1,80 @@
+//! What all backends have to agree on, with the standard, with other implementations and with each other.
+
+mod batch;
+mod damaged;
+mod hashes;
+mod model;
+mod signed;
+mod timing;
+mod twins;
+mod vectors;
+
+use fips204::ml_dsa_65;
+use fips204::traits::{KeyGen, SerDes, Signer};
+use pqcrypto_dilithium::dilithium3;
+use pqcrypto_traits::sign::{DetachedSignature, PublicKey as _};
+
+use crate::{Backend, Edition, Mu, MuOf, PublicKey, Rejected, verify};
+
+/// The backends to test: the one that the environment names, or all that the processor can run.
+fn backends() -> Vec<Backend> {
+    match Backend::from_environment().unwrap() {
+        None => Backend::available().collect(),
+        Some(forced) => {
+            assert!(forced.is_available(), "this processor cannot run {forced}");
+            vec![forced]
+        }
+    }
+}
+
+/// A signature with all that it takes to verify it.
+#[derive(Clone, Debug)]
+struct Signed {
+    key: PublicKey,
+    edition: Edition,
+    message: Vec<u8>,
+    signature: Vec<u8>,
+}
+
+impl Signed {
+    /// By the library that QuDAG signs with.
+    fn draft(message: &[u8]) -> Self {
+        let (public, secret) = dilithium3::keypair();
+        Self {
+            key: PublicKey(public.as_bytes().try_into().unwrap()),
+            edition: Edition::Draft,
+            message: message.to_vec(),
+            signature: dilithium3::detached_sign(message, &secret).as_bytes().to_vec(),
+        }
+    }
+
+    /// By a library for the final standard.
+    fn standard(message: &[u8]) -> Self {
+        let (public, secret) = ml_dsa_65::KG::try_keygen().unwrap();
+        Self {
+            key: PublicKey(public.into_bytes()),
+            edition: Edition::Final,
+            message: message.to_vec(),
+            signature: secret.try_sign(message, b"").unwrap().to_vec(),
+        }
+    }
+
+    fn mu(&self, tr: &[u8; 64]) -> Mu {
+        let mut mu = MuOf::new(tr, self.edition, b"").unwrap();
+        mu.update(&self.message);
+        mu.finish()
+    }
+
+    /// What every backend says.
+    fn verify(&self) -> Result<(), Rejected> {
+        let results: Vec<_> = backends()
+            .into_iter()
+            .map(|backend| {
+                let key = self.key.expand(backend);
+                verify(backend, &key, self.edition, &self.mu(key.tr()), &self.signature)
+            })
+            .collect();
+        assert!(results.iter().all(|result| *result == results[0]), "{results:?}");
+        results[0]
+    }
+}

