@@ -194,7 +194,7 @@ impl Pool {
         let timeout = self.target.connect_timeout;
         let taken = tokio::time::timeout(timeout, self.take(want)).await;
         match taken.unwrap_or(Err(FilterError::Timeout { after: timeout })) {
-            Ok(lease) => lease.give_back(None),
+            Ok(lease) => lease.give_back(None, Instant::now()),
             Err(error) => return Err(Failed { response: self.failure(), error }),
         }
         let welcome = lock(&self.known).welcome.clone();

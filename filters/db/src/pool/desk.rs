@@ -45,8 +45,8 @@ pub(crate) trait Desk: Send + Sync + Sized + 'static {
     fn waited(&self, time: Duration);
 }
 
-/// What somebody gets: a place, and a connection where one was at hand.
-pub(crate) type Placed<C> = (Seat, Option<Box<C>>);
+/// What somebody gets and when: a place, and a connection where one was at hand.
+pub(crate) type Placed<C> = (Seat, Option<Box<C>>, Instant);
 
 /// A place for somebody, now or later.
 ///
@@ -58,15 +58,15 @@ pub(crate) async fn place<D: Desk>(
     bytes: usize,
     managed: bool,
     discipline: Discipline,
+    now: Instant,
 ) -> Result<Placed<D::Conn>, FilterError> {
-    let now = Instant::now();
     let refused = |why: Refusal, retry_after| {
         pool.shed(why);
         FilterError::Shed { why: why.label(), retry_after }
     };
     let asked = lock(pool.places()).ask(who, bytes, managed, discipline, now);
     let (waiting, answer) = match asked {
-        Asked::Now(seat, connection) => return Ok((seat, connection)),
+        Asked::Now(seat, connection) => return Ok((seat, connection, now)),
         Asked::Refused(why, after) => return Err(refused(why, after)),
         Asked::Later(waiting, answer) => (waiting, answer),
     };
@@ -74,9 +74,10 @@ pub(crate) async fn place<D: Desk>(
     let mut guard = Guard { pool, waiting: Some(waiting), answer };
     let answer = (&mut guard.answer).await;
     guard.waiting = None;
-    pool.waited(now.elapsed());
+    let then = Instant::now();
+    pool.waited(then.saturating_duration_since(now));
     match answer {
-        Ok(Grant::Place(seat, connection)) => Ok((seat, connection)),
+        Ok(Grant::Place(seat, connection)) => Ok((seat, connection, then)),
         Ok(Grant::Refused(why, after)) => Err(refused(why, after)),
         Err(_) => Err(FilterError::Draining),
     }

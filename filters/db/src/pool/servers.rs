@@ -244,7 +244,13 @@ impl Pool {
     }
 
     /// A transaction has kept its server busy for so long.
-    pub(super) fn took(&self, statement: Fingerprint, busy: Duration, pressure: Option<&Pressure>) {
+    pub(super) fn took(
+        &self,
+        statement: Fingerprint,
+        busy: Duration,
+        pressure: Option<&Pressure>,
+        now: Instant,
+    ) {
         // Of use to the limit only.
         let running = pressure.map_or(0, |_| lock(&self.places).running());
         let room = {
@@ -255,7 +261,7 @@ impl Pool {
             }
             let Some(pressure) = pressure else { return };
             let size = known.settings.size;
-            known.limit.took(statement, busy, running, &pressure.limit(size), Instant::now());
+            known.limit.took(statement, busy, running, &pressure.limit(size), now);
             pressure.room(size, &known.limit)
         };
         self.set_room(room);

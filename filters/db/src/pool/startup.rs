@@ -535,7 +535,7 @@ impl LoggingIn<'_> {
                 made.give(name, value);
             }
             match conn.machine.leave(&mut client, &mut conn.up) {
-                Tidy::Clean => lease.give_back(None),
+                Tidy::Clean => lease.give_back(None, std::time::Instant::now()),
                 tidy => lease.tidy(tidy, None),
             }
             Ok(Arc::new(made))

@@ -32,8 +32,10 @@ impl Pool {
         let pressure = want.pressure;
         let wait = || plain(self.settings().wait.0);
         let discipline = pressure.as_ref().map_or_else(wait, |with| with.discipline());
-        let deadline = Instant::now() + discipline.wait;
-        let (place, connection) = place(self, want.who, want.bytes, pressure.is_some(), discipline).await?;
+        let now = Instant::now();
+        let deadline = now + discipline.wait;
+        let (place, connection, _) =
+            place(self, want.who, want.bytes, pressure.is_some(), discipline, now).await?;
         let mut lease = Lease { pool: Arc::clone(self), place: Some(place), connection, pressure };
         while let Some(connection) = &mut lease.connection {
             if connection.is_quiet() {
