@@ -118,12 +118,7 @@ impl Target {
 
     /// A new connection.
     pub(crate) async fn connect(&self) -> Result<Stream, qudag_filter_api::FilterError> {
-        let stream = connect(&self.address, &*self.resolve, self.connect_timeout).await?;
-        if let Stream::Tcp(tcp) = &stream {
-            // A connection that cannot be told to is slower, and works.
-            let _ = tcp.set_nodelay(true);
-        }
-        Ok(stream)
+        connect(&self.address, &*self.resolve, self.connect_timeout).await
     }
 
     /// Asks the server to cancel what the connection with this key does. Returns when the server has closed the connection of the

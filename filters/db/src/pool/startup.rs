@@ -254,10 +254,6 @@ async fn receive(
     cancels: &Cancels,
     deadline: Instant,
 ) -> Result<Option<Welcome>, NotReceived> {
-    if let Stream::Tcp(tcp) = &stream {
-        // A connection that cannot be told to is slower, and works.
-        let _ = tcp.set_nodelay(true);
-    }
     let mut stream = SecureStream::from(stream);
     let (mut ssl, mut gss) = (false, false);
     loop {

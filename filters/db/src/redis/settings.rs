@@ -9,7 +9,7 @@ use qudag_filter_api::{
     Address, BuildError, Chains, ConfigError, ConfigPath, Env, FilterError, Host, HostPort, Period, Resolve,
     Secret, service_fn,
 };
-use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Stream, Terminal, connect};
+use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Terminal, connect};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -105,10 +105,6 @@ impl RedisUpstream {
     pub(crate) async fn connect(&self) -> Result<SecureStream, FilterError> {
         let deadline = Instant::now() + self.connect_timeout;
         let stream = connect(&self.address, &*self.resolve, self.connect_timeout).await?;
-        if let Stream::Tcp(tcp) = &stream {
-            // A connection that cannot be told to is slower, and works.
-            let _ = tcp.set_nodelay(true);
-        }
         let secured = connect_tls_at_once(stream, &self.address, &self.tls, deadline).await;
         secured.map_err(|why| match why {
             TlsError::Timeout => FilterError::Timeout { after: self.connect_timeout },
