@@ -6,6 +6,7 @@ mod asking;
 pub mod auth;
 mod kind;
 mod listener;
+mod listening;
 mod load;
 pub mod pool;
 mod query_cache;
