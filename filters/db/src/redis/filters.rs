@@ -189,11 +189,12 @@ impl FilterSpec for RedisBackpressure {
 
 #[cfg(test)]
 mod tests {
+    use qudag_filter_common::testing::wrong_places;
+
     use super::*;
 
     fn wrong<S: FilterSpec>(settings: &str) -> Vec<String> {
-        let settings: S = serde_json::from_str(settings).unwrap();
-        settings.check(&ConfigPath::root()).iter().map(|error| error.at.to_string()).collect()
+        wrong_places(settings, S::check)
     }
 
     #[test]

@@ -219,12 +219,12 @@ impl ListenerSpec for RedisListener {
 
 #[cfg(test)]
 mod tests {
+    use qudag_filter_common::testing::wrong_places;
+
     use super::*;
 
     fn wrong(settings: &str) -> Vec<String> {
-        let settings: RedisListener = serde_json::from_str(settings).unwrap();
-        let errors = settings.check(&ConfigPath::root());
-        errors.into_iter().map(|error| error.at.to_string()).collect()
+        wrong_places(settings, RedisListener::check)
     }
 
     #[test]
