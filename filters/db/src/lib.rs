@@ -17,6 +17,7 @@ mod reply;
 pub mod session;
 mod settings;
 mod startup;
+mod tapped;
 pub mod wire;
 
 pub use asking::ProbeSettings;
