@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use qudag_core::backoff::Backoff;
 use qudag_core::queue::{Refusal, Settings as Discipline};
-use qudag_filter_api::FilterError;
+use qudag_filter_api::{FilterError, Period};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::sleep_until;
 
-use super::places::{Asked, Grant, Places, Seat, Waiting, Who};
+use super::places::{Asked, Grant, Places, Seat, Waiting, Who, plain};
+use super::settings::Pressure;
 
 /// Connections that are made at a time.
 pub(crate) const PARALLEL: usize = 3;
@@ -45,6 +46,23 @@ pub(crate) trait Desk: Send + Sync + Sized + 'static {
     fn waited(&self, time: Duration);
 }
 
+/// What a transaction or a batch asks for.
+#[derive(Clone, Debug)]
+pub(crate) struct Want {
+    pub(crate) who: Who,
+    /// What it holds while it waits.
+    pub(crate) bytes: usize,
+    /// That of `db_backpressure` or `redis_backpressure`, where it passes through that.
+    pub(crate) pressure: Option<Arc<Pressure>>,
+}
+
+impl Want {
+    /// How it waits; `wait`: for so long at most where there is no backpressure.
+    pub(crate) fn discipline(&self, wait: Period) -> Discipline {
+        self.pressure.as_ref().map_or_else(|| plain(wait.0), |pressure| pressure.discipline())
+    }
+}
+
 /// What somebody gets: a place, and a connection where one was at hand.
 pub(crate) type Placed<C> = (Seat, Option<Box<C>>);
 
@@ -54,9 +72,7 @@ pub(crate) type Placed<C> = (Seat, Option<Box<C>>);
 /// When there is none in time.
 pub(crate) async fn place<D: Desk>(
     pool: &Arc<D>,
-    who: Who,
-    bytes: usize,
-    managed: bool,
+    want: &Want,
     discipline: Discipline,
 ) -> Result<Placed<D::Conn>, FilterError> {
     let now = Instant::now();
@@ -64,7 +80,8 @@ pub(crate) async fn place<D: Desk>(
         pool.shed(why);
         FilterError::Shed { why: why.label(), retry_after }
     };
-    let asked = lock(pool.places()).ask(who, bytes, managed, discipline, now);
+    let managed = want.pressure.is_some();
+    let asked = lock(pool.places()).ask(want.who, want.bytes, managed, discipline, now);
     let (waiting, answer) = match asked {
         Asked::Now(seat, connection) => return Ok((seat, connection)),
         Asked::Refused(why, after) => return Err(refused(why, after)),

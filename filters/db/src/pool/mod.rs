@@ -45,7 +45,7 @@ use crate::query_cache::{Asked, Filling, QueryCacheState, Slot};
 use crate::session::{Asks, Fingerprint, Texts};
 use crate::startup::CANCEL_REQUEST;
 use conn::CancelKey;
-use desk::lock;
+use desk::{Want, lock};
 
 pub(crate) use cancels::Cancels;
 use registry::Trace;
@@ -56,7 +56,6 @@ pub use settings::{Adaptive, DbBackpressure, DbPool, Mode, Pressure};
 pub(crate) use settings::{above_zero, within};
 pub(crate) use startup::{Access, Coming, pooled};
 pub use taking::Lease;
-use taking::Want;
 pub use tapped::TRANSACTIONS;
 
 /// How long a CancelRequest may take.

@@ -15,10 +15,10 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::cancels::Cancels;
+use super::desk::Want;
 use super::registry::Trace;
 use super::session::Session;
 use super::settings::DbPool;
-use super::taking::Want;
 use super::tapped::Tapped;
 use super::{Pool, PoolKey, Pools, Prefers, SessionInfo, Target, console};
 use crate::asking::Asker;

@@ -12,8 +12,7 @@ use tower::ServiceExt;
 
 use super::kind::{Redis, RedisAnswer, RedisRequest};
 use super::pools::Pools;
-use super::taking::Want;
-use crate::pool::desk::Ages;
+use crate::pool::desk::{Ages, Want};
 use crate::pool::{Adaptive, DbBackpressure, Pressure, above_zero, within};
 
 /// The most connections of any kind.
