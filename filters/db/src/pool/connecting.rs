@@ -9,7 +9,7 @@ use qudag_filter_api::FilterError;
 use tokio::time::{sleep, timeout_at};
 
 use super::conn::{CancelKey, Conn};
-use super::desk::{BACKOFF, PARALLEL, Want, lock};
+use super::desk::{BACKOFF, Desk, PARALLEL, Want, lock};
 use super::places::Who;
 use super::servers::{Known, Pool};
 use super::taking::Lease;

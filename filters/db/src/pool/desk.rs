@@ -9,7 +9,7 @@ use qudag_filter_api::{FilterError, Period};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::sleep_until;
 
-use super::places::{Asked, Grant, Places, Seat, Waiting, Who, plain};
+use super::places::{Asked, Figures, Grant, Places, Room, Seat, Waiting, Who, plain};
 use super::settings::Pressure;
 
 /// Connections that are made at a time.
@@ -23,10 +23,18 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A connection, as far as its pool looks at it.
+pub(crate) trait Connection: Send + 'static {
+    /// Since when it is there, and since when nobody uses it.
+    fn since(&self) -> (Instant, Instant);
+
+    /// Whether nothing came while nobody had it.
+    fn is_quiet(&mut self) -> bool;
+}
+
 /// A pool, as far as it is like others.
 pub(crate) trait Desk: Send + Sync + Sized + 'static {
-    /// A connection.
-    type Conn: Send + 'static;
+    type Conn: Connection;
 
     fn places(&self) -> &Mutex<Places<Box<Self::Conn>>>;
 
@@ -44,6 +52,45 @@ pub(crate) trait Desk: Send + Sync + Sized + 'static {
 
     /// Somebody has waited.
     fn waited(&self, time: Duration);
+
+    /// A connection was closed.
+    fn closed(&self, reason: &'static str);
+
+    fn figures(&self) -> Figures {
+        lock(self.places()).figures()
+    }
+
+    fn set_room(&self, room: Room) {
+        let surplus = lock(self.places()).set_room(room, Instant::now());
+        surplus.iter().for_each(|_| self.closed("shrunk"));
+    }
+
+    /// Nobody gets a place until it goes on.
+    fn pause(&self) {
+        lock(self.places()).paused = true;
+    }
+
+    /// Closes an idle connection in favour of another pool.
+    fn give_up_idle(&self) -> bool {
+        let mut first = true;
+        let gone = lock(self.places()).take_idle(|_| std::mem::take(&mut first));
+        gone.iter().for_each(|_| self.closed("other_pool"));
+        !gone.is_empty()
+    }
+
+    /// Closes connections that are too old, idle for too long, or dead.
+    fn close_outlived(&self, ages: Ages, now: Instant) {
+        let mut reasons = Vec::new();
+        let gone = lock(self.places()).take_idle(|connection| {
+            let (created, idle_since) = connection.since();
+            let outlived = ages.outlived(created, idle_since, now);
+            let reason = outlived.or_else(|| (!connection.is_quiet()).then_some("ended_idle"));
+            reasons.extend(reason);
+            reason.is_some()
+        });
+        drop(gone);
+        reasons.into_iter().for_each(|reason| self.closed(reason));
+    }
 }
 
 /// What a transaction or a batch asks for.

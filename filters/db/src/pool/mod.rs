@@ -45,7 +45,7 @@ use crate::query_cache::{Asked, Filling, QueryCacheState, Slot};
 use crate::session::{Asks, Fingerprint, Texts};
 use crate::startup::CANCEL_REQUEST;
 use conn::CancelKey;
-use desk::{Want, lock};
+use desk::{Desk, Want, lock};
 
 pub(crate) use cancels::Cancels;
 use registry::Trace;

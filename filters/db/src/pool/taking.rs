@@ -13,7 +13,7 @@ use tokio::time::{sleep_until, timeout_at};
 use super::CANCEL_TIME;
 use super::capture::Written;
 use super::conn::{Conn, closed, poll_read, poll_write};
-use super::desk::{Desk, Hungry, Want, lock, place};
+use super::desk::{Connection, Desk, Hungry, Want, lock, place};
 use super::places::Seat;
 use super::registry::Doing;
 use super::servers::Pool;

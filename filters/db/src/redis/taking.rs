@@ -10,7 +10,7 @@ use super::conn::{Conn, LoginError, closed};
 use super::machine::Done;
 use super::pool::Pool;
 use crate::pool::Pressure;
-use crate::pool::desk::{BACKOFF, Desk, Hungry, Want, lock, place};
+use crate::pool::desk::{BACKOFF, Connection, Desk, Hungry, Want, lock, place};
 use crate::pool::places::Seat as Place;
 
 impl Pool {
