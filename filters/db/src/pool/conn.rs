@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 use tokio_util::io::poll_read_buf;
 
+use super::desk::Connection;
 use super::registry::{ServerTrace, Trace};
 use crate::auth::SecureStream;
 use crate::session::Server;
@@ -129,10 +130,16 @@ impl Conn {
             Poll::Pending => Poll::Pending,
         }
     }
+}
+
+impl Connection for Conn {
+    fn since(&self) -> (Instant, Instant) {
+        (self.created, self.idle_since)
+    }
 
     /// Whether nothing came while nobody had it. What a server says then is why it closes the connection, or a parameter that was
     /// changed for everybody; in both cases a new connection knows better.
-    pub(crate) fn is_quiet(&mut self) -> bool {
+    fn is_quiet(&mut self) -> bool {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         poll_read(&mut self.stream, &mut cx, &mut self.down).is_pending()
     }

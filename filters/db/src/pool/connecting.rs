@@ -9,10 +9,10 @@ use qudag_filter_api::FilterError;
 use tokio::time::{sleep, timeout_at};
 
 use super::conn::{CancelKey, Conn};
-use super::desk::{BACKOFF, PARALLEL, lock};
+use super::desk::{BACKOFF, Desk, PARALLEL, Want, lock};
 use super::places::Who;
 use super::servers::{Known, Pool};
-use super::taking::{Lease, Want};
+use super::taking::Lease;
 use crate::auth::{Login, LoginError, login};
 use crate::session::{Parameters, Server};
 

@@ -10,9 +10,9 @@ use qudag_core::limit::Limit;
 use qudag_filter_api::Lane;
 use tokio::sync::{Notify, Semaphore};
 
-use super::conn::{Conn, closed};
+use super::conn::Conn;
 use super::connecting::Failure;
-use super::desk::{Attempts, PARALLEL, lock, look_after};
+use super::desk::{Attempts, Desk, PARALLEL, lock, look_after};
 use super::places::{Places, Room};
 use super::registry::{Registry, ServerTrace};
 use super::settings::{DbPool, Pressure};
@@ -205,19 +205,6 @@ impl Pool {
         lock(&self.known).identity = identity;
     }
 
-    pub(super) fn set_room(&self, room: Room) {
-        let surplus = lock(&self.places).set_room(room, Instant::now());
-        for _ in surplus {
-            self.closed("shrunk");
-        }
-    }
-
-    /// A connection was closed.
-    pub(super) fn closed(&self, reason: &'static str) {
-        closed(reason);
-        self.disconnected();
-    }
-
     /// A connection less.
     pub(super) fn disconnected(&self) {
         if let Some(home) = self.home.upgrade() {
@@ -279,10 +266,6 @@ impl Pool {
         Member { pool: Arc::clone(self), pinned: false }
     }
 
-    pub(crate) fn pause(&self) {
-        lock(&self.places).paused = true;
-    }
-
     pub(crate) fn resume(self: &Arc<Self>) {
         lock(&self.places).resume(Instant::now());
         self.make_connections();
@@ -305,16 +288,6 @@ impl Pool {
     /// Whether that was said.
     pub(crate) fn is_known_to_write(&self, statement: Fingerprint) -> bool {
         lock(&self.known).statements.get(&statement).is_some_and(|statement| statement.writes)
-    }
-
-    /// Closes an idle connection in favour of another pool.
-    pub(crate) fn give_up_idle(&self) -> bool {
-        let mut first = true;
-        let gone = lock(&self.places).take_idle(|_| std::mem::take(&mut first));
-        for _ in &gone {
-            self.closed("other_pool");
-        }
-        !gone.is_empty()
     }
 }
 

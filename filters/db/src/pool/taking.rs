@@ -13,8 +13,8 @@ use tokio::time::{sleep_until, timeout_at};
 use super::CANCEL_TIME;
 use super::capture::Written;
 use super::conn::{Conn, closed, poll_read, poll_write};
-use super::desk::{Desk, Hungry, lock, place};
-use super::places::{Seat, Who, plain};
+use super::desk::{Connection, Desk, Hungry, Want, lock, place};
+use super::places::Seat;
 use super::registry::Doing;
 use super::servers::Pool;
 use super::settings::Pressure;
@@ -25,16 +25,6 @@ use crate::session::{Down, Fingerprint, Tidy};
 const ABANDONED_BYTES: usize = 16 << 20;
 const ABANDONED_TIME: Duration = Duration::from_secs(1);
 
-/// What a transaction asks for.
-#[derive(Clone, Debug)]
-pub(crate) struct Want {
-    pub(crate) who: Who,
-    /// What it holds while it waits.
-    pub(crate) bytes: usize,
-    /// That of `db_backpressure`, where the transaction passes through it.
-    pub(crate) pressure: Option<Arc<Pressure>>,
-}
-
 impl Pool {
     /// A place and a connection for a transaction.
     ///
@@ -42,11 +32,9 @@ impl Pool {
     /// When there is none in time, or waiting for one is no use.
     pub(crate) async fn take(self: &Arc<Self>, want: Want) -> Result<Lease, FilterError> {
         let now = Instant::now();
-        let wait = || plain(self.settings().wait.0);
-        let discipline = want.pressure.as_ref().map_or_else(wait, |pressure| pressure.discipline());
+        let discipline = want.discipline(|| self.settings().wait);
         let deadline = now + discipline.wait;
-        let managed = want.pressure.is_some();
-        let (seat, connection, now) = place(self, want.who, want.bytes, managed, discipline, now).await?;
+        let (seat, connection, now) = place(self, &want, discipline, now).await?;
         let mut lease = Lease::new(self, Some(seat), connection, want.pressure);
         while let Some(connection) = &mut lease.connection {
             if connection.is_quiet() {
