@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// The time over which the drain rate is averaged, as far as somebody waited.
 const WINDOW: Duration = Duration::from_millis(500);
+/// After so long nothing of it is left that a number could hold.
+const FORGOTTEN: Duration = Duration::from_secs(40);
 /// Nothing is said of the rate before somebody has waited for so long in all.
 const KNOWN: Duration = Duration::from_millis(50);
 
@@ -317,7 +319,7 @@ impl<K: Clone + Ord> Queue<K> {
         }
         self.judged = Some(now);
         // Few wait for the end of something long.
-        if self.expected_wait(now) < settings.tolerable || self.entries.len() <= FEW * self.running {
+        if self.entries.len() <= FEW * self.running || self.expected_wait(now) < settings.tolerable {
             self.since = None;
             return;
         }
@@ -372,6 +374,13 @@ impl DrainRate {
 
     /// What is left of an average after some time.
     fn left(passed: Duration) -> f64 {
+        // What is asked for most costs no exponential function: the same moment, and a queue that has stood for long.
+        if passed.is_zero() {
+            return 1.0;
+        }
+        if passed >= FORGOTTEN {
+            return 0.0;
+        }
         (-passed.as_secs_f64() / WINDOW.as_secs_f64()).exp()
     }
 

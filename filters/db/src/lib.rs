@@ -6,6 +6,7 @@ mod asking;
 pub mod auth;
 mod kind;
 mod listener;
+mod listening;
 mod load;
 pub mod pool;
 mod query_cache;
@@ -16,6 +17,7 @@ mod reply;
 pub mod session;
 mod settings;
 mod startup;
+mod tapped;
 pub mod wire;
 
 pub use asking::ProbeSettings;

@@ -1,13 +1,10 @@
 //! `listeners.postgres` in the configuration.
 
 use std::io;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use qudag_filter_api::{
-    Address, BuildError, Chains, ConfigError, ConfigPath, Env, Host, HostPort, Period, service_fn,
-};
+use qudag_filter_api::{Address, BuildError, Chains, ConfigError, ConfigPath, Env, Period, service_fn};
 use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Terminal, connect};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,6 +13,7 @@ use crate::asking::{ProbeSettings, ProbeUser};
 use crate::auth::{
     AuthSettings, ClientTls, ClientTlsSettings, ServerTls, ServerTlsSettings, Users, Way, Within,
 };
+use crate::listening::{Database, check_limits, check_server, has_no_port, local};
 use crate::load::{Load, LoadStatus};
 use crate::pool::{Access, Target};
 use crate::{Db, DbAnswer, DbFilters, DbRequest, DbSettings, Pooled, listener};
@@ -60,7 +58,6 @@ pub struct PostgresListener {
 
 impl Default for PostgresListener {
     fn default() -> Self {
-        let local = |port| Address::Tcp(HostPort { host: Host::Ip(Ipv4Addr::LOCALHOST.into()), port });
         Self {
             bind: local(6432),
             read_only_bind: None,
@@ -132,36 +129,24 @@ impl ListenerSpec for PostgresListener {
     type Upstream = DbUpstream;
 
     fn check(&self, at: &ConfigPath) -> Vec<ConfigError> {
-        let mut errors = Vec::new();
-        let server = at.key("server");
-        if matches!(&self.server, Address::Tcp(HostPort { port: 0, .. })) {
-            errors
-                .push(server.error("port 0 cannot be dialled").hint("the server's port, 5432 for instance"));
-        } else if self.server == self.bind {
-            errors
-                .push(server.error("the listener would dial itself").hint("the PostgreSQL server's address"));
-        }
+        let postgres = Database { name: "PostgreSQL", port: 5432 };
+        let server = check_server(at, &self.server, &self.bind, &postgres);
+        let mut errors: Vec<_> = server.into_iter().collect();
         if let Some(bind) = &self.read_only_bind {
             let at = at.key("read_only_bind");
-            if *bind == self.bind && !matches!(bind, Address::Tcp(HostPort { port: 0, .. })) {
+            if *bind == self.bind && !has_no_port(bind) {
                 errors.push(at.error("the same as `bind`").hint("another port"));
             } else if *bind == self.server {
                 errors.push(at.error("the listener would dial itself").hint("another port"));
             }
         }
-        for (key, period) in [
+        let periods = [
             ("connect_timeout", self.connect_timeout),
             ("startup_timeout", self.startup_timeout),
             ("stall_timeout", self.stall_timeout),
             ("half_close_timeout", self.half_close_timeout),
-        ] {
-            if period.0.is_zero() {
-                errors.push(at.key(key).error("0s would end every session").hint("above 0s"));
-            }
-        }
-        if self.max_sessions == 0 {
-            errors.push(at.key("max_sessions").error("0 would refuse every session").hint("at least 1"));
-        }
+        ];
+        errors.extend(check_limits(at, &periods, self.max_sessions));
         errors.extend(self.tls.iter().flat_map(|tls| tls.check(&at.key("tls"))));
         errors.extend(self.server_tls.check(&at.key("server_tls")));
         errors.extend(self.auth.check(&at.key("auth")));
@@ -255,12 +240,12 @@ impl ListenerSpec for PostgresListener {
 
 #[cfg(test)]
 mod tests {
+    use qudag_filter_common::testing::wrong_places;
+
     use super::*;
 
     fn wrong(settings: &str) -> Vec<String> {
-        let settings: PostgresListener = serde_json::from_str(settings).unwrap();
-        let errors = settings.check(&ConfigPath::root());
-        errors.into_iter().map(|error| error.at.to_string()).collect()
+        wrong_places(settings, PostgresListener::check)
     }
 
     #[test]

@@ -19,7 +19,6 @@ use cluster::{Client, HOST, WHERE, prepared, sidecar};
 use postgres::Postgres;
 use qudag_filter_common::testing::{metric, until};
 use serde_json::json;
-use tokio::io::AsyncWriteExt;
 use tokio::time::sleep;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -56,14 +55,14 @@ async fn reads_go_where_they_ask_to_and_a_session_reads_what_it_has_written() {
     client.until(&hinted, &["t"]).await;
 
     // A prepared statement is known at both.
-    client.stream.write_all(&prepared("s", Some(WHERE))).await.unwrap();
+    client.wire.send(&prepared("s", Some(WHERE))).await;
     assert_eq!(client.answer().await, ["f"]);
     client.until("BEGIN READ ONLY", &[]).await;
-    client.stream.write_all(&prepared("s", None)).await.unwrap();
+    client.wire.send(&prepared("s", None)).await;
     client.answer().await;
     client.query("COMMIT").await;
     let mut reader = Client::connect(read_only, "").await;
-    reader.stream.write_all(&prepared("s", Some(WHERE))).await.unwrap();
+    reader.wire.send(&prepared("s", Some(WHERE))).await;
     assert_eq!(reader.answer().await, ["t"]);
 
     // What the replica has not replayed is read from the primary.

@@ -23,7 +23,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use qudag_filter_api::{Address, Answer, Env, Lanes, Node, Resolve};
+use qudag_filter_api::{Address, Answer, ConfigError, ConfigPath, Env, Lanes, Node, Resolve};
+use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -66,6 +67,15 @@ pub fn env() -> Env {
         service: Arc::default(),
         lanes: Lanes::default(),
     }
+}
+
+/// Where settings, in JSON, are wrong.
+pub fn wrong_places<S: DeserializeOwned>(
+    settings: &str,
+    check: impl Fn(&S, &ConfigPath) -> Vec<ConfigError>,
+) -> Vec<String> {
+    let settings = serde_json::from_str(settings).unwrap();
+    check(&settings, &ConfigPath::root()).iter().map(|error| error.at.to_string()).collect()
 }
 
 /// Names for tests; none at first. Clones share them.

@@ -180,7 +180,15 @@ fn feed(session: &mut ServerConnection, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Asks a server for TLS, and makes the handshake where it has it. A Unix socket stays as it is, as with libpq.
+/// The host of a server to which there may be TLS: not that of a Unix socket, as with libpq.
+fn host_with_tls<'a>(server: &'a Address, tls: &ClientTls) -> Option<&'a Host> {
+    match server {
+        Address::Tcp(address) if tls.mode() != ServerTlsMode::Disable => Some(&address.host),
+        _ => None,
+    }
+}
+
+/// Asks a server for TLS, and makes the handshake where it has it. A Unix socket stays as it is.
 ///
 /// # Errors
 /// When there is no TLS and has to be, or the server is not to be believed.
@@ -190,10 +198,7 @@ pub async fn connect_tls(
     tls: &ClientTls,
     deadline: Instant,
 ) -> Result<SecureStream, TlsError> {
-    let host = match server {
-        Address::Tcp(address) if tls.mode() != ServerTlsMode::Disable => &address.host,
-        _ => return Ok(stream.into()),
-    };
+    let Some(host) = host_with_tls(server, tls) else { return Ok(stream.into()) };
     timeout_at(deadline, request(stream, host, tls)).await.map_err(|_| TlsError::Timeout)?
 }
 
@@ -220,10 +225,7 @@ pub async fn connect_tls_at_once(
     tls: &ClientTls,
     deadline: Instant,
 ) -> Result<SecureStream, TlsError> {
-    let host = match server {
-        Address::Tcp(address) if tls.mode() != ServerTlsMode::Disable => &address.host,
-        _ => return Ok(stream.into()),
-    };
+    let Some(host) = host_with_tls(server, tls) else { return Ok(stream.into()) };
     timeout_at(deadline, handshake(stream, host, tls)).await.map_err(|_| TlsError::Timeout)?
 }
 

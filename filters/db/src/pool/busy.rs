@@ -9,6 +9,7 @@ use crate::session::Server;
 pub(super) struct Busy {
     total: Duration,
     since: Option<Instant>,
+    ended: Option<Instant>,
 }
 
 impl Busy {
@@ -16,8 +17,9 @@ impl Busy {
         match (machine.outstanding() > 0, self.since) {
             (true, None) => self.since = Some(Instant::now()),
             (false, Some(since)) => {
-                self.total += since.elapsed();
-                self.since = None;
+                let now = Instant::now();
+                self.total += now.saturating_duration_since(since);
+                (self.since, self.ended) = (None, Some(now));
             }
             _ => {}
         }
@@ -25,6 +27,11 @@ impl Busy {
 
     pub(super) fn is_running(&self) -> bool {
         self.since.is_some()
+    }
+
+    /// When it was done last.
+    pub(super) fn ended(&self) -> Option<Instant> {
+        self.ended
     }
 
     pub(super) fn total(&self) -> Duration {

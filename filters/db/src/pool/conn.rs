@@ -1,36 +1,44 @@
 //! One connection to a server, with its machine.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
 use metrics::counter;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 use tokio_util::io::poll_read_buf;
 
+use super::desk::Connection;
 use super::registry::{ServerTrace, Trace};
 use crate::auth::SecureStream;
 use crate::session::Server;
 
-/// How much is read at a time, and how much more when that was not enough.
+/// How much is read at a time, and how much when that was not enough.
 const READ: usize = 8 << 10;
 const READ_MUCH: usize = 64 << 10;
 
-/// Reads what is there into a buffer, whose room grows with what comes.
+/// Reads what is there into a buffer, whose room grows with what comes: whoever waits for a few bytes holds no more than those.
 pub(crate) fn poll_read(
     stream: &mut (impl AsyncRead + Unpin),
     cx: &mut Context<'_>,
     buffer: &mut BytesMut,
 ) -> Poll<io::Result<usize>> {
-    let room = buffer.capacity() - buffer.len();
-    if room < READ / 2 {
-        buffer.reserve(if buffer.len() >= READ { READ_MUCH } else { READ });
+    if buffer.capacity() - buffer.len() >= READ / 2 {
+        return poll_read_buf(Pin::new(stream), cx, buffer);
     }
-    poll_read_buf(Pin::new(stream), cx, buffer)
+    let mut read = [MaybeUninit::uninit(); READ];
+    let mut read = ReadBuf::uninit(&mut read);
+    ready!(Pin::new(stream).poll_read(cx, &mut read))?;
+    if read.remaining() == 0 {
+        buffer.reserve(READ_MUCH);
+    }
+    buffer.extend_from_slice(read.filled());
+    Poll::Ready(Ok(read.filled().len()))
 }
 
 /// Writes as much as is taken; ready when nothing is left.
@@ -122,10 +130,16 @@ impl Conn {
             Poll::Pending => Poll::Pending,
         }
     }
+}
+
+impl Connection for Conn {
+    fn since(&self) -> (Instant, Instant) {
+        (self.created, self.idle_since)
+    }
 
     /// Whether nothing came while nobody had it. What a server says then is why it closes the connection, or a parameter that was
     /// changed for everybody; in both cases a new connection knows better.
-    pub(crate) fn is_quiet(&mut self) -> bool {
+    fn is_quiet(&mut self) -> bool {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         poll_read(&mut self.stream, &mut cx, &mut self.down).is_pending()
     }

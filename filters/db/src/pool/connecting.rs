@@ -9,10 +9,10 @@ use qudag_filter_api::FilterError;
 use tokio::time::{sleep, timeout_at};
 
 use super::conn::{CancelKey, Conn};
-use super::desk::{BACKOFF, PARALLEL, lock};
+use super::desk::{BACKOFF, Desk, PARALLEL, Want, lock};
 use super::places::Who;
 use super::servers::{Known, Pool};
-use super::taking::{Lease, Want};
+use super::taking::Lease;
 use crate::auth::{Login, LoginError, login};
 use crate::session::{Parameters, Server};
 
@@ -194,7 +194,7 @@ impl Pool {
         let timeout = self.target.connect_timeout;
         let taken = tokio::time::timeout(timeout, self.take(want)).await;
         match taken.unwrap_or(Err(FilterError::Timeout { after: timeout })) {
-            Ok(lease) => lease.give_back(None),
+            Ok(lease) => lease.give_back(None, Instant::now()),
             Err(error) => return Err(Failed { response: self.failure(), error }),
         }
         let welcome = lock(&self.known).welcome.clone();

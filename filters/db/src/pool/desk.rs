@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use qudag_core::backoff::Backoff;
 use qudag_core::queue::{Refusal, Settings as Discipline};
-use qudag_filter_api::FilterError;
+use qudag_filter_api::{FilterError, Period};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::sleep_until;
 
-use super::places::{Asked, Grant, Places, Seat, Waiting, Who};
+use super::places::{Asked, Figures, Grant, Places, Room, Seat, Waiting, Who, plain};
+use super::settings::Pressure;
 
 /// Connections that are made at a time.
 pub(crate) const PARALLEL: usize = 3;
@@ -22,10 +23,18 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A connection, as far as its pool looks at it.
+pub(crate) trait Connection: Send + 'static {
+    /// Since when it is there, and since when nobody uses it.
+    fn since(&self) -> (Instant, Instant);
+
+    /// Whether nothing came while nobody had it.
+    fn is_quiet(&mut self) -> bool;
+}
+
 /// A pool, as far as it is like others.
 pub(crate) trait Desk: Send + Sync + Sized + 'static {
-    /// A connection.
-    type Conn: Send + 'static;
+    type Conn: Connection;
 
     fn places(&self) -> &Mutex<Places<Box<Self::Conn>>>;
 
@@ -43,10 +52,66 @@ pub(crate) trait Desk: Send + Sync + Sized + 'static {
 
     /// Somebody has waited.
     fn waited(&self, time: Duration);
+
+    /// A connection was closed.
+    fn closed(&self, reason: &'static str);
+
+    fn figures(&self) -> Figures {
+        lock(self.places()).figures()
+    }
+
+    fn set_room(&self, room: Room) {
+        let surplus = lock(self.places()).set_room(room, Instant::now());
+        surplus.iter().for_each(|_| self.closed("shrunk"));
+    }
+
+    /// Nobody gets a place until it goes on.
+    fn pause(&self) {
+        lock(self.places()).paused = true;
+    }
+
+    /// Closes an idle connection in favour of another pool.
+    fn give_up_idle(&self) -> bool {
+        let mut first = true;
+        let gone = lock(self.places()).take_idle(|_| std::mem::take(&mut first));
+        gone.iter().for_each(|_| self.closed("other_pool"));
+        !gone.is_empty()
+    }
+
+    /// Closes connections that are too old, idle for too long, or dead.
+    fn close_outlived(&self, ages: Ages, now: Instant) {
+        let mut reasons = Vec::new();
+        let gone = lock(self.places()).take_idle(|connection| {
+            let (created, idle_since) = connection.since();
+            let outlived = ages.outlived(created, idle_since, now);
+            let reason = outlived.or_else(|| (!connection.is_quiet()).then_some("ended_idle"));
+            reasons.extend(reason);
+            reason.is_some()
+        });
+        drop(gone);
+        reasons.into_iter().for_each(|reason| self.closed(reason));
+    }
 }
 
-/// What somebody gets: a place, and a connection where one was at hand.
-pub(crate) type Placed<C> = (Seat, Option<Box<C>>);
+/// What a transaction or a batch asks for.
+#[derive(Clone, Debug)]
+pub(crate) struct Want {
+    pub(crate) who: Who,
+    /// What it holds while it waits.
+    pub(crate) bytes: usize,
+    /// That of `db_backpressure` or `redis_backpressure`, where it passes through that.
+    pub(crate) pressure: Option<Arc<Pressure>>,
+}
+
+impl Want {
+    /// How it waits; `wait`: for so long at most where there is no backpressure.
+    pub(crate) fn discipline(&self, wait: impl FnOnce() -> Period) -> Discipline {
+        self.pressure.as_ref().map_or_else(|| plain(wait().0), |pressure| pressure.discipline())
+    }
+}
+
+/// What somebody gets and when: a place, and a connection where one was at hand.
+pub(crate) type Placed<C> = (Seat, Option<Box<C>>, Instant);
 
 /// A place for somebody, now or later.
 ///
@@ -54,19 +119,18 @@ pub(crate) type Placed<C> = (Seat, Option<Box<C>>);
 /// When there is none in time.
 pub(crate) async fn place<D: Desk>(
     pool: &Arc<D>,
-    who: Who,
-    bytes: usize,
-    managed: bool,
+    want: &Want,
     discipline: Discipline,
+    now: Instant,
 ) -> Result<Placed<D::Conn>, FilterError> {
-    let now = Instant::now();
     let refused = |why: Refusal, retry_after| {
         pool.shed(why);
         FilterError::Shed { why: why.label(), retry_after }
     };
-    let asked = lock(pool.places()).ask(who, bytes, managed, discipline, now);
+    let managed = want.pressure.is_some();
+    let asked = lock(pool.places()).ask(want.who, want.bytes, managed, discipline, now);
     let (waiting, answer) = match asked {
-        Asked::Now(seat, connection) => return Ok((seat, connection)),
+        Asked::Now(seat, connection) => return Ok((seat, connection, now)),
         Asked::Refused(why, after) => return Err(refused(why, after)),
         Asked::Later(waiting, answer) => (waiting, answer),
     };
@@ -74,9 +138,10 @@ pub(crate) async fn place<D: Desk>(
     let mut guard = Guard { pool, waiting: Some(waiting), answer };
     let answer = (&mut guard.answer).await;
     guard.waiting = None;
-    pool.waited(now.elapsed());
+    let then = Instant::now();
+    pool.waited(then.saturating_duration_since(now));
     match answer {
-        Ok(Grant::Place(seat, connection)) => Ok((seat, connection)),
+        Ok(Grant::Place(seat, connection)) => Ok((seat, connection, then)),
         Ok(Grant::Refused(why, after)) => Err(refused(why, after)),
         Err(_) => Err(FilterError::Draining),
     }

@@ -45,7 +45,7 @@ use crate::query_cache::{Asked, Filling, QueryCacheState, Slot};
 use crate::session::{Asks, Fingerprint, Texts};
 use crate::startup::CANCEL_REQUEST;
 use conn::CancelKey;
-use desk::lock;
+use desk::{Desk, Want, lock};
 
 pub(crate) use cancels::Cancels;
 use registry::Trace;
@@ -56,7 +56,6 @@ pub use settings::{Adaptive, DbBackpressure, DbPool, Mode, Pressure};
 pub(crate) use settings::{above_zero, within};
 pub(crate) use startup::{Access, Coming, pooled};
 pub use taking::Lease;
-use taking::Want;
 pub use tapped::TRANSACTIONS;
 
 /// How long a CancelRequest may take.
@@ -118,12 +117,7 @@ impl Target {
 
     /// A new connection.
     pub(crate) async fn connect(&self) -> Result<Stream, qudag_filter_api::FilterError> {
-        let stream = connect(&self.address, &*self.resolve, self.connect_timeout).await?;
-        if let Stream::Tcp(tcp) = &stream {
-            // A connection that cannot be told to is slower, and works.
-            let _ = tcp.set_nodelay(true);
-        }
-        Ok(stream)
+        connect(&self.address, &*self.resolve, self.connect_timeout).await
     }
 
     /// Asks the server to cancel what the connection with this key does. Returns when the server has closed the connection of the

@@ -395,6 +395,18 @@ pub(crate) struct Figures {
     pub(crate) paused: bool,
 }
 
+impl Figures {
+    /// Connections that somebody has.
+    pub(crate) fn in_use(&self) -> usize {
+        self.connections.saturating_sub(self.idle + self.connecting)
+    }
+
+    /// How long the oldest has waited, in seconds.
+    pub(crate) fn oldest_wait(&self, now: Instant) -> f64 {
+        self.oldest.map_or(0.0, |oldest| now.saturating_duration_since(oldest).as_secs_f64())
+    }
+}
+
 #[cfg(test)]
 #[path = "places_tests.rs"]
 mod tests;

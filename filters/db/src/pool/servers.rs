@@ -10,9 +10,9 @@ use qudag_core::limit::Limit;
 use qudag_filter_api::Lane;
 use tokio::sync::{Notify, Semaphore};
 
-use super::conn::{Conn, closed};
+use super::conn::Conn;
 use super::connecting::Failure;
-use super::desk::{Attempts, PARALLEL, lock, look_after};
+use super::desk::{Attempts, Desk, PARALLEL, lock, look_after};
 use super::places::{Places, Room};
 use super::registry::{Registry, ServerTrace};
 use super::settings::{DbPool, Pressure};
@@ -205,19 +205,6 @@ impl Pool {
         lock(&self.known).identity = identity;
     }
 
-    pub(super) fn set_room(&self, room: Room) {
-        let surplus = lock(&self.places).set_room(room, Instant::now());
-        for _ in surplus {
-            self.closed("shrunk");
-        }
-    }
-
-    /// A connection was closed.
-    pub(super) fn closed(&self, reason: &'static str) {
-        closed(reason);
-        self.disconnected();
-    }
-
     /// A connection less.
     pub(super) fn disconnected(&self) {
         if let Some(home) = self.home.upgrade() {
@@ -244,7 +231,13 @@ impl Pool {
     }
 
     /// A transaction has kept its server busy for so long.
-    pub(super) fn took(&self, statement: Fingerprint, busy: Duration, pressure: Option<&Pressure>) {
+    pub(super) fn took(
+        &self,
+        statement: Fingerprint,
+        busy: Duration,
+        pressure: Option<&Pressure>,
+        now: Instant,
+    ) {
         // Of use to the limit only.
         let running = pressure.map_or(0, |_| lock(&self.places).running());
         let room = {
@@ -255,7 +248,7 @@ impl Pool {
             }
             let Some(pressure) = pressure else { return };
             let size = known.settings.size;
-            known.limit.took(statement, busy, running, &pressure.limit(size), Instant::now());
+            known.limit.took(statement, busy, running, &pressure.limit(size), now);
             pressure.room(size, &known.limit)
         };
         self.set_room(room);
@@ -271,10 +264,6 @@ impl Pool {
     pub(crate) fn enter(self: &Arc<Self>) -> Member {
         lock(&self.known).sessions += 1;
         Member { pool: Arc::clone(self), pinned: false }
-    }
-
-    pub(crate) fn pause(&self) {
-        lock(&self.places).paused = true;
     }
 
     pub(crate) fn resume(self: &Arc<Self>) {
@@ -299,16 +288,6 @@ impl Pool {
     /// Whether that was said.
     pub(crate) fn is_known_to_write(&self, statement: Fingerprint) -> bool {
         lock(&self.known).statements.get(&statement).is_some_and(|statement| statement.writes)
-    }
-
-    /// Closes an idle connection in favour of another pool.
-    pub(crate) fn give_up_idle(&self) -> bool {
-        let mut first = true;
-        let gone = lock(&self.places).take_idle(|_| std::mem::take(&mut first));
-        for _ in &gone {
-            self.closed("other_pool");
-        }
-        !gone.is_empty()
     }
 }
 

@@ -403,7 +403,7 @@ impl Session {
                     let _ = conn.machine.down(&mut conn.down, &mut self.out, Some(&mut self.client.seen));
                     self.client.lost(&conn.machine, &mut self.out);
                     // What was not answered may have been carried out.
-                    drop(self.settle(reads));
+                    drop(self.settle(reads, Instant::now()));
                     closed("lost");
                     return Some("upstream");
                 }
@@ -441,7 +441,7 @@ impl Session {
             busy.look(&conn.machine);
             match down {
                 Ok(Down::Ready) => ready = true,
-                Ok(Down::Free) if kept => drop(self.settle(reads)),
+                Ok(Down::Free) if kept => drop(self.settle(reads, Instant::now())),
                 Ok(Down::Free | Down::Tidy) => break None,
                 Ok(Down::SetupFailed) => {
                     let failure = conn.machine.failure().to_vec();
@@ -451,7 +451,7 @@ impl Session {
                 Ok(Down::More) => {
                     let pins = self.client.pins();
                     if !pins.is_empty() && conn.machine.is_between_transactions() {
-                        drop(self.settle(reads));
+                        drop(self.settle(reads, Instant::now()));
                         if !self.pin(guest.as_mut(), pins) {
                             break Some("overloaded");
                         }
@@ -459,7 +459,7 @@ impl Session {
                 }
                 Err(unknown) => {
                     self.client.lost(&conn.machine, &mut self.out);
-                    drop(self.settle(reads));
+                    drop(self.settle(reads, Instant::now()));
                     closed(unknown.label());
                     return Some("upstream");
                 }
@@ -468,7 +468,9 @@ impl Session {
         if self.client.take_refused_writing() && reads {
             self.info.pool.writes(statement);
         }
-        let written = self.settle(reads);
+        // One that has come to its end has done so with what was just read.
+        let now = busy.ended().filter(|_| end.is_none()).unwrap_or_else(Instant::now);
+        let written = self.settle(reads, now);
         if let Some(capture) = capture.filter(|_| end.is_none()) {
             capture.end(reads);
         }
@@ -481,14 +483,14 @@ impl Session {
         pool.meters.busy.record(took.as_secs_f64());
         match conn.machine.leave(&mut self.client, &mut conn.up) {
             Tidy::Clean if server.is_own() => self.own = Some(server),
-            Tidy::Clean => server.give_back(Some((statement, took))),
+            Tidy::Clean => server.give_back(Some((statement, took)), now),
             tidy => server.tidy(tidy, written),
         }
         end
     }
 
     /// A transaction is over, or what is to be known of it is: its client is told of what it has written from here on, and others too.
-    fn settle(&mut self, reads: bool) -> Option<Written> {
+    fn settle(&mut self, reads: bool, now: Instant) -> Option<Written> {
         let changed = self.client.take_changed();
         let written = self.client.take_writes().and_then(|writes| {
             let written = Written { cache: self.info.pool.cache.get()?, writes, changed };
@@ -500,7 +502,6 @@ impl Session {
         let changed = changed || written.is_some();
         // Whoever only reads may have come to the primary for want of a replica, where everything is carried out.
         if changed || !reads {
-            let now = Instant::now();
             self.wrote = Some(now);
             if changed {
                 self.changed = Some(now);

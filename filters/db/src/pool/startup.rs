@@ -15,10 +15,10 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::cancels::Cancels;
+use super::desk::Want;
 use super::registry::Trace;
 use super::session::Session;
 use super::settings::DbPool;
-use super::taking::Want;
 use super::tapped::Tapped;
 use super::{Pool, PoolKey, Pools, Prefers, SessionInfo, Target, console};
 use crate::asking::Asker;
@@ -254,10 +254,6 @@ async fn receive(
     cancels: &Cancels,
     deadline: Instant,
 ) -> Result<Option<Welcome>, NotReceived> {
-    if let Stream::Tcp(tcp) = &stream {
-        // A connection that cannot be told to is slower, and works.
-        let _ = tcp.set_nodelay(true);
-    }
     let mut stream = SecureStream::from(stream);
     let (mut ssl, mut gss) = (false, false);
     loop {
@@ -535,7 +531,7 @@ impl LoggingIn<'_> {
                 made.give(name, value);
             }
             match conn.machine.leave(&mut client, &mut conn.up) {
-                Tidy::Clean => lease.give_back(None),
+                Tidy::Clean => lease.give_back(None, std::time::Instant::now()),
                 tidy => lease.tidy(tidy, None),
             }
             Ok(Arc::new(made))

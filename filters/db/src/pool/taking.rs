@@ -13,8 +13,8 @@ use tokio::time::{sleep_until, timeout_at};
 use super::CANCEL_TIME;
 use super::capture::Written;
 use super::conn::{Conn, closed, poll_read, poll_write};
-use super::desk::{Desk, Hungry, lock, place};
-use super::places::{Seat, Who, plain};
+use super::desk::{Connection, Desk, Hungry, Want, lock, place};
+use super::places::Seat;
 use super::registry::Doing;
 use super::servers::Pool;
 use super::settings::Pressure;
@@ -25,16 +25,6 @@ use crate::session::{Down, Fingerprint, Tidy};
 const ABANDONED_BYTES: usize = 16 << 20;
 const ABANDONED_TIME: Duration = Duration::from_secs(1);
 
-/// What a transaction asks for.
-#[derive(Clone, Debug)]
-pub(crate) struct Want {
-    pub(crate) who: Who,
-    /// What it holds while it waits.
-    pub(crate) bytes: usize,
-    /// That of `db_backpressure`, where the transaction passes through it.
-    pub(crate) pressure: Option<Arc<Pressure>>,
-}
-
 impl Pool {
     /// A place and a connection for a transaction.
     ///
@@ -42,12 +32,9 @@ impl Pool {
     /// When there is none in time, or waiting for one is no use.
     pub(crate) async fn take(self: &Arc<Self>, want: Want) -> Result<Lease, FilterError> {
         let now = Instant::now();
-        let settings = self.settings();
-        let discipline =
-            want.pressure.as_ref().map_or_else(|| plain(settings.wait.0), |pressure| pressure.discipline());
+        let discipline = want.discipline(|| self.settings().wait);
         let deadline = now + discipline.wait;
-        let managed = want.pressure.is_some();
-        let (seat, connection) = place(self, want.who, want.bytes, managed, discipline).await?;
+        let (seat, connection, now) = place(self, &want, discipline, now).await?;
         let mut lease = Lease::new(self, Some(seat), connection, want.pressure);
         while let Some(connection) = &mut lease.connection {
             if connection.is_quiet() {
@@ -146,12 +133,11 @@ impl Lease {
     }
 
     /// The client is done with it, and the machine is clean. `busy`: what it has done, and for how long the server was busy with it.
-    pub(crate) fn give_back(mut self, busy: Option<(Fingerprint, Duration)>) {
+    pub(crate) fn give_back(mut self, busy: Option<(Fingerprint, Duration)>, now: Instant) {
         if let Some((statement, busy)) = busy {
-            self.pool.took(statement, busy, self.pressure.as_deref());
+            self.pool.took(statement, busy, self.pressure.as_deref(), now);
         }
         let (Some(seat), Some(mut connection)) = (self.seat, self.connection.take()) else { return };
-        let now = Instant::now();
         connection.seen.trace.transactions.fetch_add(1, Relaxed);
         connection.seen.trace.does(Doing::Idle, now);
         connection.idle_since = now;
@@ -174,7 +160,7 @@ impl Lease {
                 written.tell();
             }
             match cleaned {
-                Ok(()) => self.give_back(None),
+                Ok(()) => self.give_back(None, Instant::now()),
                 Err(why) => {
                     closed(why);
                 }

@@ -31,6 +31,11 @@ impl Desk for Pool {
         &self.earlier
     }
 
+    fn closed(&self, reason: &'static str) {
+        closed(reason);
+        self.disconnected();
+    }
+
     fn put(self: &Arc<Self>, seat: Seat, connection: Option<Box<Conn>>, now: Instant) {
         let lost = connection.is_none();
         let surplus = lock(&self.places).release(seat, connection, now);
@@ -53,18 +58,7 @@ impl Desk for Pool {
             let known = lock(&self.known);
             (known.settings.ages(), known.sessions == 0 && now.saturating_duration_since(known.used) > KEEP)
         };
-        let gone = lock(&self.places).take_idle(|connection| {
-            let reason = match ages.outlived(connection.created, connection.idle_since, now) {
-                Some(reason) => reason,
-                None if !connection.is_quiet() => "ended_idle",
-                None => return false,
-            };
-            closed(reason);
-            true
-        });
-        for _ in &gone {
-            self.disconnected();
-        }
+        self.close_outlived(ages, now);
         let figures = self.figures();
         self.show(&figures, now);
         unused
@@ -94,8 +88,8 @@ impl Pool {
             }
             (known.sessions, known.pinned, known.limit.get(&Pressure::default().limit(known.settings.size)))
         };
-        let busy = figures.connections.saturating_sub(figures.idle + figures.connecting);
-        for (state, number) in [("active", busy), ("idle", figures.idle), ("connecting", figures.connecting)]
+        for (state, number) in
+            [("active", figures.in_use()), ("idle", figures.idle), ("connecting", figures.connecting)]
         {
             gauge!("qudag_sidecar_db_pool_servers", "database" => database.clone(), "user" => user.clone(), "state" => state)
                 .set(number as f64);
@@ -104,22 +98,18 @@ impl Pool {
             gauge!("qudag_sidecar_db_pool_sessions", "database" => database.clone(), "user" => user.clone(), "state" => state)
                 .set(number as f64);
         }
-        let age = figures.oldest.map_or(0.0, |oldest| now.saturating_duration_since(oldest).as_secs_f64());
         let labels = [("database", database), ("user", user)];
         gauge!("qudag_sidecar_db_pool_size", &labels).set(figures.size as f64);
         gauge!("qudag_sidecar_db_pool_limit", &labels).set(limit as f64);
         gauge!("qudag_sidecar_db_queue_depth", &labels).set(figures.waiting as f64);
-        gauge!("qudag_sidecar_db_queue_oldest_seconds", &labels).set(age);
-    }
-
-    pub(super) fn figures(&self) -> Figures {
-        lock(&self.places).figures()
+        gauge!("qudag_sidecar_db_queue_oldest_seconds", &labels).set(figures.oldest_wait(now));
     }
 
     /// The pool as it is shown.
     pub(crate) fn status(&self) -> PoolStatus {
         let now = Instant::now();
-        let Figures { size, limit, connecting, idle, running, waiting, oldest, paused, .. } = self.figures();
+        let figures = self.figures();
+        let Figures { size, limit, connecting, idle, running, waiting, paused, .. } = figures;
         let (sessions, pinned, adaptive, error, mut statements) = {
             let known = lock(&self.known);
             let adaptive = known.limit.get(&Pressure::default().limit(known.settings.size));
@@ -142,7 +132,7 @@ impl Pool {
             sessions,
             pinned,
             waiting,
-            oldest_wait: oldest.map_or(0.0, |oldest| now.saturating_duration_since(oldest).as_secs_f64()),
+            oldest_wait: figures.oldest_wait(now),
             paused,
             error,
             clients: self.sessions.all().iter().map(|session| session.status(now)).collect(),

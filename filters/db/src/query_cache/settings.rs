@@ -260,12 +260,12 @@ async fn ask(
 
 #[cfg(test)]
 mod tests {
+    use qudag_filter_common::testing::wrong_places;
+
     use super::*;
 
     fn wrong(settings: &str) -> Vec<String> {
-        let settings: QueryCache = serde_json::from_str(settings).unwrap();
-        let errors = settings.check(&ConfigPath::root());
-        errors.into_iter().map(|error| error.at.to_string()).collect()
+        wrong_places(settings, QueryCache::check)
     }
 
     #[test]

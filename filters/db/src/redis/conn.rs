@@ -18,6 +18,7 @@ use super::resp::{Reply, ReplyScan};
 use super::settings::RedisUpstream;
 use crate::auth::SecureStream;
 use crate::pool::conn::poll_read;
+use crate::pool::desk::Connection;
 
 /// The most that is read for a login.
 const LONGEST_LOGIN: usize = 64 << 10;
@@ -166,9 +167,15 @@ impl Conn {
         gauge!("qudag_sidecar_redis_servers", "of" => "session").increment(1.0);
         self.count = Count(seat, "session");
     }
+}
+
+impl Connection for Conn {
+    fn since(&self) -> (Instant, Instant) {
+        (self.created, self.idle_since)
+    }
 
     /// Whether nothing came while nobody had it: only a server that closes it has something to say then.
-    pub(crate) fn is_quiet(&mut self) -> bool {
+    fn is_quiet(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         self.down.is_empty() && matches!(poll_read(&mut self.stream, &mut cx, &mut self.down), Poll::Pending)
     }

@@ -12,8 +12,7 @@ use tower::ServiceExt;
 
 use super::kind::{Redis, RedisAnswer, RedisRequest};
 use super::pools::Pools;
-use super::taking::Want;
-use crate::pool::desk::Ages;
+use crate::pool::desk::{Ages, Want};
 use crate::pool::{Adaptive, DbBackpressure, Pressure, above_zero, within};
 
 /// The most connections of any kind.
@@ -189,11 +188,12 @@ impl FilterSpec for RedisBackpressure {
 
 #[cfg(test)]
 mod tests {
+    use qudag_filter_common::testing::wrong_places;
+
     use super::*;
 
     fn wrong<S: FilterSpec>(settings: &str) -> Vec<String> {
-        let settings: S = serde_json::from_str(settings).unwrap();
-        settings.check(&ConfigPath::root()).iter().map(|error| error.at.to_string()).collect()
+        wrong_places(settings, S::check)
     }
 
     #[test]

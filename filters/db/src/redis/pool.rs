@@ -167,11 +167,6 @@ impl Pool {
         self.set_room(Room { size: settings.size, limit: settings.size });
     }
 
-    fn set_room(&self, room: Room) {
-        let surplus = lock(&self.places).set_room(room, Instant::now());
-        surplus.iter().for_each(|_| closed("shrunk"));
-    }
-
     /// Why the last attempt to connect failed, and when.
     pub(super) fn failure(&self) -> Option<(LoginError, Instant)> {
         lock(&self.known).attempts.failure().cloned()
@@ -234,14 +229,6 @@ impl Pool {
         }
     }
 
-    /// Closes an idle connection in favour of another pool.
-    pub(super) fn give_up_idle(&self) -> bool {
-        let mut first = true;
-        let gone = lock(&self.places).take_idle(|_| std::mem::take(&mut first));
-        gone.iter().for_each(|_| closed("other_pool"));
-        !gone.is_empty()
-    }
-
     /// A batch has kept its connection busy for so long.
     pub(super) fn took(&self, done: Done, busy: Duration, pressure: Option<&Pressure>) {
         self.work.batches.fetch_add(1, Relaxed);
@@ -258,17 +245,9 @@ impl Pool {
         self.set_room(room);
     }
 
-    pub(super) fn pause(&self) {
-        lock(&self.places).paused = true;
-    }
-
     pub(super) fn resume(self: &Arc<Self>) {
         lock(&self.places).resume(Instant::now());
         self.make_connections();
-    }
-
-    pub(super) fn figures(&self) -> Figures {
-        lock(&self.places).figures()
     }
 
     pub(super) fn user(&self) -> String {
@@ -283,7 +262,8 @@ impl Pool {
     /// The pool as it is shown.
     pub(super) fn status(&self) -> RedisPoolStatus {
         let now = Instant::now();
-        let Figures { size, limit, connecting, idle, running, waiting, oldest, paused, .. } = self.figures();
+        let figures = self.figures();
+        let Figures { size, limit, connecting, idle, running, waiting, paused, .. } = figures;
         let (adaptive, error) = {
             let known = lock(&self.known);
             let adaptive = known.limit.get(&Pressure::default().limit(known.settings.size));
@@ -301,7 +281,7 @@ impl Pool {
             idle,
             connecting,
             waiting,
-            oldest_wait: oldest.map_or(0.0, |oldest| now.saturating_duration_since(oldest).as_secs_f64()),
+            oldest_wait: figures.oldest_wait(now),
             paused,
             batches: self.work.batches.load(Relaxed),
             commands: self.work.commands.load(Relaxed),
@@ -312,9 +292,12 @@ impl Pool {
 
     /// Sets the gauges of the pool.
     fn show(&self, figures: &Figures, now: Instant) {
-        let active = figures.connections.saturating_sub(figures.idle + figures.connecting);
-        let shown =
-            Shown { active, idle: figures.idle, connecting: figures.connecting, waiting: figures.waiting };
+        let shown = Shown {
+            active: figures.in_use(),
+            idle: figures.idle,
+            connecting: figures.connecting,
+            waiting: figures.waiting,
+        };
         let (before, size, limit) = {
             let mut known = lock(&self.known);
             let size = known.settings.size;
@@ -339,9 +322,7 @@ impl Pool {
         gauge!("qudag_sidecar_redis_queue_depth", &labels)
             .increment(shown.waiting as f64 - before.waiting as f64);
         if shown.waiting + before.waiting > 0 {
-            let oldest =
-                figures.oldest.map_or(0.0, |oldest| now.saturating_duration_since(oldest).as_secs_f64());
-            gauge!("qudag_sidecar_redis_queue_oldest_seconds", &labels).set(oldest);
+            gauge!("qudag_sidecar_redis_queue_oldest_seconds", &labels).set(figures.oldest_wait(now));
         }
     }
 }
@@ -355,6 +336,10 @@ impl Desk for Pool {
 
     fn earlier(&self) -> &Notify {
         &self.earlier
+    }
+
+    fn closed(&self, reason: &'static str) {
+        closed(reason);
     }
 
     fn put(self: &Arc<Self>, place: Place, connection: Option<Box<Conn>>, now: Instant) {
@@ -372,15 +357,7 @@ impl Desk for Pool {
             let known = lock(&self.known);
             (known.settings.ages(), known.used)
         };
-        drop(lock(&self.places).take_idle(|connection| {
-            let reason = match ages.outlived(connection.created, connection.idle_since, now) {
-                Some(reason) => reason,
-                None if !connection.is_quiet() => "ended_idle",
-                None => return false,
-            };
-            closed(reason);
-            true
-        }));
+        self.close_outlived(ages, now);
         let figures = self.figures();
         self.show(&figures, now);
         now.saturating_duration_since(used) > KEEP

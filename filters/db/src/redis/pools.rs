@@ -14,7 +14,7 @@ use super::credentials::Credentials;
 use super::filters::RedisPool;
 use super::pool::{Pool, RedisPoolStatus};
 use super::settings::RedisUpstream;
-use crate::pool::desk::lock;
+use crate::pool::desk::{Desk, lock};
 
 /// The most pools.
 const POOLS: usize = 10_000;

@@ -1,15 +1,14 @@
 //! `listeners.redis` in the configuration.
 
 use std::io;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use qudag_filter_api::{
-    Address, BuildError, Chains, ConfigError, ConfigPath, Env, FilterError, Host, HostPort, Period, Resolve,
-    Secret, service_fn,
+    Address, BuildError, Chains, ConfigError, ConfigPath, Env, FilterError, Period, Resolve, Secret,
+    service_fn,
 };
-use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Stream, Terminal, connect};
+use qudag_filter_common::{Front, ListenerSpec, SpliceOptions, Terminal, connect};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -21,6 +20,7 @@ use crate::auth::{
     ClientTls, ClientTlsSettings, SecureStream, ServerTls, ServerTlsMode, ServerTlsSettings, TlsError,
     Within, connect_tls_at_once,
 };
+use crate::listening::{Database, check_limits, check_server, local};
 
 /// The listener for Redis clients and the server that it leads to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -56,7 +56,6 @@ pub struct RedisListener {
 
 impl Default for RedisListener {
     fn default() -> Self {
-        let local = |port| Address::Tcp(HostPort { host: Host::Ip(Ipv4Addr::LOCALHOST.into()), port });
         Self {
             bind: local(6380),
             server: local(6379),
@@ -105,10 +104,6 @@ impl RedisUpstream {
     pub(crate) async fn connect(&self) -> Result<SecureStream, FilterError> {
         let deadline = Instant::now() + self.connect_timeout;
         let stream = connect(&self.address, &*self.resolve, self.connect_timeout).await?;
-        if let Stream::Tcp(tcp) = &stream {
-            // A connection that cannot be told to is slower, and works.
-            let _ = tcp.set_nodelay(true);
-        }
         let secured = connect_tls_at_once(stream, &self.address, &self.tls, deadline).await;
         secured.map_err(|why| match why {
             TlsError::Timeout => FilterError::Timeout { after: self.connect_timeout },
@@ -122,26 +117,14 @@ impl ListenerSpec for RedisListener {
     type Upstream = RedisUpstream;
 
     fn check(&self, at: &ConfigPath) -> Vec<ConfigError> {
-        let mut errors = Vec::new();
-        let server = at.key("server");
-        if matches!(&self.server, Address::Tcp(HostPort { port: 0, .. })) {
-            errors
-                .push(server.error("port 0 cannot be dialled").hint("the server's port, 6379 for instance"));
-        } else if self.server == self.bind {
-            errors.push(server.error("the listener would dial itself").hint("the Redis server's address"));
-        }
-        for (key, period) in [
+        let redis = Database { name: "Redis", port: 6379 };
+        let mut errors: Vec<_> = check_server(at, &self.server, &self.bind, &redis).into_iter().collect();
+        let periods = [
             ("connect_timeout", self.connect_timeout),
             ("stall_timeout", self.stall_timeout),
             ("half_close_timeout", self.half_close_timeout),
-        ] {
-            if period.0.is_zero() {
-                errors.push(at.key(key).error("0s would end every session").hint("above 0s"));
-            }
-        }
-        if self.max_sessions == 0 {
-            errors.push(at.key("max_sessions").error("0 would refuse every session").hint("at least 1"));
-        }
+        ];
+        errors.extend(check_limits(at, &periods, self.max_sessions));
         errors.extend(self.tls.iter().flat_map(|tls| tls.check(&at.key("tls"))));
         let server_tls = at.key("server_tls");
         if self.server_tls.mode == ServerTlsMode::Prefer {
@@ -236,12 +219,12 @@ impl ListenerSpec for RedisListener {
 
 #[cfg(test)]
 mod tests {
+    use qudag_filter_common::testing::wrong_places;
+
     use super::*;
 
     fn wrong(settings: &str) -> Vec<String> {
-        let settings: RedisListener = serde_json::from_str(settings).unwrap();
-        let errors = settings.check(&ConfigPath::root());
-        errors.into_iter().map(|error| error.at.to_string()).collect()
+        wrong_places(settings, RedisListener::check)
     }
 
     #[test]

@@ -10,18 +10,8 @@ use super::conn::{Conn, LoginError, closed};
 use super::machine::Done;
 use super::pool::Pool;
 use crate::pool::Pressure;
-use crate::pool::desk::{BACKOFF, Desk, Hungry, lock, place};
-use crate::pool::places::{Seat as Place, Who, plain};
-
-/// What a batch asks for.
-#[derive(Clone, Debug)]
-pub(crate) struct Want {
-    pub(crate) who: Who,
-    /// What it holds while it waits.
-    pub(crate) bytes: usize,
-    /// That of `redis_backpressure`, where the batch passes through it.
-    pub(crate) pressure: Option<Arc<Pressure>>,
-}
+use crate::pool::desk::{BACKOFF, Connection, Desk, Hungry, Want, lock, place};
+use crate::pool::places::Seat as Place;
 
 impl Pool {
     /// A place and a connection for a batch.
@@ -29,12 +19,12 @@ impl Pool {
     /// # Errors
     /// When there is none in time, or waiting for one is no use.
     pub(crate) async fn take(self: &Arc<Self>, want: Want) -> Result<Lease, FilterError> {
-        let pressure = want.pressure;
-        let wait = || plain(self.settings().wait.0);
-        let discipline = pressure.as_ref().map_or_else(wait, |with| with.discipline());
-        let deadline = Instant::now() + discipline.wait;
-        let (place, connection) = place(self, want.who, want.bytes, pressure.is_some(), discipline).await?;
-        let mut lease = Lease { pool: Arc::clone(self), place: Some(place), connection, pressure };
+        let now = Instant::now();
+        let discipline = want.discipline(|| self.settings().wait);
+        let deadline = now + discipline.wait;
+        let (place, connection, _) = place(self, &want, discipline, now).await?;
+        let mut lease =
+            Lease { pool: Arc::clone(self), place: Some(place), connection, pressure: want.pressure };
         while let Some(connection) = &mut lease.connection {
             if connection.is_quiet() {
                 return Ok(lease);

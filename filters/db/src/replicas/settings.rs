@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use qudag_filter_api::{
-    Address, BuildError, ByteSize, ConfigError, ConfigPath, Env, FilterError, FilterSpec, HostPort, Period,
-    Svc, service_fn,
+    Address, BuildError, ByteSize, ConfigError, ConfigPath, Env, FilterError, FilterSpec, Period, Svc,
+    service_fn,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,7 @@ use tower::ServiceExt;
 use super::state::{Replicas, Running};
 use super::topology::Rules;
 use crate::kind::{Db, DbAnswer, DbRequest};
+use crate::listening::has_no_port;
 use crate::pool::Transaction;
 
 /// How often a server is looked for.
@@ -91,7 +92,7 @@ impl FilterSpec for ReadReplicas {
             errors.push(servers.error(format!("{} are too many", self.servers.len())).hint("at most 32"));
         }
         for (place, server) in self.servers.iter().enumerate() {
-            if matches!(server, Address::Tcp(HostPort { port: 0, .. })) {
+            if has_no_port(server) {
                 let error = servers.index(place).error("port 0 cannot be dialled");
                 errors.push(error.hint("the server's port, 5432 for instance"));
             } else if self.servers.iter().take(place).any(|before| before == server) {
@@ -179,12 +180,12 @@ async fn carry(
 
 #[cfg(test)]
 mod tests {
+    use qudag_filter_common::testing::wrong_places;
+
     use super::*;
 
     fn wrong(settings: &str) -> Vec<String> {
-        let settings: ReadReplicas = serde_json::from_str(settings).unwrap();
-        let errors = settings.check(&ConfigPath::root());
-        errors.into_iter().map(|error| error.at.to_string()).collect()
+        wrong_places(settings, ReadReplicas::check)
     }
 
     #[test]

@@ -8,11 +8,10 @@ use qudag_filter_common::testing::{self, PATIENCE, nowhere};
 use qudag_filter_db::PostgresListener;
 use qudag_filter_db::wire::{backend, build};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::postgres::Postgres;
+use crate::postgres::wire::{Wire, sqlstate};
 
 pub(crate) type Sidecar = testing::Sidecar<PostgresListener>;
 
@@ -38,8 +37,7 @@ pub(crate) async fn sidecar(primary: &Postgres, replicas: &[&Postgres], settings
 
 /// A client that sends its own messages.
 pub(crate) struct Client {
-    pub(crate) stream: TcpStream,
-    inbox: BytesMut,
+    pub(crate) wire: Wire,
 }
 
 impl Client {
@@ -53,62 +51,25 @@ impl Client {
     }
 
     pub(crate) async fn login(address: SocketAddr, user: &str, options: &str) -> Self {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        let body = format!("\0\x03\0\0user\0{user}\0database\0postgres\0options\0{options}\0\0");
-        let length = u32::try_from(body.len() + 4).unwrap();
-        stream.write_all(&[&length.to_be_bytes()[..], body.as_bytes()].concat()).await.unwrap();
-        let mut client = Self { stream, inbox: BytesMut::new() };
+        let mut client = Self { wire: Wire::login(address, user, options).await };
         client.answer().await;
         client
     }
 
-    pub(crate) async fn message(&mut self) -> (u8, String) {
-        loop {
-            if self.inbox.len() >= 5 {
-                let length = u32::from_be_bytes(self.inbox[1..5].try_into().unwrap()) as usize;
-                if self.inbox.len() > length {
-                    let message = self.inbox.split_to(length + 1);
-                    return (message[0], String::from_utf8_lossy(&message[5..]).into_owned());
-                }
-            }
-            let read = timeout(PATIENCE, self.stream.read_buf(&mut self.inbox)).await.unwrap().unwrap();
-            assert!(read > 0, "the connection ended");
-        }
-    }
-
     /// The SQLSTATE with which the connection ends.
     pub(crate) async fn end(&mut self) -> String {
-        let mut last = String::new();
-        loop {
-            if self.inbox.len() >= 5 {
-                let length = u32::from_be_bytes(self.inbox[1..5].try_into().unwrap()) as usize;
-                if self.inbox.len() > length {
-                    let message = self.inbox.split_to(length + 1);
-                    if message[0] == backend::ERROR {
-                        let text = String::from_utf8_lossy(&message[5..]).into_owned();
-                        last = text.split('\0').find_map(|field| field.strip_prefix('C')).unwrap().to_owned();
-                    }
-                    continue;
-                }
-            }
-            match timeout(PATIENCE, self.stream.read_buf(&mut self.inbox)).await.unwrap() {
-                Ok(0) | Err(_) => return last,
-                Ok(_) => {}
-            }
-        }
+        let said = self.wire.rest().await;
+        let last = said.iter().rfind(|(kind, _)| *kind == backend::ERROR);
+        last.map_or_else(String::new, |(_, error)| sqlstate(error).to_owned())
     }
 
     /// What comes through the next ReadyForQuery: the values of rows with one column, and the SQLSTATEs of errors.
     pub(crate) async fn answer(&mut self) -> Vec<String> {
         let mut seen = Vec::new();
         loop {
-            match self.message().await {
+            match self.wire.message().await {
                 (backend::DATA_ROW, row) => seen.push(row.chars().skip(6).collect()),
-                (backend::ERROR, text) => {
-                    let code = text.split('\0').find_map(|field| field.strip_prefix('C')).unwrap();
-                    seen.push(code.to_owned());
-                }
+                (backend::ERROR, error) => seen.push(sqlstate(&error).to_owned()),
                 (backend::READY, _) => return seen,
                 _ => {}
             }
@@ -120,7 +81,7 @@ impl Client {
         for sql in queries {
             build::query(&mut out, sql.as_bytes());
         }
-        self.stream.write_all(&out).await.unwrap();
+        self.wire.send(&out).await;
     }
 
     pub(crate) async fn query(&mut self, sql: &str) -> Vec<String> {

@@ -1,5 +1,8 @@
 //! A PostgreSQL server of one test, and its client programs.
 
+#[allow(dead_code, reason = "not every test file sends its own messages")]
+pub(crate) mod wire;
+
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::chown;

@@ -385,13 +385,12 @@ impl JsonSchema for Mark {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use qudag_filter_common::testing::wrong_places;
 
     use super::*;
 
     fn wrong(settings: &str) -> Vec<String> {
-        let settings: Capture = serde_json::from_str(settings).unwrap();
-        let errors = settings.check(&ConfigPath::root());
-        errors.into_iter().map(|error| error.at.to_string()).collect()
+        wrong_places(settings, Capture::check)
     }
 
     #[test]

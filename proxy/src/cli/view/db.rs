@@ -57,14 +57,13 @@ pub(in crate::cli) fn db_replicas(answer: &Value, colour: bool) -> String {
                 Some(why) => cell(why, Tone::Warn),
                 None => plain(""),
             };
-            let whole = |key: &str| server.get(key).and_then(Value::as_u64).map_or("-".to_owned(), grouped);
             vec![
                 plain(text(server, "server")),
                 cell(role, tone),
-                plain(whole("timeline")),
+                plain(whole(server, "timeline")),
                 plain(server.get("position").and_then(Value::as_str).unwrap_or("-")),
                 plain(fixed(server, "lag", 1)),
-                plain(whole("reads")),
+                plain(whole(server, "reads")),
                 plain(percent(server, "share")),
                 usable,
             ]
@@ -80,19 +79,16 @@ pub(in crate::cli) fn db_replicas(answer: &Value, colour: bool) -> String {
 pub(in crate::cli) fn db_load(answer: &Value, colour: bool) -> String {
     let rows: Vec<_> = list(answer, "load")
         .map(|server| {
-            let whole = |key: &str| server.get(key).and_then(Value::as_u64).map_or("-".to_owned(), grouped);
-            let raised: Vec<_> = list(server, "indicators").filter_map(Value::as_str).collect();
             let state = match server.get("error").and_then(Value::as_str) {
                 Some(error) => cell(error, Tone::Bad),
-                None if raised.is_empty() => plain(""),
-                None => cell(format!("too much: {}", raised.join(", ")), Tone::Warn),
+                None => raised(server).map_or_else(|| plain(""), |raised| cell(raised, Tone::Warn)),
             };
             vec![
                 plain(text(server, "server")),
-                plain(format!("{} of {}", whole("connections"), whole("max_connections"))),
-                plain(whole("active")),
-                plain(whole("lock_waits")),
-                plain(whole("io_waits")),
+                plain(format!("{} of {}", whole(server, "connections"), whole(server, "max_connections"))),
+                plain(whole(server, "active")),
+                plain(whole(server, "lock_waits")),
+                plain(whole(server, "io_waits")),
                 plain(fixed(server, "oldest_transaction", 1)),
                 plain(fixed(server, "commits", 1)),
                 plain(fixed(server, "rollbacks", 1)),
@@ -121,12 +117,17 @@ pub(in crate::cli) fn db_load(answer: &Value, colour: bool) -> String {
     table(&headings, rows, colour)
 }
 
+/// What a server has too much of.
+fn raised(server: &Value) -> Option<String> {
+    let raised: Vec<_> = list(server, "indicators").filter_map(Value::as_str).collect();
+    (!raised.is_empty()).then(|| format!("too much: {}", raised.join(", ")))
+}
+
 /// A line for each server that has too much to do.
 pub(super) fn too_much(answer: &Value, colour: bool) -> String {
     let line = |server: &Value| {
-        let raised: Vec<_> = list(server, "indicators").filter_map(Value::as_str).collect();
-        let said = format!("{}: too much: {}", plain(text(server, "server")).paint(false), raised.join(", "));
-        (!raised.is_empty()).then(|| cell(said, Tone::Warn).paint(colour) + "\n")
+        let said = format!("{}: {}", plain(text(server, "server")).paint(false), raised(server)?);
+        Some(cell(said, Tone::Warn).paint(colour) + "\n")
     };
     list(answer, "load").filter_map(line).collect()
 }
@@ -347,6 +348,11 @@ fn doing(of: &Value) -> Cell {
         _ => Tone::Faint,
     };
     cell(text(of, "doing"), tone)
+}
+
+/// A whole number, or that it is not known.
+fn whole(of: &Value, key: &str) -> String {
+    of.get(key).and_then(Value::as_u64).map_or("-".to_owned(), grouped)
 }
 
 /// A number with so many digits behind the point.

@@ -30,6 +30,18 @@ fn right(heading: &'static str, width: usize, show: fn(&Value) -> Cell) -> Colum
     Column { right: true, ..column(heading, width, show) }
 }
 
+/// What is shown of everything that waits for a server of a pool.
+fn of_a_pool() -> [Column; 6] {
+    [
+        column("DATABASE", 8, |flow| detail(flow, "database", Tone::Plain)),
+        column("USER", 8, |flow| detail(flow, "user", Tone::Plain)),
+        column("OUTCOME", 8, outcome),
+        right("MS", 8, duration),
+        right("WAITED", 8, |flow| detail(flow, "waited_ms", Tone::Plain)),
+        right("BUSY", 8, |flow| detail(flow, "busy_ms", Tone::Plain)),
+    ]
+}
+
 impl FlowTable {
     /// The columns that suit a kind of traffic.
     pub(crate) fn of(kind: &str) -> Self {
@@ -55,26 +67,14 @@ impl FlowTable {
                 right("TRANSACTIONS", 0, |flow| detail(flow, "transactions", Tone::Plain)),
                 column("", 0, |flow| rest(flow, &["database", "user", "transactions"])),
             ]),
-            "db_transactions" => columns.extend([
-                column("DATABASE", 8, |flow| detail(flow, "database", Tone::Plain)),
-                column("USER", 8, |flow| detail(flow, "user", Tone::Plain)),
-                column("OUTCOME", 8, outcome),
-                right("MS", 8, duration),
-                right("WAITED", 8, |flow| detail(flow, "waited_ms", Tone::Plain)),
-                right("BUSY", 8, |flow| detail(flow, "busy_ms", Tone::Plain)),
+            "db_transactions" => columns.extend(of_a_pool().into_iter().chain([
                 column("FINGERPRINT", 16, |flow| detail(flow, "statement", Tone::Faint)),
                 column("STATEMENT", 0, |flow| detail(flow, "text", Tone::Plain)),
-            ]),
-            "redis_batches" => columns.extend([
-                column("DATABASE", 8, |flow| detail(flow, "database", Tone::Plain)),
-                column("USER", 8, |flow| detail(flow, "user", Tone::Plain)),
-                column("OUTCOME", 8, outcome),
-                right("MS", 8, duration),
-                right("WAITED", 8, |flow| detail(flow, "waited_ms", Tone::Plain)),
-                right("BUSY", 8, |flow| detail(flow, "busy_ms", Tone::Plain)),
+            ])),
+            "redis_batches" => columns.extend(of_a_pool().into_iter().chain([
                 right("COMMANDS", 8, |flow| detail(flow, "commands", Tone::Plain)),
                 column("NAMES", 0, |flow| detail(flow, "names", Tone::Plain)),
-            ]),
+            ])),
             _ => columns.extend([
                 column("OUTCOME", 8, outcome),
                 right("MS", 10, duration),

@@ -116,12 +116,12 @@ impl Cluster {
         Ok(())
     }
 
-    /// Before the database exists there is the one that says so, which is an answer as well.
+    /// That the database does not exist yet is an answer as well, and so is that all sessions are taken, where a thousand clients have
+    /// waited for it; while it starts it is 57P03.
     fn lets_in(&self) -> bool {
         match clients::Postgres::connect(self.address, USER) {
             Ok(_) => true,
-            // "database does not exist"; while it starts it is 57P03.
-            Err(why) => why.to_string().contains("3D000"),
+            Err(why) => ["3D000", "53300"].iter().any(|known| why.to_string().contains(known)),
         }
     }
 

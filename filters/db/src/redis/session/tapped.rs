@@ -1,14 +1,12 @@
-//! Batches of pooled sessions, for whoever taps them: how many commands and what they are called, never keys or values. The log has a line for
-//! the session only.
+//! Batches of pooled sessions, as they are tapped: how many commands and what they are called, never keys or values.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
-
-use qudag_filter_common::flow::{Audience, Details, Ended};
+use std::time::Instant;
 
 use crate::redis::machine::Batch;
 use crate::redis::pool::Pool;
 use crate::redis::resp::{CommandScan, arguments};
+use crate::tapped::{self, Part};
 
 /// The name under which batches are tapped.
 pub const BATCHES: &str = "redis_batches";
@@ -16,66 +14,26 @@ pub const BATCHES: &str = "redis_batches";
 const NAMES: usize = 8;
 
 /// The batch that a session is in, where somebody wants to see it.
-#[derive(Debug)]
-pub(super) struct Tapped {
-    audience: &'static Audience,
-    begun: Option<Box<Begun>>,
-}
+pub(super) type Tapped = tapped::Tapped<Commands>;
 
+/// A batch, as far as it is shown.
 #[derive(Debug)]
-struct Begun {
-    at: Instant,
-    /// When it had its connection.
-    served: Option<Instant>,
-    busy: Duration,
-    commands: usize,
+pub(super) struct Commands {
+    number: usize,
     names: String,
-    refused: Option<&'static str>,
-    /// Bytes from and to the client before it.
-    before: (u64, u64),
 }
 
-impl Default for Tapped {
-    fn default() -> Self {
-        Self { audience: Audience::of(BATCHES), begun: None }
-    }
+impl Part for Commands {
+    const NAME: &'static str = BATCHES;
 }
 
 impl Tapped {
-    /// One begins, after so many bytes from and to the client. Costs one relaxed load while nobody taps.
+    /// One begins, after so many bytes from and to the client.
     pub(super) fn begin(&mut self, inbox: &[u8], batch: Batch, before: (u64, u64)) {
-        if self.audience.is_tapped() {
+        self.start(before, || {
             let names = names(inbox.get(..batch.bytes).unwrap_or_default());
-            let (served, busy, refused, commands) = (None, Duration::ZERO, None, batch.commands);
-            let at = Instant::now();
-            self.begun = Some(Box::new(Begun { at, served, busy, commands, names, refused, before }));
-        }
-    }
-
-    /// It has its connection.
-    pub(super) fn served(&mut self, now: Instant) {
-        if let Some(begun) = &mut self.begun {
-            begun.served = Some(now);
-        }
-    }
-
-    /// All its answers have come.
-    pub(super) fn busy(&mut self, busy: Duration) {
-        if let Some(begun) = &mut self.begun {
-            begun.busy = busy;
-        }
-    }
-
-    /// The client was told that it is not carried out.
-    pub(super) fn refused(&mut self, outcome: &'static str) {
-        if let Some(begun) = &mut self.begun {
-            begun.refused = Some(outcome);
-        }
-    }
-
-    /// It is none any more.
-    pub(super) fn forget(&mut self) {
-        self.begun = None;
+            (Instant::now(), Commands { number: batch.commands, names })
+        });
     }
 
     /// It has ended, after so many bytes; `end`: with the session.
@@ -86,21 +44,9 @@ impl Tapped {
         end: Option<&'static str>,
         after: (u64, u64),
     ) {
-        let Some(begun) = self.begun.take() else { return };
-        let now = Instant::now();
-        let millis = |time: Duration| format!("{:.3}", time.as_secs_f64() * 1e3);
-        let mut details = Details::default();
-        details.add("user", pool.user()).add("database", pool.key.database);
-        details.add("commands", begun.commands).add("names", &begun.names);
-        let waited = begun.served.unwrap_or(now).saturating_duration_since(begun.at);
-        details.add("waited_ms", millis(waited)).add("busy_ms", millis(begun.busy));
-        self.audience.show_taps(&Ended {
-            client,
-            outcome: begun.refused.or(end).unwrap_or("ok"),
-            duration: now.saturating_duration_since(begun.at),
-            bytes_up: after.0.saturating_sub(begun.before.0),
-            bytes_down: after.1.saturating_sub(begun.before.1),
-            details: &details,
+        self.finish(client, end, after, |details, batch| {
+            details.add("user", pool.user()).add("database", pool.key.database);
+            details.add("commands", batch.number).add("names", &batch.names);
         });
     }
 }
