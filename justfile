@@ -14,11 +14,13 @@ all:
 quick:
     ./tests/run --quick
 
-# Formatting of the three workspaces.
+# Formatting of all workspaces.
 fmt:
     cargo fmt --all --check
     cargo fmt --manifest-path tests/node/Cargo.toml --check
+    cargo fmt --manifest-path tests/crypto/Cargo.toml --check
     cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
+    cargo fmt --manifest-path tests/clients/postgres/rust/Cargo.toml --check
 
 # Lints.
 lint:
@@ -35,6 +37,10 @@ test *ARGS:
 # Examples in the documentation, among them docs/adding-a-filter.md.
 doctest:
     cargo test --workspace --doc --locked --quiet
+
+# Signatures of the node's own library, verified by every backend.
+signatures:
+    cargo test --release --locked --manifest-path tests/crypto/Cargo.toml --target-dir target/crypto-peers
 
 # The documentation of the crates.
 doc:

@@ -20,7 +20,7 @@ struct Known {
     signature: &'static [u8; SIGNATURE_BYTES],
 }
 
-/// Made by pqcrypto-dilithium 0.5.0 (draft) and fips204 0.4.6 (final standard).
+/// Made by the library that QuDAG signs with, pqcrypto-dilithium 0.5.0 (draft), and fips204 0.4.6 (final standard).
 static KNOWN: [Known; 2] = [
     Known {
         edition: Edition::Draft,

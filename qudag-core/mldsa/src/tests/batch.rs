@@ -18,11 +18,9 @@ struct Known {
 
 /// Signatures of both editions, of short and of long messages.
 static KNOWN: LazyLock<Vec<Known>> = LazyLock::new(|| {
-    let known = (0..24).map(|number: u8| {
-        let message =
-            vec![number; [0, 1, 32, 69, 70, 71, 72, 73, 136, 1_000, 5_000, 70_000][usize::from(number) / 2]];
-        let signed =
-            if number.is_multiple_of(2) { Signed::draft(&message) } else { Signed::standard(&message) };
+    let standard = [0, 1, 32, 69, 70, 71, 72, 73, 136, 1_000, 5_000, 70_000];
+    let standard = standard.map(|length| Signed::standard(&vec![7; length]));
+    let known = Signed::drafts().into_iter().chain(standard).map(|signed| {
         let expanded = signed.key.expand(Backend::Portable);
         let mu = signed.mu(expanded.tr());
         Known { signed, expanded, mu }
@@ -62,7 +60,7 @@ fn case() -> impl Strategy<Value = Case> {
         1 => Just(Damage::Range),
         1 => Just(Damage::Hints),
     ];
-    (0..24_usize, damage, any::<bool>(), any::<bool>()).prop_map(|(known, damage, fresh, by_mu)| Case {
+    (0..28_usize, damage, any::<bool>(), any::<bool>()).prop_map(|(known, damage, fresh, by_mu)| Case {
         known,
         damage,
         fresh,
@@ -110,7 +108,7 @@ fn check(cases: &[Case], scratch: &mut Scratch) {
     let jobs = cases.iter().zip(&signatures).map(|(case, signature)| {
         let known = &KNOWN[case.known];
         let of_key =
-            &KNOWN[if matches!(case.damage, Damage::OtherKey) { 23 - case.known } else { case.known }];
+            &KNOWN[if matches!(case.damage, Damage::OtherKey) { 27 - case.known } else { case.known }];
         Job {
             key: if case.fresh { Key::Fresh(&of_key.signed.key) } else { Key::Expanded(&of_key.expanded) },
             edition: match (case.damage, known.signed.edition) {

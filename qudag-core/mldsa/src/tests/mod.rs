@@ -11,10 +11,8 @@ mod vectors;
 
 use fips204::ml_dsa_65;
 use fips204::traits::{KeyGen, SerDes, Signer};
-use pqcrypto_dilithium::dilithium3;
-use pqcrypto_traits::sign::{DetachedSignature, PublicKey as _};
 
-use crate::{Backend, Edition, Mu, MuOf, PublicKey, Rejected, verify};
+use crate::{Backend, Edition, Mu, MuOf, PUBLIC_KEY_BYTES, PublicKey, Rejected, SIGNATURE_BYTES, verify};
 
 /// The backends to test: the one that the environment names, or all that the processor can run.
 fn backends() -> Vec<Backend> {
@@ -37,15 +35,24 @@ struct Signed {
 }
 
 impl Signed {
-    /// By the library that QuDAG signs with.
-    fn draft(message: &[u8]) -> Self {
-        let (public, secret) = dilithium3::keypair();
-        Self {
-            key: PublicKey(public.as_bytes().try_into().unwrap()),
-            edition: Edition::Draft,
-            message: message.to_vec(),
-            signature: dilithium3::detached_sign(message, &secret).as_bytes().to_vec(),
+    /// Those of the library that QuDAG signs with, of messages of many lengths (`tests/crypto` writes them).
+    fn drafts() -> Vec<Self> {
+        let mut bytes = &include_bytes!("../../tests/data/qudag-crypto.signatures")[..];
+        let mut signed = Vec::new();
+        while let Some((key, rest)) = bytes.split_first_chunk::<PUBLIC_KEY_BYTES>() {
+            let (length, rest) = rest.split_first_chunk().unwrap();
+            let (message, rest) = rest.split_at(u32::from_le_bytes(*length) as usize);
+            let (signature, rest) = rest.split_at(SIGNATURE_BYTES);
+            let (message, signature) = (message.to_vec(), signature.to_vec());
+            signed.push(Self { key: PublicKey(*key), edition: Edition::Draft, message, signature });
+            bytes = rest;
         }
+        signed
+    }
+
+    /// The first of those that is of a message.
+    fn draft() -> Self {
+        Self::drafts().into_iter().find(|signed| !signed.message.is_empty()).unwrap()
     }
 
     /// By a library for the final standard.

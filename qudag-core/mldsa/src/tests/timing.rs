@@ -66,7 +66,7 @@ fn steps<E: Engine>(engine: E, signed: &Signed, key: &mut ExpandedKey) {
 #[test]
 #[ignore = "a measurement"]
 fn of_steps() {
-    let signed = Signed::draft(b"message");
+    let signed = Signed::draft();
     for backend in backends() {
         println!("{backend}");
         let mut key = signed.key.expand(backend);

@@ -64,3 +64,38 @@ fn every_vector_of_wycheproof_is_judged_right_in_batches() {
         }
     }
 }
+
+/// NIST's vectors of the validation of products.
+#[derive(serde::Deserialize)]
+struct Acvp {
+    pk: String,
+    tests: Vec<AcvpTest>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AcvpTest {
+    tc_id: u32,
+    test_passed: bool,
+    reason: String,
+    message: String,
+    signature: String,
+}
+
+#[test]
+fn every_vector_of_nist_is_judged_right() {
+    let hex = |text: &str| data_encoding::HEXUPPER_PERMISSIVE.decode(text.as_bytes()).unwrap();
+    let acvp: Acvp = serde_json::from_str(include_str!("../../tests/data/acvp-sigver.json")).unwrap();
+    assert_eq!(acvp.tests.len(), 15);
+    let key = PublicKey(hex(&acvp.pk).try_into().unwrap());
+    for backend in backends() {
+        let key = key.expand(backend);
+        for test in &acvp.tests {
+            // The message is M′, which the draft makes of a message by leaving it as it is.
+            let mut mu = MuOf::new(key.tr(), Edition::Draft, b"").unwrap();
+            mu.update(&hex(&test.message));
+            let result = verify(backend, &key, Edition::Final, &mu.finish(), &hex(&test.signature));
+            assert_eq!(result.is_ok(), test.test_passed, "{backend}, {}: {}", test.tc_id, test.reason);
+        }
+    }
+}
