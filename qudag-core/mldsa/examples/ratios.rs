@@ -1,5 +1,5 @@
 //! How much faster each backend verifies than what QuDAG nodes call, `pqcrypto-dilithium` with AVX2: CPU time per operation, both in turn in
-//! one process, medians. `cargo run --release -p qudag-mldsa --example ratios [rounds]`
+//! one process, medians. `cargo run --release -p qudag-mldsa --example ratios [rounds [part of a name]]`
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -89,6 +89,7 @@ fn main() {
                 (format!("{backend} batch-8 fresh"), Box::new(move || batch(black_box(backend), true))),
             ]
         })
+        .filter(|(name, _)| std::env::args().nth(2).is_none_or(|part| name.contains(&part)))
         .collect();
     let mut times = vec![vec![]; cases.len()];
     let mut node_times = vec![];
