@@ -13,6 +13,8 @@ use crate::verify::{Rejected, challenge_seed, commit, parse};
 
 /// How many signatures are hashed together. Longer batches are cut.
 const CHUNK: usize = 64;
+/// How many keys are expanded together: their 120 polynomials leave no lane empty.
+const KEYS: usize = 4;
 
 /// A key of a [`Job`].
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +23,22 @@ pub enum Key<'a> {
     Expanded(&'a ExpandedKey),
     /// To be made ready for this signature alone.
     Fresh(&'a PublicKey),
+}
+
+impl<'a> Key<'a> {
+    fn expanded(self) -> Option<&'a ExpandedKey> {
+        match self {
+            Self::Expanded(key) => Some(key),
+            Self::Fresh(_) => None,
+        }
+    }
+
+    fn fresh(self) -> Option<&'a PublicKey> {
+        match self {
+            Self::Expanded(_) => None,
+            Self::Fresh(key) => Some(key),
+        }
+    }
 }
 
 /// What is signed.
@@ -50,7 +68,7 @@ pub struct Job<'a> {
     pub signature: &'a [u8],
 }
 
-/// Memory for [`verify_batch`], about 130 kB. It can be used again and again, by any backend.
+/// Memory for [`verify_batch`], about 190 kB. It can be used again and again, by any backend.
 #[derive(Debug)]
 pub struct Scratch(Box<Memory>);
 
@@ -60,8 +78,8 @@ struct Memory {
     trs: [[u8; TR_BYTES]; CHUNK],
     mus: [[u8; MU_BYTES]; CHUNK],
     c_tildes: [[u8; MU_BYTES]; LANES],
-    key: ExpandedKey,
-    z: [Polynomial; L],
+    keys: [ExpandedKey; KEYS],
+    z: [[Polynomial; L]; KEYS],
     c: [Polynomial; LANES],
     w1: [[u8; K * W1_BYTES]; LANES],
 }
@@ -74,8 +92,8 @@ impl Scratch {
             trs: [[0; _]; _],
             mus: [[0; _]; _],
             c_tildes: [[0; _]; _],
-            key: ExpandedKey::ZERO,
-            z: [const { Polynomial::ZERO }; _],
+            keys: [const { ExpandedKey::ZERO }; _],
+            z: [const { [const { Polynomial::ZERO }; _] }; _],
             c: [const { Polynomial::ZERO }; _],
             w1: [[0; _]; _],
         }))
@@ -154,21 +172,17 @@ fn verify_chunk<E: Engine>(
 
 /// The hashes of keys and of messages, where they are not known (algorithm 8, steps 6 and 7).
 fn hash_messages<E: Engine>(engine: E, memory: &mut Memory, parsed: &[Option<Parsed<'_>>]) {
-    let fresh = |job: &Job<'_>| matches!((job.key, job.content), (Key::Fresh(_), Content::Message { .. }));
-    let keys = parsed.iter().flatten().enumerate().filter(|(_, one)| fresh(&one.job));
-    let inputs = keys.filter_map(|(place, one)| match one.job.key {
-        Key::Fresh(key) => Some((place, Input::new([&key.0, &[], &[], &[]]))),
-        Key::Expanded(_) => None,
+    let keys = parsed.iter().flatten().enumerate().filter_map(|(place, one)| match one.job.content {
+        Content::Message { .. } => Some((place, one.job.key.fresh()?)),
+        Content::Mu(_) => None,
     });
+    let inputs = keys.map(|(place, key)| (place, Input::new([&key.0, &[], &[], &[]])));
     hash_many(engine, &mut memory.lanes, inputs, &mut memory.trs);
     let trs = &memory.trs;
     let messages = parsed.iter().flatten().zip(trs).enumerate();
     let inputs = messages.filter_map(|(place, (one, tr))| match one.job.content {
         Content::Message { context, message } => {
-            let tr = match one.job.key {
-                Key::Expanded(key) => key.tr(),
-                Key::Fresh(_) => tr,
-            };
+            let tr = one.job.key.expanded().map_or(tr, ExpandedKey::tr);
             let (prefix, length) = &one.prefix;
             let prefix = prefix.get(..*length).unwrap_or_default();
             Some((place, Input::new([tr, prefix, context, message])))
@@ -197,18 +211,21 @@ fn verify_group<E: Engine>(
         sample_in_ball(engine, &mut memory.lanes.get(lane), c);
     }
     let mut in_range = [false; LANES];
-    let lanes = group.iter().flatten().zip(&mut memory.c).zip(&mut memory.w1).zip(&mut in_range);
-    for (((one, c), w1), in_range) in lanes {
-        *in_range = engine.z_decode(one.signature.z, &mut memory.z);
-        if *in_range {
-            let key = match one.job.key {
-                Key::Expanded(key) => key,
-                Key::Fresh(key) => {
-                    expand(engine, key, &mut memory.key);
-                    &memory.key
-                }
-            };
-            commit(engine, key, c, &mut memory.z, &one.signature, w1);
+    let lanes = group.chunks(KEYS).zip(memory.c.chunks_mut(KEYS)).zip(memory.w1.chunks_mut(KEYS));
+    for (((group, c), w1), in_range) in lanes.zip(in_range.chunks_mut(KEYS)) {
+        let mut fresh = [None; KEYS];
+        let responses = group.iter().flatten().zip(&mut memory.z).zip(&mut *in_range).zip(&mut fresh);
+        for (((one, z), in_range), fresh) in responses {
+            *in_range = engine.z_decode(one.signature.z, z);
+            *fresh = one.job.key.fresh().filter(|_| *in_range);
+        }
+        expand(engine, &fresh, &mut memory.keys);
+        let responses = group.iter().flatten().zip(&mut memory.z).zip(in_range).zip(&memory.keys);
+        for ((((one, z), in_range), expanded), (c, w1)) in responses.zip(c.iter_mut().zip(w1)) {
+            if *in_range {
+                let key = one.job.key.expanded().unwrap_or(expanded);
+                commit(engine, key, c, z, &one.signature, w1);
+            }
         }
     }
     let mus = memory.mus.get(first_mu..).unwrap_or_default();

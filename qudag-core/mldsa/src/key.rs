@@ -33,7 +33,7 @@ impl PublicKey {
     /// Makes the key ready for verifying.
     pub fn expand(&self, backend: Backend) -> Box<ExpandedKey> {
         let mut key = Box::new(ExpandedKey::ZERO);
-        with_engine!(backend, expand, self, &mut key);
+        with_engine!(backend, expand, &[Some(self)], std::slice::from_mut(&mut *key));
         key.tr = self.tr(backend);
         key
     }
@@ -52,12 +52,19 @@ fn tr<E: Engine>(engine: E, key: &PublicKey) -> [u8; TR_BYTES] {
     output(&sponge.finish(permute))
 }
 
-/// Sets all of an expanded key but tr.
-pub(crate) fn expand<E: Engine>(engine: E, key: &PublicKey, expanded: &mut ExpandedKey) {
-    let (rho, t1) = key.parts();
-    expand_a(engine, rho, &mut expanded.a);
-    engine.t1_decode(t1, &mut expanded.t1);
-    expanded.t1.iter_mut().for_each(|t1| engine.ntt(t1));
+/// Sets all but tr of the expanded keys that stand beside a key.
+pub(crate) fn expand<E: Engine>(engine: E, keys: &[Option<&PublicKey>], expanded: &mut [ExpandedKey]) {
+    let polynomials = keys.iter().zip(&mut *expanded).flat_map(|(key, expanded)| {
+        let a = expanded.a.as_flattened_mut().iter_mut().enumerate();
+        key.iter().zip([a]).flat_map(|(key, a)| a.map(|(place, a)| (key.parts().0, place, a)))
+    });
+    expand_a(engine, polynomials);
+    for (key, expanded) in keys.iter().zip(expanded) {
+        if let Some(key) = key {
+            engine.t1_decode(key.parts().1, &mut expanded.t1);
+            expanded.t1.iter_mut().for_each(|t1| engine.ntt(t1));
+        }
+    }
 }
 
 impl ExpandedKey {

@@ -2,31 +2,43 @@
 
 use crate::backend::Engine;
 use crate::keccak::{Block, LANES, Lanes, RATE_128, RATE_256, SUFFIX, State};
-use crate::parameters::{K, L, N, SEED_BYTES, TAU};
+use crate::parameters::{L, N, SEED_BYTES, TAU};
 use crate::polynomial::Polynomial;
 use crate::sponge::{add, output};
 
-/// The matrix Â, row by row (algorithm 32, ExpandA), as many polynomials at a time as the engine permutes states.
-pub(crate) fn expand_a<E: Engine>(engine: E, rho: &[u8; SEED_BYTES], a: &mut [[Polynomial; L]; K]) {
-    for (first, group) in a.as_flattened_mut().chunks_mut(E::LANES).enumerate() {
+/// Polynomials of matrices Â (algorithm 32, ExpandA), as many at a time as the engine permutes states, whichever keys they are of. Each comes
+/// with the seed ρ of its key and its place, row by row.
+pub(crate) fn expand_a<'a, E: Engine>(
+    engine: E,
+    polynomials: impl Iterator<Item = (&'a [u8; SEED_BYTES], usize, &'a mut Polynomial)>,
+) {
+    let mut polynomials = polynomials.fuse();
+    let mut blocks = [Block::ZERO; LANES];
+    loop {
         let mut lanes = Lanes::ZERO;
-        for lane in 0..group.len() {
-            let polynomial = first * E::LANES + lane;
-            let mut state: State = [0; _];
-            add(&mut state, 0, rho);
-            // The column before the row.
-            add(&mut state, SEED_BYTES, &[(polynomial % L) as u8, (polynomial / L) as u8, SUFFIX]);
-            add(&mut state, RATE_128 - 1, &[0x80]);
-            lanes.set(lane, &state);
+        let mut group = [const { None }; LANES];
+        for (lane, slot) in group.iter_mut().enumerate().take(E::LANES) {
+            *slot = polynomials.next().map(|(rho, place, a)| {
+                let mut state: State = [0; _];
+                add(&mut state, 0, rho);
+                // The column before the row.
+                add(&mut state, SEED_BYTES, &[(place % L) as u8, (place / L) as u8, SUFFIX]);
+                add(&mut state, RATE_128 - 1, &[0x80]);
+                lanes.set(lane, &state);
+                (a, 0)
+            });
         }
-        let mut filled = [0; LANES];
-        let mut blocks = [Block::ZERO; LANES];
-        while filled.iter().zip(&*group).any(|(filled, _)| *filled < N) {
+        while group.iter().flatten().any(|(_, filled)| *filled < N) {
             engine.permute_lanes(&mut lanes);
             engine.squeeze(&lanes, &mut blocks);
-            for ((a, filled), block) in group.iter_mut().zip(&mut filled).zip(&blocks) {
-                *filled = engine.reject(block, a, *filled);
+            for (slot, block) in group.iter_mut().zip(&blocks) {
+                if let Some((a, filled)) = slot {
+                    *filled = engine.reject(block, a, *filled);
+                }
             }
+        }
+        if group.iter().take(E::LANES).any(Option::is_none) {
+            return;
         }
     }
 }

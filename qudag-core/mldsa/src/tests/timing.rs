@@ -59,8 +59,11 @@ fn steps<E: Engine>(engine: E, signed: &Signed, key: &mut ExpandedKey) {
     let t1: [u8; K * T1_BYTES] = std::array::from_fn(|place| place as u8);
     time("reject", || _ = black_box(engine.reject(black_box(&blocks[0]), &mut w, 0)));
     time("t1_decode", || engine.t1_decode(black_box(&t1), &mut key.t1));
-    time("expand_a", || expand_a(engine, black_box(&[7; SEED_BYTES]), &mut key.a));
-    time("expand", || expand(engine, &signed.key, key));
+    time("expand_a", || {
+        let a = key.a.as_flattened_mut().iter_mut().enumerate();
+        expand_a(engine, a.map(|(place, a)| (&[7; SEED_BYTES], place, a)));
+    });
+    time("expand", || expand(engine, &[Some(&signed.key)], std::slice::from_mut(key)));
 }
 
 #[test]

@@ -78,8 +78,8 @@ fn reject<E: Engine>(engine: E, block: &Block, filled: usize) {
 fn sample<E: Engine>(engine: E, rho: &[u8; 32], state: &[u64; 25]) {
     let mut own = [const { [const { Polynomial::ZERO }; L] }; K];
     let mut plain = own.clone();
-    expand_a(engine, rho, &mut own);
-    expand_a(Portable, rho, &mut plain);
+    expand_a(engine, own.as_flattened_mut().iter_mut().enumerate().map(|(place, a)| (rho, place, a)));
+    expand_a(Portable, plain.as_flattened_mut().iter_mut().enumerate().map(|(place, a)| (rho, place, a)));
     assert!(own == plain);
     let (mut own, mut plain) = (Polynomial([7; N]), Polynomial([8; N]));
     sample_in_ball(engine, &mut state.clone(), &mut own);

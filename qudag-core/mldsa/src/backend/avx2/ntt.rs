@@ -12,68 +12,87 @@ const LEVELS: usize = 3;
 static FORWARD: [[LaneFactors<WIDTH>; LEVELS]; PAIRS] = lane_factors(&ZETAS);
 static INVERSE: [[LaneFactors<WIDTH>; LEVELS]; PAIRS] = lane_factors(&INVERSE_ZETAS);
 
-/// The levels of 32 coefficients with partners 16 and fewer apart.
+/// The levels of blocks of 32 coefficients with partners 16 and fewer apart.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn forward_block(block: usize, w: &mut [[i32; WIDTH]; COLUMNS], q: Modulus) {
-    let sixteen = factor(&ZETAS[8 + block]);
-    let (a, c) = forward(load(&w[0]), load(&w[2]), &sixteen, q);
-    let (b, d) = forward(load(&w[1]), load(&w[3]), &sixteen, q);
-    let (a, b) = forward(a, b, &factor(&ZETAS[16 + 2 * block]), q);
-    let (c, d) = forward(c, d, &factor(&ZETAS[17 + 2 * block]), q);
-    let (a, b) = forward_pair(&FORWARD[2 * block], a, b, q);
-    let (c, d) = forward_pair(&FORWARD[2 * block + 1], c, d, q);
-    for (to, vector) in w.iter_mut().zip([a, b, c, d]) {
+fn forward_group(group: usize, w: &mut [[i32; WIDTH]; GROUP], q: Modulus) {
+    let mut v = load_group(w);
+    for (block, zeta) in [0, 4].into_iter().zip(&ZETAS[8 + 2 * group..]) {
+        for i in [block, block + 1] {
+            (v[i], v[i + 2]) = forward(v[i], v[i + 2], &factor(zeta), q);
+        }
+    }
+    for (i, zeta) in [0, 2, 4, 6].into_iter().zip(&ZETAS[16 + 4 * group..]) {
+        (v[i], v[i + 1]) = forward(v[i], v[i + 1], &factor(zeta), q);
+    }
+    let zetas = &FORWARD[4 * group..];
+    for (i, zetas) in [0, 2, 4, 6].into_iter().zip(zetas) {
+        let (a, b) = swap_four(v[i], v[i + 1]);
+        (v[i], v[i + 1]) = forward(a, b, &factors(&zetas[0]), q);
+    }
+    for (i, zetas) in [0, 2, 4, 6].into_iter().zip(zetas) {
+        let (a, b) = swap_two(v[i], v[i + 1]);
+        (v[i], v[i + 1]) = forward(a, b, &factors(&zetas[1]), q);
+    }
+    for (i, zetas) in [0, 2, 4, 6].into_iter().zip(zetas) {
+        let (a, b) = swap_one(v[i], v[i + 1]);
+        (v[i], v[i + 1]) = forward(a, b, &factors(&zetas[2]), q);
+    }
+    // Now one vector of a pair holds the coefficients with even numbers and the other those with odd ones.
+    for i in [0, 2, 4, 6] {
+        let (a, b) = (v[i], v[i + 1]);
+        (v[i], v[i + 1]) = swap_four(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    }
+    for (to, vector) in w.iter_mut().zip(v) {
         store(to, vector);
     }
 }
 
-/// The levels of 16 coefficients with partners 4 and fewer apart.
+/// The reverse of [`forward_group`].
 #[inline]
 #[target_feature(enable = "avx2")]
-fn forward_pair(factor: &[LaneFactors<WIDTH>; LEVELS], a: Vector, b: Vector, q: Modulus) -> (Vector, Vector) {
-    let [four, two, one] = factor;
-    let (a, b) = swap_four(a, b);
-    let (a, b) = forward(a, b, &factors(&four.values, &four.inverses), q);
-    let (a, b) = swap_two(a, b);
-    let (a, b) = forward(a, b, &factors(&two.values, &two.inverses), q);
-    let (a, b) = swap_one(a, b);
-    let (a, b) = forward(a, b, &factors(&one.values, &one.inverses), q);
-    // Now one vector holds the coefficients with even numbers and the other those with odd ones.
-    swap_four(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b))
-}
-
-/// The reverse of [`forward_block`].
-#[inline]
-#[target_feature(enable = "avx2")]
-fn inverse_block(block: usize, w: &mut [[i32; WIDTH]; COLUMNS], q: Modulus) {
-    let (a, b) = inverse_pair(&INVERSE[2 * block], load(&w[0]), load(&w[1]), q);
-    let (c, d) = inverse_pair(&INVERSE[2 * block + 1], load(&w[2]), load(&w[3]), q);
-    let (a, b) = inverse(a, b, &factor(&INVERSE_ZETAS[16 + 2 * block]), q);
-    let (c, d) = inverse(c, d, &factor(&INVERSE_ZETAS[17 + 2 * block]), q);
-    let sixteen = factor(&INVERSE_ZETAS[8 + block]);
-    let (a, c) = inverse(a, c, &sixteen, q);
-    let (b, d) = inverse(b, d, &sixteen, q);
-    for (to, vector) in w.iter_mut().zip([a, b, c, d]) {
+fn inverse_group(group: usize, w: &mut [[i32; WIDTH]; GROUP], q: Modulus) {
+    let mut v = load_group(w);
+    for i in [0, 2, 4, 6] {
+        let (a, b) = swap_four(v[i], v[i + 1]);
+        let (a, b) = (_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
+        v[i] = _mm256_castps_si256(_mm256_shuffle_ps::<0b10_00_10_00>(a, b));
+        v[i + 1] = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(a, b));
+    }
+    let zetas = &INVERSE[4 * group..];
+    for (i, zetas) in [0, 2, 4, 6].into_iter().zip(zetas) {
+        let (a, b) = inverse(v[i], v[i + 1], &factors(&zetas[2]), q);
+        (v[i], v[i + 1]) = swap_one(a, b);
+    }
+    for (i, zetas) in [0, 2, 4, 6].into_iter().zip(zetas) {
+        let (a, b) = inverse(v[i], v[i + 1], &factors(&zetas[1]), q);
+        (v[i], v[i + 1]) = swap_two(a, b);
+    }
+    for (i, zetas) in [0, 2, 4, 6].into_iter().zip(zetas) {
+        let (a, b) = inverse(v[i], v[i + 1], &factors(&zetas[0]), q);
+        (v[i], v[i + 1]) = swap_four(a, b);
+    }
+    for (i, zeta) in [0, 2, 4, 6].into_iter().zip(&INVERSE_ZETAS[16 + 4 * group..]) {
+        (v[i], v[i + 1]) = inverse(v[i], v[i + 1], &factor(zeta), q);
+    }
+    for (block, zeta) in [0, 4].into_iter().zip(&INVERSE_ZETAS[8 + 2 * group..]) {
+        for i in [block, block + 1] {
+            (v[i], v[i + 2]) = inverse(v[i], v[i + 2], &factor(zeta), q);
+        }
+    }
+    for (to, vector) in w.iter_mut().zip(v) {
         store(to, vector);
     }
 }
 
-/// The reverse of [`forward_pair`].
 #[inline]
 #[target_feature(enable = "avx2")]
-fn inverse_pair(factor: &[LaneFactors<WIDTH>; LEVELS], a: Vector, b: Vector, q: Modulus) -> (Vector, Vector) {
-    let [four, two, one] = factor;
-    let (a, b) = swap_four(a, b);
-    let (a, b) = (_mm256_castsi256_ps(a), _mm256_castsi256_ps(b));
-    let even = _mm256_castps_si256(_mm256_shuffle_ps::<0b10_00_10_00>(a, b));
-    let odd = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(a, b));
-    let (a, b) = inverse(even, odd, &factors(&one.values, &one.inverses), q);
-    let (a, b) = swap_one(a, b);
-    let (a, b) = inverse(a, b, &factors(&two.values, &two.inverses), q);
-    let (a, b) = swap_two(a, b);
-    let (a, b) = inverse(a, b, &factors(&four.values, &four.inverses), q);
-    swap_four(a, b)
+fn load_group(w: &[[i32; WIDTH]; GROUP]) -> [Vector; GROUP] {
+    let mut v = [splat(0); GROUP];
+    for (v, from) in v.iter_mut().zip(w) {
+        *v = load(from);
+    }
+    v
 }
 
 /// The upper four lanes of a change places with the lower four of b.

@@ -5,8 +5,11 @@ use std::arch::x86_64::*;
 use super::vector::*;
 use crate::backend::portable::sampling::coefficient_from_three_bytes;
 use crate::keccak::{Block, RATE_128};
-use crate::parameters::Q;
+use crate::parameters::{N, Q};
 use crate::polynomial::Polynomial;
+
+/// Vectors of candidates of a block.
+const PARTS: usize = RATE_128 / 3 / WIDTH;
 
 /// Appends the coefficients that a block of SHAKE128 holds to the first `filled` ones of a polynomial, and returns how many there are then
 /// (algorithms 30, RejNTTPoly, and 14, CoeffFromThreeBytes).
@@ -18,21 +21,40 @@ pub(super) fn reject(block: &Block, Polynomial(a): &mut Polynomial, mut filled: 
         0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1,
         4, 5, 6, -1, 7, 8, 9, -1, 10, 11, 12, -1, 13, 14, 15, -1,
     );
-    for bytes in block.0[..RATE_128].as_chunks::<24>().0 {
-        let values = and(_mm256_shuffle_epi8(load_24(bytes), places), splat(0x7f_ffff));
+    let mut values = [splat(0); PARTS];
+    let mut greatest = splat(0);
+    for (values, bytes) in values.iter_mut().zip(block.0.as_chunks().0) {
+        *values = and(_mm256_shuffle_epi8(load_24(bytes), places), splat(0x7f_ffff));
+        greatest = _mm256_max_epi32(greatest, *values);
+    }
+    let all_good = _mm256_movemask_epi8(_mm256_cmpgt_epi32(splat(Q), greatest)) == -1;
+    let to = a.get_mut(filled..).and_then(|rest| rest.first_chunk_mut::<{ PARTS * WIDTH }>());
+    // One of 1,024 candidates is rejected, so that whole blocks are mostly good.
+    if let (true, Some(to)) = (all_good, to) {
+        for (to, values) in to.as_chunks_mut().0.iter_mut().zip(values) {
+            store(to, values);
+        }
+        return filled + PARTS * WIDTH;
+    }
+    for (values, bytes) in values.into_iter().zip(block.0.as_chunks::<24>().0) {
         let good = _mm256_cmpgt_epi32(splat(Q), values);
         let to = a.get_mut(filled..).and_then(|rest| rest.first_chunk_mut());
-        // One of 1,024 candidates is rejected: eight are nearly always good.
         if let (-1, Some(to)) = (_mm256_movemask_epi8(good), to) {
             store(to, values);
             filled += WIDTH;
         } else {
-            for three in bytes.as_chunks().0 {
-                if let (Some(value), Some(place)) = (coefficient_from_three_bytes(three), a.get_mut(filled)) {
-                    *place = value;
-                    filled += 1;
-                }
-            }
+            filled = reject_one_by_one(bytes, a, filled);
+        }
+    }
+    filled
+}
+
+/// The same for few places or few bytes.
+fn reject_one_by_one(bytes: &[u8], a: &mut [i32; N], mut filled: usize) -> usize {
+    for three in bytes.as_chunks().0 {
+        if let (Some(value), Some(place)) = (coefficient_from_three_bytes(three), a.get_mut(filled)) {
+            *place = value;
+            filled += 1;
         }
     }
     filled

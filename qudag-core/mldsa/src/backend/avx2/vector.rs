@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
+use crate::backend::simd::LaneFactors;
 use crate::constants::{Q_INVERSE, Twiddle};
 use crate::parameters::Q;
 
@@ -46,7 +47,7 @@ pub(super) fn factor(twiddle: &Twiddle) -> Factor {
 /// A factor for each lane.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn factors(values: &[i32; WIDTH], inverses: &[i32; WIDTH]) -> Factor {
+pub(super) fn factors(LaneFactors { values, inverses }: &LaneFactors<WIDTH>) -> Factor {
     let value = load(values);
     Factor { value, odd: odd(value), inverse: load(inverses) }
 }

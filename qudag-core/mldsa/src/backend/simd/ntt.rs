@@ -1,6 +1,6 @@
 //! The transform on vectors. Its upper levels combine whole vectors: three levels go over the eight vectors of a column, that are 32
 //! coefficients apart, and those below over a block of 32 coefficients. Where two partners would be in one vector, lanes of two vectors
-//! change places first, see `forward_pair` of each backend.
+//! change places first, see `forward_group` of each backend.
 
 use crate::constants::Twiddle;
 use crate::parameters::N;
@@ -47,6 +47,8 @@ macro_rules! ntt_functions {
 
         /// Vectors of 32 coefficients.
         const COLUMNS: usize = 32 / WIDTH;
+        /// Vectors of the blocks that are worked on side by side. A single one would be waiting for its own results most of the time.
+        const GROUP: usize = 8;
         /// Pairs of vectors of a polynomial.
         const PAIRS: usize = N / (2 * WIDTH);
 
@@ -93,8 +95,8 @@ macro_rules! ntt_functions {
                     store(&mut w[COLUMNS * place + column], *v);
                 }
             }
-            for (block, w) in w.as_chunks_mut::<COLUMNS>().0.iter_mut().enumerate() {
-                forward_block(block, w, q);
+            for (group, w) in w.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+                forward_group(group, w, q);
             }
         }
 
@@ -103,8 +105,8 @@ macro_rules! ntt_functions {
         pub(super) fn inverse_ntt(polynomial: &mut Polynomial) {
             let q = modulus();
             let w = polynomial.0.as_chunks_mut::<WIDTH>().0;
-            for (block, w) in w.as_chunks_mut::<COLUMNS>().0.iter_mut().enumerate() {
-                inverse_block(block, w, q);
+            for (group, w) in w.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+                inverse_group(group, w, q);
             }
             for column in 0..COLUMNS {
                 let mut v = [splat(0); 8];
