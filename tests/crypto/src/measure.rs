@@ -14,7 +14,9 @@ pub struct Figure {
     pub who: String,
     /// Processor time of one operation: the median over all rounds.
     pub cpu: f64,
-    /// Time of one operation by the clock on the wall, or of a batch of them.
+    /// Operations of one call.
+    pub operations: usize,
+    /// Time of one call by the clock on the wall, for half and for 99 of 100 of them.
     pub p50: f64,
     pub p99: f64,
 }
@@ -75,6 +77,7 @@ pub fn measure(what: &str, rounds: usize, mut ways: Vec<Way<'_>>) -> Vec<Figure>
             what: what.to_owned(),
             who: way.who,
             cpu: at(&turns, 0.5),
+            operations: way.operations,
             p50: at(&calls, 0.5),
             p99: at(&calls, 0.99),
         }
