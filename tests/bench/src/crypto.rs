@@ -82,7 +82,10 @@ fn rows(figures: &[Figure]) -> Result<Vec<Row>, Failure> {
         let who = name(&other.who)?;
         let row = Row::beside(&title, ours.cpu, "µs", who, other.cpu);
         let aim = TIMES.iter().find(|(name, _)| name == what).filter(|_| who == NODE);
-        rows.push(aim.map_or(row.clone(), |(_, times)| row.ratio_at_most(times.recip())));
+        rows.push(match aim {
+            Some((_, times)) => row.ratio_at_most(times.recip()),
+            None => row,
+        });
     }
     if rows.is_empty() {
         rows.push(Row::alone(title, ours.cpu, "µs"));

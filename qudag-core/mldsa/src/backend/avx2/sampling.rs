@@ -3,9 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::vector::*;
-use crate::backend::portable::sampling::coefficient_from_three_bytes;
+use crate::backend::portable::sampling::reject_one_by_one;
 use crate::keccak::{Block, RATE_128};
-use crate::parameters::{N, Q};
+use crate::parameters::Q;
 use crate::polynomial::Polynomial;
 
 /// Vectors of candidates of a block.
@@ -44,17 +44,6 @@ pub(super) fn reject(block: &Block, Polynomial(a): &mut Polynomial, mut filled: 
             filled += WIDTH;
         } else {
             filled = reject_one_by_one(bytes, a, filled);
-        }
-    }
-    filled
-}
-
-/// The same for few places or few bytes.
-fn reject_one_by_one(bytes: &[u8], a: &mut [i32; N], mut filled: usize) -> usize {
-    for three in bytes.as_chunks().0 {
-        if let (Some(value), Some(place)) = (coefficient_from_three_bytes(three), a.get_mut(filled)) {
-            *place = value;
-            filled += 1;
         }
     }
     filled

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::vector::*;
-use crate::backend::portable::sampling::coefficient_from_three_bytes;
+use crate::backend::portable::sampling::reject_one_by_one;
 use crate::keccak::{Block, RATE_128};
 use crate::parameters::{N, Q};
 use crate::polynomial::Polynomial;
@@ -54,17 +54,6 @@ fn reject_some(block: &Block, values: &[Vector; PARTS], a: &mut [i32; N], mut fi
         // Storing what was compressed is quicker than compressing into memory.
         store(to, _mm512_maskz_compress_epi32(good, *values));
         filled += good.count_ones() as usize;
-    }
-    filled
-}
-
-/// The same for few places or few bytes.
-fn reject_one_by_one(bytes: &[u8], a: &mut [i32; N], mut filled: usize) -> usize {
-    for three in bytes.as_chunks().0 {
-        if let (Some(value), Some(place)) = (coefficient_from_three_bytes(three), a.get_mut(filled)) {
-            *place = value;
-            filled += 1;
-        }
     }
     filled
 }
