@@ -19,6 +19,11 @@ impl Rate {
         let interval = Duration::from_nanos(1_000_000_000_u64.div_ceil(u64::from(rate.max(1))));
         Self { interval, depth: interval.saturating_mul(burst.max(1)) }
     }
+
+    /// The time in which so many tokens come, as far as there is room for them.
+    fn of(&self, number: u32) -> Duration {
+        self.interval.saturating_mul(number).min(self.depth)
+    }
 }
 
 /// A token bucket, as the time at which it will be full again (the generic cell rate algorithm). Its rate is given at every
@@ -44,8 +49,16 @@ impl Bucket {
     /// # Errors
     /// After how long there will be one, if there is none.
     pub fn take(&mut self, rate: &Rate, now: Instant) -> Result<(), Duration> {
+        self.take_many(rate, 1, now)
+    }
+
+    /// Takes so many tokens, or none; all of a full bucket for more than it can hold.
+    ///
+    /// # Errors
+    /// After how long there will be as many.
+    pub fn take_many(&mut self, rate: &Rate, number: u32, now: Instant) -> Result<(), Duration> {
         // Not deeper than empty: the rate may have changed.
-        let full_at = self.full_at.clamp(now, now + rate.depth) + rate.interval;
+        let full_at = self.full_at.clamp(now, now + rate.depth) + rate.of(number);
         match (full_at - now).checked_sub(rate.depth) {
             None | Some(Duration::ZERO) => {
                 self.full_at = full_at;
@@ -55,9 +68,9 @@ impl Bucket {
         }
     }
 
-    /// Gives back a token that was taken for nothing.
-    pub fn give_back(&mut self, rate: &Rate) {
-        self.full_at = self.full_at.checked_sub(rate.interval).unwrap_or(self.full_at);
+    /// Gives back so many tokens that were taken together for nothing.
+    pub fn give_back(&mut self, rate: &Rate, number: u32) {
+        self.full_at = self.full_at.checked_sub(rate.of(number)).unwrap_or(self.full_at);
     }
 }
 
@@ -120,12 +133,30 @@ mod tests {
         let later = start + Duration::from_millis(100);
         assert_eq!(bucket.take(&rate, later), Ok(()));
         assert_eq!(bucket.take(&rate, later), Err(Duration::from_millis(100)));
-        bucket.give_back(&rate);
+        bucket.give_back(&rate, 1);
         assert_eq!(bucket.take(&rate, later), Ok(()));
         // Idle time fills it up to the burst and no further.
         let later = later + Duration::from_secs(3600);
         assert!(bucket.is_full(later));
         assert_eq!((0..10).filter(|_| bucket.take(&rate, later).is_ok()).count(), 3);
+    }
+
+    #[test]
+    fn several_are_taken_together_or_not_at_all() {
+        let start = Instant::now();
+        let rate = Rate::new(10, 5);
+        let mut bucket = Bucket::full(start);
+        assert_eq!(bucket.take_many(&rate, 3, start), Ok(()));
+        assert_eq!(bucket.take_many(&rate, 3, start), Err(Duration::from_millis(100)));
+        assert_eq!(bucket.take_many(&rate, 2, start), Ok(()));
+        bucket.give_back(&rate, 2);
+        assert_eq!(bucket.take_many(&rate, 2, start), Ok(()));
+        assert_eq!(bucket.take_many(&rate, 0, start), Ok(()));
+        // More than there can be: all there is, when the bucket is full.
+        assert_eq!(bucket.take_many(&rate, 100, start), Err(Duration::from_millis(500)));
+        let full = start + Duration::from_millis(500);
+        assert_eq!(bucket.take_many(&rate, u32::MAX, full), Ok(()));
+        assert_eq!(bucket.take(&rate, full), Err(Duration::from_millis(100)));
     }
 
     #[test]

@@ -8,7 +8,9 @@ pub mod breaker;
 pub mod bucket;
 pub mod budget;
 pub mod limit;
+pub mod offload;
 pub mod queue;
+pub mod replay;
 pub mod rpc;
 
 use std::time::Duration;

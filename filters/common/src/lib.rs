@@ -12,6 +12,7 @@ pub mod halves;
 pub mod listener;
 pub mod live;
 pub mod memory_pooling;
+pub mod mldsa;
 pub mod net;
 pub mod rate_limit;
 pub mod retry;

@@ -35,6 +35,11 @@ pub trait RateLimited: Kind {
     /// The limit of each client where the configuration says nothing.
     const PER_CLIENT: Limit = Limit { rate: 100, burst: 200 };
 
+    /// For how many tokens a request counts, where one may ask for much.
+    fn weight(_request: &Self::Req) -> u32 {
+        1
+    }
+
     /// Whether a request counts.
     fn counts(_request: &Self::Req) -> bool {
         true
@@ -194,7 +199,7 @@ impl<K: RateLimited> FilterSpec for RateLimit<K> {
 
 impl<K: Kind> Quick<K> for Gate {
     fn look(&self, glance: &mut K::Glance<'_>) -> Look {
-        self.admit(glance.client()).map_or_else(Look::Refused, |()| Look::Pass)
+        self.admit(glance.client(), 1).map_or_else(Look::Refused, |()| Look::Pass)
     }
 }
 
@@ -215,7 +220,7 @@ impl Gate {
         }
     }
 
-    fn admit(&self, ip: Option<IpAddr>) -> Result<(), FilterError> {
+    fn admit(&self, ip: Option<IpAddr>, weight: u32) -> Result<(), FilterError> {
         let now = now();
         let limited = |counter: &Counter, retry_after| {
             counter.increment(1);
@@ -226,17 +231,18 @@ impl Gate {
         if let Some((rate, counter)) = &self.per_client {
             clients = self.state.clients.lock().unwrap_or_else(PoisonError::into_inner);
             let bucket = clients.of(client(ip), now);
-            if let Err(retry_after) = bucket.take(rate, now) {
+            if let Err(retry_after) = bucket.take_many(rate, weight, now) {
                 return limited(counter, retry_after);
             }
             own = Some((bucket, rate));
         }
         if let Some((rate, counter)) = &self.total {
-            let taken = self.state.total.lock().unwrap_or_else(PoisonError::into_inner).take(rate, now);
+            let taken =
+                self.state.total.lock().unwrap_or_else(PoisonError::into_inner).take_many(rate, weight, now);
             if let Err(retry_after) = taken {
                 // What others used up is not held against this client.
                 if let Some((bucket, rate)) = own {
-                    bucket.give_back(rate);
+                    bucket.give_back(rate, weight);
                 }
                 return limited(counter, retry_after);
             }
@@ -269,7 +275,7 @@ impl<K: RateLimited> Service<K::Req> for Limited<K> {
         if !K::counts(&request) {
             return Either::Right(self.inner.call(request));
         }
-        match self.gate.admit(request.client()) {
+        match self.gate.admit(request.client(), K::weight(&request)) {
             Ok(()) => {
                 request.note("rate_limit", || "within the rate".to_owned());
                 Either::Right(self.inner.call(request))

@@ -217,7 +217,7 @@ impl Gate {
         for (bucket, rate, limited) in wanted {
             if let Err(retry_after) = bucket.take(rate, now) {
                 taken.into_iter().for_each(|(bucket, rate): (&mut qudag_core::bucket::Bucket, &Rate)| {
-                    bucket.give_back(rate)
+                    bucket.give_back(rate, 1)
                 });
                 limited.increment(1);
                 return Err(FilterError::RateLimited { retry_after });

@@ -24,7 +24,7 @@ pub use dns_cache::{CacheState, CacheStats, DnsCache, FlushSelector, RebuildErro
 pub use hosts::{Hosts, HostsState};
 pub use kind::{Dns, DnsGlance, DnsQuery, DnsReply, DnsSettings, Source, Trace, TraceStep, Transport, Way};
 pub use listener::DnsListener;
-pub use local_zones::{LocalZone, LocalZones, LocalZonesState};
+pub use local_zones::{Dark, LocalZone, LocalZones, LocalZonesState, SignedRecord};
 pub use lookup::{Lookup, LookupError, Question, lookup};
 pub use service::SERVICE_TTL;
 pub use shared_cache::{DnsSharedCache, SharedCacheState};

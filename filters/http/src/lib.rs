@@ -10,6 +10,7 @@ mod guard;
 mod headers;
 mod kind;
 mod listener;
+mod mcp_crypto;
 mod node;
 mod record;
 mod refusal;
@@ -27,12 +28,15 @@ pub use chunked::ChunkError;
 pub use connection_pooling::{ConnectionPooling, Pool};
 pub use kind::{Body, Http, HttpCall, HttpSettings};
 pub use listener::HttpListener;
+pub use mcp_crypto::{McpCrypto, Mode};
 
 chain! {
     /// The filters of the HTTP chain.
     pub struct HttpFilters for Http, states HttpStates {
         /// How often clients may ask.
         rate_limit: RateLimit<Http>,
+        /// Answers for the node's mock of cryptography.
+        mcp_crypto: McpCrypto,
         /// Stops asking a node that fails.
         circuit_breaker: CircuitBreaker<Http>,
         /// Asks again where that can do no harm.

@@ -38,8 +38,8 @@ pub struct PeerListener {
     pub identity: Option<IdentitySettings>,
     /// The names of the sidecars that may come through the tunnel: the URIs in their certificates.
     pub allow: Vec<PeerName>,
-    /// Where streams of the tunnel may lead besides `node`, which is `node.p2p`: names and addresses.
-    pub destinations: BTreeMap<Destination, HostPort>,
+    /// Where streams of the tunnel may lead besides `node`, which is `node.p2p`: names and addresses, also of Unix sockets.
+    pub destinations: BTreeMap<Destination, Address>,
     /// Connections that the local node makes straight to its peers and that rules of the packet filter hand over.
     pub capture: Option<Capture>,
     /// The time for one attempt to connect, with resolving the name; at most 10s.
@@ -157,12 +157,11 @@ impl PeerListener {
     /// The routes of streams that come through the tunnel.
     fn destinations(&self, env: &Env) -> HashMap<Destination, Arc<Route>> {
         let Some(quic) = &self.quic else { return HashMap::new() };
-        let route = |name: String, to: &HostPort| {
-            Arc::new(Route { name, bind: quic.clone(), to: Address::Tcp(to.clone()), sidecar: None })
-        };
-        let others =
-            self.destinations.iter().map(|(name, to)| (name.clone(), route(format!("{QUIC}.{name}"), to)));
-        let node = (Destination::node(), route(QUIC.to_owned(), &env.node.p2p));
+        let route =
+            |name: String, to: Address| Arc::new(Route { name, bind: quic.clone(), to, sidecar: None });
+        let others = self.destinations.iter();
+        let others = others.map(|(name, to)| (name.clone(), route(format!("{QUIC}.{name}"), to.clone())));
+        let node = (Destination::node(), route(QUIC.to_owned(), Address::Tcp(env.node.p2p.clone())));
         others.chain(std::iter::once(node)).collect()
     }
 
@@ -243,7 +242,7 @@ impl PeerListener {
             let at = at.key("destinations").key(name.as_str());
             if name.as_str() == Destination::NODE {
                 errors.push(at.error("`node` is node.p2p").hint("choose another name"));
-            } else if to.port == 0 {
+            } else if matches!(to, Address::Tcp(to) if to.port == 0) {
                 errors.push(at.error("port 0 cannot be dialled").hint("the port of the destination"));
             }
         }
@@ -489,6 +488,9 @@ mod tests {
         };
         assert!(shared("b.example:1", "bulk").is_empty() && shared("c.example:1", "interactive").is_empty());
         assert_eq!(shared("c.example:1", "bulk"), ["outbound.1.sidecar.to"]);
+        let destination = |to: &str| wrong(&format!(r#"{{"destinations": {{"crypto": "{to}"}}}}"#));
+        assert!(destination("[::1]:1").is_empty() && destination("unix:/run/crypto.sock").is_empty());
+        assert_eq!(destination("127.0.0.1:0"), ["destinations.crypto"]);
         for (key, value) in [
             ("connect_timeout", "0s"),
             ("connect_timeout", "10001ms"),

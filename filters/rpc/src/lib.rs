@@ -9,6 +9,7 @@ mod listener;
 mod node;
 mod refusal;
 pub mod request;
+pub mod rpc_auth;
 #[cfg(test)]
 mod tests;
 
@@ -17,10 +18,13 @@ use qudag_filter_common::{CircuitBreaker, RateLimit, Retry};
 
 pub use kind::{Rpc, RpcCall, RpcReply, RpcSettings};
 pub use listener::RpcListener;
+pub use rpc_auth::{RpcAuth, RpcAuthState};
 
 chain! {
     /// The filters of the RPC chain.
     pub struct RpcFilters for Rpc, states RpcStates {
+        /// Who may call.
+        rpc_auth: RpcAuth,
         /// How often clients may call.
         rate_limit: RateLimit<Rpc>,
         /// Stops calling a node that fails.

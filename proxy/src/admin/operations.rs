@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use qudag_filter_crypto::Backend;
 use qudag_filter_dns::{FlushSelector, Question};
 use serde::Deserialize;
 use serde_json::Value;
@@ -74,6 +75,16 @@ pub trait Operations: Clone + Send + Sync + 'static {
         kind: Option<PoolKind>,
         database: Option<&str>,
     ) -> Result<Value, ControlError>;
+    /// Which implementation verifies signatures, and what is held for that.
+    ///
+    /// # Errors
+    /// When cryptography is not served.
+    fn crypto(&self) -> Result<Value, ControlError>;
+    /// Tests the implementations, or one of them, and returns the same. Fails when there are none to test.
+    fn crypto_selftest(
+        &self,
+        backend: Option<Backend>,
+    ) -> impl Future<Output = Result<Value, ControlError>> + Send;
     /// What the query cache holds.
     ///
     /// # Errors
@@ -198,6 +209,14 @@ impl Operations for Control {
         database: Option<&str>,
     ) -> Result<Value, ControlError> {
         self.db_pause(paused, kind, database).map(json)
+    }
+
+    fn crypto(&self) -> Result<Value, ControlError> {
+        self.crypto().map(json)
+    }
+
+    async fn crypto_selftest(&self, backend: Option<Backend>) -> Result<Value, ControlError> {
+        self.crypto_selftest(backend).await.map(json)
     }
 
     fn db_cache(&self) -> Result<Value, ControlError> {

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use qudag_filter_api::{Percent, Period};
+use qudag_filter_crypto::UnknownBackend;
 use qudag_filter_dns::Question;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -56,6 +57,8 @@ pub(super) fn router<C: Operations>(control: C, auth: &Arc<Auth>, metrics: Metri
         .route("/db", read(auth, db::<C>))
         .route("/db/pause", change(auth, db_pause::<C>))
         .route("/db/resume", change(auth, db_resume::<C>))
+        .route("/crypto", read(auth, crypto::<C>))
+        .route("/crypto/selftest", change(auth, crypto_selftest::<C>))
         .route("/db/cache", read(auth, db_cache::<C>))
         .route("/db/cache/flush", change(auth, db_cache_flush::<C>))
         .route("/tap/{kind}", read(auth, tap::<C>))
@@ -316,6 +319,26 @@ async fn db_pause<C: Operations>(State(api): State<Api<C>>, Wish(of): Wish<Datab
 
 async fn db_resume<C: Operations>(State(api): State<Api<C>>, Wish(of): Wish<Database>) -> Answer<Value> {
     Ok(Json(api.control.db_pause(false, of.kind, of.database.as_deref())?))
+}
+
+async fn crypto<C: Operations>(State(api): State<Api<C>>) -> Answer<Value> {
+    Ok(Json(api.control.crypto()?))
+}
+
+/// All implementations where none is named.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Implementation {
+    backend: Option<String>,
+}
+
+async fn crypto_selftest<C: Operations>(
+    State(api): State<Api<C>>,
+    Wish(of): Wish<Implementation>,
+) -> Answer<Value> {
+    let backend = of.backend.map(|name| name.parse()).transpose();
+    let backend = backend.map_err(|why: UnknownBackend| ApiError::bad_request(why.to_string()))?;
+    Ok(Json(api.control.crypto_selftest(backend).await?))
 }
 
 async fn db_cache<C: Operations>(State(api): State<Api<C>>) -> Answer<Value> {

@@ -4,6 +4,7 @@ pub mod args;
 mod banner;
 mod bypass;
 mod check;
+mod crypto;
 mod exit;
 mod find;
 mod local;
@@ -21,7 +22,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 pub use args::Cli;
-use args::{CacheCommand, Command, ConfigCommand};
+use args::{CacheCommand, Command, ConfigCommand, CryptoCommand};
 pub use exit::Failure;
 use remote::Ask;
 
@@ -69,6 +70,10 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         },
         Command::Peers { target, format } => Ask::peers().run(&common, &target, format),
         Command::Db { command, target, format } => Ask::db(command).run(&common, &target, format),
+        Command::Crypto {
+            command: CryptoCommand::Selftest { in_process: true, backend }, format, ..
+        } => crypto::selftest(backend, format),
+        Command::Crypto { command, target, format } => Ask::crypto(command).run(&common, &target, format),
         Command::Dns { command, target, format } => Ask::dns(command).run(&common, &target, format),
         Command::Tap { tap: wish, target, format } => tap::run(&wish, &common, &target, format),
         Command::Top { top: wish, target, format } => top::run(&wish, &common, &target, format),

@@ -4,8 +4,8 @@ use qudag_filter_api::{Percent, Period};
 use serde_json::{Map, Value, json};
 
 use super::args::{
-    CacheFlush, Common, DbCacheCommand, DbCommand, DbKind, DnsCommand, FiltersCommand, FlagsCommand, Format,
-    Target,
+    CacheFlush, Common, CryptoCommand, DbCacheCommand, DbCommand, DbKind, DnsCommand, FiltersCommand,
+    FlagsCommand, Format, Target,
 };
 use super::exit::{FAILED, Failure};
 use super::{find, output, view};
@@ -147,6 +147,15 @@ impl Ask {
                 Self::post("/db/resume", of(kind, database), view::db_paused)
             }
         }
+    }
+
+    /// `crypto …` of a running sidecar
+    pub(super) fn crypto(command: CryptoCommand) -> Self {
+        let CryptoCommand::Selftest { backend, .. } = command else {
+            return Self::get("/crypto", view::crypto);
+        };
+        let body = backend.map_or_else(|| json!({}), |backend| json!({"backend": backend.name()}));
+        Self { failed: view::has_unsound, ..Self::post("/crypto/selftest", body, view::crypto) }
     }
 
     /// `dns …`

@@ -19,7 +19,7 @@ use crate::resolve::SystemResolver;
 /// What to show.
 #[derive(Debug, clap::Args)]
 pub struct TapOptions {
-    /// The kind of traffic: dns, peer, rpc, http, db or redis
+    /// The kind of traffic: dns, peer, rpc, http, db, redis or crypto
     kind: String,
     /// The transactions of pooled sessions, and not the sessions; for db
     #[arg(long)]
@@ -55,7 +55,7 @@ fn path(tap: &TapOptions) -> Result<String, Failure> {
     let name = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     if !name(&tap.kind) {
         return Err(Failure::new(FAILED, format!("no kind of traffic {:?}", tap.kind))
-            .hint("dns, peer, rpc, http, db or redis"));
+            .hint("dns, peer, rpc, http, db, redis or crypto"));
     }
     for condition in &tap.filter {
         if !is_plain_query(condition) || condition.contains('&') {

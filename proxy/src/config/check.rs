@@ -31,6 +31,7 @@ pub(super) fn check(config: &Config) -> Vec<ConfigError> {
         listener("http", all.http.as_ref().map(|part| Part::of(part, &listeners.key("http"))));
         listener("postgres", all.postgres.as_ref().map(|part| Part::of(part, &listeners.key("postgres"))));
         listener("redis", all.redis.as_ref().map(|part| Part::of(part, &listeners.key("redis"))));
+        listener("crypto", all.crypto.as_ref().map(|part| Part::of(part, &listeners.key("crypto"))));
     }
     errors.extend(config.filters.dns.check(&filters.key("dns")));
     errors.extend(config.filters.peer.check(&filters.key("peer")));
@@ -38,6 +39,7 @@ pub(super) fn check(config: &Config) -> Vec<ConfigError> {
     errors.extend(config.filters.http.check(&filters.key("http")));
     errors.extend(config.filters.db.check(&filters.key("db")));
     errors.extend(config.filters.redis.check(&filters.key("redis")));
+    errors.extend(config.filters.crypto.check(&filters.key("crypto")));
     errors.extend(node(config));
     errors.extend(own(config));
     errors.extend(super::bypass::check(config));

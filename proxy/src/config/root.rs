@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use qudag_filter_api::{Address, Host, HostPort, Period, Secret};
+use qudag_filter_crypto::{CryptoFilters, CryptoListener};
 use qudag_filter_db::redis::{RedisFilters, RedisListener};
 use qudag_filter_db::{DbFilters, PostgresListener};
 use qudag_filter_dns::{DnsFilters, DnsListener};
@@ -122,6 +123,8 @@ pub struct Listeners {
     pub postgres: Option<PostgresListener>,
     /// Redis and Valkey sessions.
     pub redis: Option<RedisListener>,
+    /// Cryptography for programs on this machine.
+    pub crypto: Option<CryptoListener>,
 }
 
 /// The filters of each kind of traffic.
@@ -140,6 +143,8 @@ pub struct Filters {
     pub db: DbFilters,
     /// The filters of Redis and Valkey sessions.
     pub redis: RedisFilters,
+    /// The filters of cryptographic operations.
+    pub crypto: CryptoFilters,
 }
 
 /// The admin API.
@@ -214,18 +219,21 @@ pub struct FlowsConfig {
     pub db: FlowLog,
     /// Redis and Valkey sessions.
     pub redis: FlowLog,
+    /// Requests for cryptographic operations.
+    pub crypto: FlowLog,
 }
 
 impl Default for FlowsConfig {
     fn default() -> Self {
         let all = FlowLog::All;
-        Self { dns: FlowLog::Errors, peer: all, rpc: all, http: all, db: all, redis: all }
+        let errors = FlowLog::Errors;
+        Self { dns: errors, peer: all, rpc: all, http: all, db: all, redis: all, crypto: errors }
     }
 }
 
 impl FlowsConfig {
     /// The choice for each kind of traffic.
-    pub fn kinds(&self) -> [(&'static str, FlowLog); 6] {
+    pub fn kinds(&self) -> [(&'static str, FlowLog); 7] {
         [
             ("dns", self.dns),
             ("peer", self.peer),
@@ -233,6 +241,7 @@ impl FlowsConfig {
             ("http", self.http),
             ("db", self.db),
             ("redis", self.redis),
+            ("crypto", self.crypto),
         ]
     }
 

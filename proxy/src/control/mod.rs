@@ -1,6 +1,7 @@
 //! What an operator can see and do, whichever way the wish arrives: admin API, signal or file watch.
 
 mod bypass;
+mod crypto;
 mod db;
 mod lookup;
 mod operate;

@@ -5,6 +5,7 @@ use std::io;
 use futures_util::future::BoxFuture;
 use qudag_filter_api::{Address, BuildError, ChainSpec, Decide, Env, HostPort, Kind, SlotInfo};
 use qudag_filter_common::{Front, KindOf, ListenerSpec};
+use qudag_filter_crypto::CryptoListener;
 use qudag_filter_db::PostgresListener;
 use qudag_filter_db::redis::RedisListener;
 use qudag_filter_dns::DnsListener;
@@ -108,4 +109,5 @@ kinds! {
     http: HttpListener, under listeners.http;
     db: PostgresListener, under listeners.postgres;
     redis: RedisListener, under listeners.redis;
+    crypto: CryptoListener, under listeners.crypto;
 }

@@ -405,6 +405,23 @@ pub const CATALOGUE: &[Metric] = &[
     ),
     // RPC, HTTP, databases.
     counter("qudag_sidecar_rpc_calls_total", &["method", "outcome"], "RPC calls, by method and outcome."),
+    counter(
+        "qudag_sidecar_rpc_auth_total",
+        &["verdict"],
+        "RPC calls that rpc_auth let pass (verdict=signature, token, not_needed) or refused, by reason.",
+    ),
+    gauge("qudag_sidecar_rpc_auth_ids", &[], "Ids of signed RPC calls that are remembered."),
+    counter(
+        "qudag_sidecar_rpc_auth_reloads_total",
+        &["outcome"],
+        "Readings of the files with keys and tokens of RPC clients, by outcome.",
+    ),
+    counter(
+        "qudag_sidecar_mcp_crypto_total",
+        &["operation", "outcome"],
+        "Calls of the node's MCP tool for cryptography that mcp_crypto answered: signatures that are valid or invalid, other operations \
+         that were done, and calls that were blocked or malformed.",
+    ),
     gauge("qudag_sidecar_http_pool_idle", &[], "Idle connections in the HTTP pool."),
     counter("qudag_sidecar_http_pool_opened_total", &[], "Connections that the HTTP pool opened."),
     counter(
@@ -635,6 +652,96 @@ pub const CATALOGUE: &[Metric] = &[
         "qudag_sidecar_redis_queue_oldest_seconds",
         &["database", "user", "protocol"],
         "How long the oldest of them has waited.",
+    ),
+    // Cryptography.
+    gauge("qudag_sidecar_crypto_connections", &["protocol"], "Connections of programs: binary or http."),
+    counter(
+        "qudag_sidecar_crypto_requests_total",
+        &["protocol", "request", "outcome"],
+        "Requests of programs by what they ask for (keys, signatures, fingerprints, hashes, status), and ok or the error.",
+    ),
+    gauge(
+        "qudag_sidecar_crypto_request_bytes",
+        &[],
+        "Memory of the requests that are being read or answered.",
+    ),
+    counter(
+        "qudag_sidecar_crypto_memory_waits_total",
+        &[],
+        "Requests that waited for memory before they were read.",
+    ),
+    counter(
+        "qudag_sidecar_crypto_operations_total",
+        &["sort", "result"],
+        "Operations that were done: of signatures and fingerprints by the verdict (valid, mismatch, range, hints, length, context, other_data, \
+         unknown_key), of keys and hashes done.",
+    ),
+    counter(
+        "qudag_sidecar_crypto_would_accept_on_avx2_node_total",
+        &[],
+        "Signatures that were refused because z is out of range, and that QuDAG nodes on AVX2 accept: somebody made them on purpose.",
+    ),
+    gauge(
+        "qudag_sidecar_crypto_backend",
+        &["backend"],
+        "1 for the implementation that simd_crypto has chosen, 0 for the others.",
+    ),
+    counter(
+        "qudag_sidecar_crypto_demotions_total",
+        &["backend", "reason"],
+        "Implementations that are not used any more: their self-test failed (signal, wrong_answer, timeout, not_run), or a verdict was not that of the \
+         portable one (shadow).",
+    ),
+    counter(
+        "qudag_sidecar_crypto_shadow_checks_total",
+        &["result"],
+        "Verdicts that were made once more by the portable implementation: same, different, or skipped for want of time or key.",
+    ),
+    counter(
+        "qudag_sidecar_crypto_keys_total",
+        &["event"],
+        "Keys that were looked for and found ready (hit) or not (miss), kept at their second use (admitted), registered, and forgotten (evicted).",
+    ),
+    gauge("qudag_sidecar_crypto_keys", &[], "Keys that are ready."),
+    gauge("qudag_sidecar_crypto_keys_bytes", &[], "Memory of the keys that are ready."),
+    histogram("qudag_sidecar_crypto_batch_operations", &[], "How many signatures were verified together."),
+    gauge("qudag_sidecar_crypto_queue_operations", &[], "Operations that wait for a thread."),
+    gauge("qudag_sidecar_crypto_queue_bytes", &[], "Memory of the operations that wait for a thread."),
+    counter(
+        "qudag_sidecar_crypto_refused_total",
+        &["reason"],
+        "Requests that were refused because too much waits (queue).",
+    ),
+    counter(
+        "qudag_sidecar_crypto_routed_operations_total",
+        &["outcome"],
+        "Operations that hardware_routing sent to other sidecars: with their verdicts from there (answered), or done here after all (fell_back).",
+    ),
+    counter(
+        "qudag_sidecar_crypto_routing_fallbacks_total",
+        &["reason"],
+        "Batches that were to be done by another sidecar and are done here: busy, too_large, timeout, refused, disconnected, garbage, or a wrong \
+         verdict (mismatch).",
+    ),
+    counter(
+        "qudag_sidecar_crypto_routing_kept_total",
+        &["reason"],
+        "Batches that hardware_routing left here: small, keys_by_id, unreachable, stopped after a wrong verdict, no_better, slower, breaker_open.",
+    ),
+    counter(
+        "qudag_sidecar_crypto_routing_checks_total",
+        &["result"],
+        "Verdicts of other sidecars that were made once more here: same, different, or skipped for want of time.",
+    ),
+    gauge(
+        "qudag_sidecar_crypto_routing_ready",
+        &["sidecar"],
+        "Whether batches may go to another sidecar: 1, or 0 when it is unreachable or stopped.",
+    ),
+    gauge(
+        "qudag_sidecar_crypto_routing_round_trip_seconds",
+        &["sidecar"],
+        "The way to another sidecar and back, the mean of the last few requests for its status.",
     ),
     // Configuration and control.
     gauge("qudag_sidecar_build_info", &["version"], "Always 1; the version is in the label."),

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use metrics::{describe_counter, describe_gauge, describe_histogram, gauge};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use qudag_filter_common::live;
 use tracing_appender::non_blocking::ErrorCounter;
 
@@ -16,6 +16,9 @@ const BUCKETS: [f64; 19] = [
     1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
     10.0,
 ];
+/// The end of the names of histograms of numbers, and the upper bounds of their buckets.
+const NUMBER: &str = "_operations";
+const NUMBERS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 /// How often samples of histograms are sorted into buckets. Between scrapes they would pile up.
 const UPKEEP: Duration = Duration::from_secs(1);
 
@@ -94,7 +97,9 @@ fn without_the_gone(text: &str) -> String {
 }
 
 fn recorder() -> Result<PrometheusRecorder, MetricsError> {
-    Ok(PrometheusBuilder::new().set_buckets(&BUCKETS)?.build_recorder())
+    let numbers = Matcher::Suffix(NUMBER.to_owned());
+    let builder = PrometheusBuilder::new().set_buckets(&BUCKETS)?;
+    Ok(builder.set_buckets_for_metric(numbers, &NUMBERS)?.build_recorder())
 }
 
 fn describe() {
@@ -135,6 +140,7 @@ mod tests {
             describe();
             metrics::counter!("qudag_sidecar_flows_total", "kind" => "dns", "outcome" => "ok").increment(3);
             metrics::histogram!("qudag_sidecar_flow_duration_seconds", "kind" => "dns").record(0.003);
+            metrics::histogram!("qudag_sidecar_crypto_batch_operations").record(40.0);
         });
         let text = Metrics { handle, dropped_log_lines: None }.render();
         for line in [
@@ -143,6 +149,8 @@ mod tests {
             "qudag_sidecar_flow_duration_seconds_bucket{kind=\"dns\",le=\"0.002\"} 0",
             "qudag_sidecar_flow_duration_seconds_bucket{kind=\"dns\",le=\"0.005\"} 1",
             "qudag_sidecar_flow_duration_seconds_bucket{kind=\"dns\",le=\"+Inf\"} 1",
+            "qudag_sidecar_crypto_batch_operations_bucket{le=\"32\"} 0",
+            "qudag_sidecar_crypto_batch_operations_bucket{le=\"64\"} 1",
             "# TYPE process_cpu_seconds_total counter",
             concat!("qudag_sidecar_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
         ] {
@@ -276,7 +284,8 @@ mod tests {
             assert_eq!(is_total, metric.kind == MetricKind::Counter, "{}", metric.name);
             assert!(metric.help.ends_with('.'), "{}", metric.name);
             if metric.kind == MetricKind::Histogram {
-                assert!(metric.name.ends_with("_seconds"), "{}: the buckets are durations", metric.name);
+                let has_buckets = metric.name.ends_with("_seconds") || metric.name.ends_with(NUMBER);
+                assert!(has_buckets, "{}: the buckets are of durations or numbers", metric.name);
             }
         }
     }

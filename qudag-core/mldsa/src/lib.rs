@@ -9,6 +9,8 @@ mod batch;
 mod constants;
 mod encoding;
 mod hash;
+#[cfg(debug_assertions)]
+mod illegal;
 mod keccak;
 mod key;
 mod lanes;
@@ -22,10 +24,12 @@ mod verify;
 pub use backend::{BACKEND_VARIABLE, Backend, UnknownBackend};
 pub use batch::{Content, Job, Key, Scratch, verify_batch};
 pub use hash::{Edition, Mu, MuOf, TooLong};
+#[cfg(debug_assertions)]
+pub use illegal::illegal_instruction;
 pub use key::{ExpandedKey, PublicKey};
 pub use parameters::{PUBLIC_KEY_BYTES, SIGNATURE_BYTES};
 pub use self_test::{SelfTestFailed, self_test};
-pub use verify::{Rejected, verify};
+pub use verify::{Rejected, matches_in_any_range, verify};
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests report by panicking")]

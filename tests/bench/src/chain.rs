@@ -1,12 +1,8 @@
-//! What a chain itself costs: no chain, all filters off, one filter, a split filter.
-//!
-//! Times are noisy; instructions are not. `chain-loop` is run under callgrind with two numbers of calls, and the
-//! difference is what the calls take, without what it takes to build the chain.
+//! What a chain itself costs: no chain, all filters off, one filter, a split filter. Times are noisy; instructions are not, so both are shown.
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -20,10 +16,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tower::ServiceExt;
 
-use crate::Failure;
 use crate::measure::{Plan, median};
 use crate::progress::Progress;
 use crate::row::Row;
+use crate::{Failure, instructions};
 
 /// A request that costs nothing besides the chain.
 struct Call(u64);
@@ -167,21 +163,19 @@ fn call(service: &Svc<Bench>, number: u64) -> Result<u64, FilterError> {
     }
 }
 
-/// Calls a chain so many times and checks every answer. Callgrind counts what runs inside this function, so that start-up,
-/// which reads clocks until it knows them, is left out.
+/// Calls a chain once, for [`instructions::count`].
 ///
 /// # Errors
-/// When an answer is wrong.
-#[inline(never)]
-pub fn run_loop(with: With, calls: u64) -> Result<(), Failure> {
+/// When the answer is wrong, or the process cannot be traced.
+pub fn counted(with: With) -> Result<(), Failure> {
+    install_recorder()?;
     let service = with.service()?;
-    for number in 0..calls {
-        let answer = call(std::hint::black_box(&service), std::hint::black_box(number))?;
-        if answer != number.wrapping_add(1) {
-            return Err("a wrong answer".into());
-        }
-    }
-    Ok(())
+    instructions::counted(|| check(&service, 1))
+}
+
+fn check(service: &Svc<Bench>, number: u64) -> Result<(), Failure> {
+    let answer = call(std::hint::black_box(service), std::hint::black_box(number))?;
+    if answer == number.wrapping_add(1) { Ok(()) } else { Err("a wrong answer".into()) }
 }
 
 /// Metrics are recorded into the same recorder as in the product.
@@ -193,17 +187,14 @@ pub fn install_recorder() -> Result<(), Failure> {
     Ok(())
 }
 
-/// The rows: nanoseconds a call, interleaved, and instructions a call where valgrind is installed.
+/// The rows: nanoseconds a call, interleaved, and instructions a call.
 ///
 /// # Errors
-/// When an answer is wrong or callgrind fails.
+/// When an answer is wrong or a process cannot be traced.
 pub fn rows(plan: Plan) -> Result<Vec<Row>, Failure> {
     install_recorder()?;
     let mut rows = times(plan)?;
-    match instructions()? {
-        Some(counted) => rows.extend(counted),
-        None => eprintln!("chain: valgrind is not installed, instructions are not counted"),
-    }
+    rows.extend(instructions_a_call()?);
     Ok(rows)
 }
 
@@ -240,22 +231,11 @@ fn nanos_a_call(service: &Svc<Bench>, slice: Duration) -> Result<f64, FilterErro
     Ok(start.elapsed().as_nanos() as f64 / calls.max(1) as f64)
 }
 
-/// Instructions of one call, by callgrind.
-fn instructions() -> Result<Option<Vec<Row>>, Failure> {
-    if Command::new("valgrind").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err()
-    {
-        return Ok(None);
-    }
-    let folder = tempfile::tempdir()?;
-    let progress = Progress::new("chain", With::ALL.len() as u64);
+fn instructions_a_call() -> Result<Vec<Row>, Failure> {
+    let program = std::env::current_exe()?;
     let mut counts = Vec::new();
     for with in With::ALL {
-        progress.step("callgrind");
-        const FEW: u64 = 1_000;
-        const MANY: u64 = 11_000;
-        let few = callgrind(with, FEW, &folder.path().join("few"))?;
-        let many = callgrind(with, MANY, &folder.path().join("many"))?;
-        counts.push((with, many.saturating_sub(few) as f64 / (MANY - FEW) as f64));
+        counts.push((with, instructions_with(&program, with)? as f64));
     }
     let base = counts.first().map(|(_, count)| *count).unwrap_or_default();
     let mut rows: Vec<Row> = counts
@@ -264,32 +244,18 @@ fn instructions() -> Result<Option<Vec<Row>>, Failure> {
         .map(|(with, count)| beside_none(*with, "instructions", *count, "instr/call", base))
         .collect();
     if let Some((_, off)) = counts.iter().find(|(with, _)| *with == With::Off) {
-        // Less than half an instruction a call is what the allocator's state leaves.
-        rows.push(
-            Row::alone("chain, four filters off: added", (off - base).abs(), "instr/call").at_most(0.5),
-        );
+        rows.push(Row::alone("chain, four filters off: added", off - base, "instr/call").at_most(0.0));
     }
-    Ok(Some(rows))
+    Ok(rows)
 }
 
-fn callgrind(with: With, calls: u64, out: &Path) -> Result<u64, Failure> {
+/// What one call takes, in a process of its own that runs this benchmark.
+///
+/// # Errors
+/// When the process fails or cannot be traced.
+pub fn instructions_with(program: &Path, with: With) -> Result<u64, Failure> {
     let name = with.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
-    let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--quiet", "--toggle-collect=*chain::run_loop*"])
-        .arg(format!("--callgrind-out-file={}", out.display()))
-        .arg(std::env::current_exe()?)
-        .args(["chain-loop", "--with", &name, "--calls", &calls.to_string()])
-        .output()?;
-    if !output.status.success() {
-        return Err(format!("callgrind failed: {}", String::from_utf8_lossy(&output.stderr)).into());
-    }
-    let text = std::fs::read_to_string(out)?;
-    totals(&text).ok_or_else(|| "callgrind wrote no totals".into())
-}
-
-fn totals(text: &str) -> Option<u64> {
-    let line = text.lines().rev().find_map(|line| line.strip_prefix("totals:"))?;
-    line.split_ascii_whitespace().next()?.parse().ok()
+    instructions::count(program, &["counted-call", "--with", &name])
 }
 
 #[cfg(test)]
@@ -299,13 +265,8 @@ mod tests {
     #[test]
     fn every_chain_gives_the_same_answers() {
         for with in With::ALL {
-            run_loop(with, 100).unwrap();
+            let service = with.service().unwrap();
+            (0..100).for_each(|number| check(&service, number).unwrap());
         }
-    }
-
-    #[test]
-    fn callgrinds_totals_are_found() {
-        assert_eq!(totals("version: 1\nfn=(1)\ntotals: 12345 6\n"), Some(12345));
-        assert_eq!(totals("nothing"), None);
     }
 }

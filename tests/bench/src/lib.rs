@@ -9,6 +9,7 @@ pub mod cpu;
 pub mod crypto;
 pub mod db;
 pub mod dns;
+pub mod instructions;
 pub mod measure;
 pub mod peer;
 pub mod pivot;

@@ -52,15 +52,22 @@ enum What {
     Crypto,
     /// Everything.
     All,
-    /// Calls a chain in this process and nothing else; run under callgrind by `chain`.
+    /// Calls a chain in this process and nothing else, traced; run by `chain`.
     #[command(hide = true)]
-    ChainLoop {
+    CountedCall {
         /// What stands before the terminal service.
         #[arg(long)]
         with: chain::With,
-        /// How many calls.
+    },
+    /// Verifies signatures in this process and nothing else, traced; run by `crypto`.
+    #[command(hide = true)]
+    CountedSignatures {
+        /// By which backend.
         #[arg(long)]
-        calls: u64,
+        backend: String,
+        /// Which ones, and how.
+        #[arg(long)]
+        how: crypto::How,
     },
     /// Answers DNS queries of this benchmark without looking anything up; run by `dns`.
     #[command(hide = true)]
@@ -92,10 +99,8 @@ fn run(args: &Args) -> Result<(), Failure> {
         Ok(())
     };
     match &args.what {
-        What::ChainLoop { with, calls } => {
-            chain::install_recorder()?;
-            return chain::run_loop(*with, *calls);
-        }
+        What::CountedCall { with } => return chain::counted(*with),
+        What::CountedSignatures { backend, how } => return crypto::counted(backend.parse()?, *how),
         What::UdpFloor { at } => return dns::floor::serve(*at),
         What::Chain => show(Suite::Chain.rows(plan)?)?,
         What::Dns(options) => dns::run(options, plan, &mut show)?,

@@ -1,11 +1,14 @@
 //! The node's signatures, for what verifies them.
 
 pub mod measure;
+pub mod unbounded;
 
 use qudag_crypto::{MlDsaKeyPair, MlDsaPublicKey};
 use qudag_mldsa::PublicKey;
 use rand::RngCore;
 use rand::rngs::StdRng;
+
+use crate::unbounded::Unbounded;
 
 /// A signature as a QuDAG node makes it, with what verifies it.
 pub struct Signed {
@@ -31,6 +34,11 @@ impl Signer {
         let node_key = MlDsaPublicKey::from_bytes(pair.public_key()).expect("its own key");
         let key = PublicKey(pair.public_key().try_into().expect("1952 bytes"));
         Self { pair, node_key, key }
+    }
+
+    /// This key pair in the hands of one who makes signatures whose z is out of range.
+    pub fn unbounded(&self) -> Unbounded {
+        Unbounded::new(self.pair.secret_key(), &self.key)
     }
 
     /// Signs a message of random bytes.

@@ -1,5 +1,7 @@
 //! What verifying costs, beside the node's own library and others. One JSON object a line.
 
+mod socket;
+
 use std::hint::black_box;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,15 +18,26 @@ use qudag_mldsa::{
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 
+use socket::Sidecar;
+
 /// Measures the verifier of the sidecar beside qudag-crypto 0.5.1, aws-lc-rs and libcrux.
 #[derive(Parser)]
 struct Args {
     /// Fewer rounds.
     #[arg(long)]
     quick: bool,
+    /// The crypto socket of a sidecar: the same is measured over it.
+    #[arg(long, value_name = "PATH", requires = "server")]
+    socket: Option<PathBuf>,
+    /// The sidecar's process.
+    #[arg(long, value_name = "PID")]
+    server: Option<u32>,
     /// Measures nothing: writes signatures of qudag-crypto to FILE, for tests that do without it.
     #[arg(long, value_name = "FILE")]
     signatures: Option<PathBuf>,
+    /// With --signatures: such whose z is out of range.
+    #[arg(long, requires = "signatures")]
+    out_of_range: bool,
 }
 
 const SIZES: [(usize, &str); 3] = [(32, "32 B"), (1024, "1 kB"), (64 << 10, "64 kB")];
@@ -34,7 +47,7 @@ fn main() -> io::Result<()> {
     let args = Args::parse();
     let mut random = StdRng::seed_from_u64(1);
     if let Some(file) = args.signatures {
-        return write_signatures(&file, &mut random);
+        return write_signatures(&file, args.out_of_range, &mut random);
     }
     let rounds = if args.quick { 10 } else { 200 };
     let signers: Vec<_> = (0..64).map(|_| Signer::new(&mut random)).collect();
@@ -48,6 +61,10 @@ fn main() -> io::Result<()> {
             }
         }
     }
+    if let (Some(socket), Some(process)) = (args.socket, args.server) {
+        let signed: Vec<_> = signers.iter().map(|signer| signer.sign(32, &mut random)).collect();
+        Sidecar { socket, process }.figures(rounds, &signed, &expanded).into_iter().for_each(tell);
+    }
     tell(of_the_standard(rounds, &mut random));
     tell(two_processors(rounds, &signers, &expanded, &mut random));
     tell(hashes_and_ciphers(rounds, &mut random));
@@ -55,10 +72,14 @@ fn main() -> io::Result<()> {
 }
 
 /// Sixteen, each: the public key, the length of the message in four bytes (little-endian), the message, the signature.
-fn write_signatures(file: &Path, random: &mut StdRng) -> io::Result<()> {
+fn write_signatures(file: &Path, out_of_range: bool, random: &mut StdRng) -> io::Result<()> {
     let mut out = Vec::new();
     for length in [0, 1, 8, 32, 64, 70, 71, 72, 73, 135, 136, 137, 272, 500, 1000, 4096] {
-        let one = Signer::new(random).sign(length, random);
+        let signer = Signer::new(random);
+        let mut one = signer.sign(length, random);
+        if out_of_range {
+            one.signature = signer.unbounded().sign(&one.message, random);
+        }
         out.extend_from_slice(&one.key.0);
         out.extend_from_slice(&(length as u32).to_le_bytes());
         out.extend_from_slice(&one.message);

@@ -1,5 +1,6 @@
 //! Time of a processor, taken of several ways in turn.
 
+use std::fs;
 use std::time::Instant;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -26,11 +27,18 @@ pub struct Way<'a> {
     pub who: String,
     pub operations: usize,
     pub call: Box<dyn FnMut() + 'a>,
+    /// A process that works for it, whose time counts as well.
+    pub server: Option<u32>,
 }
 
 impl<'a> Way<'a> {
     pub fn new(who: impl ToString, operations: usize, call: impl FnMut() + 'a) -> Self {
-        Self { who: who.to_string(), operations, call: Box::new(call) }
+        Self { who: who.to_string(), operations, call: Box::new(call), server: None }
+    }
+
+    /// Has the work done by a process.
+    pub fn by(self, server: u32) -> Self {
+        Self { server: Some(server), ..self }
     }
 }
 
@@ -40,6 +48,20 @@ const TURN: f64 = 2e-3;
 fn cpu_seconds() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// Processor time of a process, of all threads that it has now: the kernel counts nanoseconds (proc_pid_schedstat).
+///
+/// # Panics
+/// When the process is gone.
+fn cpu_seconds_of(process: u32) -> f64 {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).expect("a process that runs");
+    let nanoseconds = threads.filter_map(|thread| {
+        // A thread may end at any time.
+        let text = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        text.split_ascii_whitespace().next()?.parse::<u64>().ok()
+    });
+    nanoseconds.sum::<u64>() as f64 / 1e9
 }
 
 fn at(sorted: &[f64], share: f64) -> f64 {
@@ -53,6 +75,8 @@ pub fn measure(what: &str, rounds: usize, mut ways: Vec<Way<'_>>) -> Vec<Figure>
     let mut calls = vec![Vec::new(); ways.len()];
     for round in 0..=rounds {
         for ((way, turns), calls) in ways.iter_mut().zip(&mut turns).zip(&mut calls) {
+            let served = |server: &Option<u32>| server.map_or(0.0, cpu_seconds_of);
+            let before = served(&way.server);
             let (begin, mut done) = (cpu_seconds(), 0);
             let mut took = 0.0;
             while took < TURN {
@@ -64,6 +88,7 @@ pub fn measure(what: &str, rounds: usize, mut ways: Vec<Way<'_>>) -> Vec<Figure>
                 done += way.operations;
                 took = cpu_seconds() - begin;
             }
+            took += served(&way.server) - before;
             // The first round fills the caches.
             if round > 0 {
                 turns.push(took / done as f64 * 1e6);

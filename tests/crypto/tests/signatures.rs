@@ -1,7 +1,9 @@
 //! What QuDAG nodes sign is accepted by every backend, and nothing else is.
 
 use qudag_crypto_peers::{Signed, Signer};
-use qudag_mldsa::{Backend, Content, Edition, Job, Key, Rejected, Scratch, verify_batch};
+use qudag_mldsa::{
+    Backend, Content, Edition, Job, Key, MuOf, Rejected, Scratch, matches_in_any_range, verify, verify_batch,
+};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -78,5 +80,40 @@ fn a_signature_of_the_draft_is_none_of_the_standard() {
         let mut results = [Ok(())];
         verify_batch(backend, &mut Scratch::new(), &[job], &mut results);
         assert_eq!(results, [Err(Rejected::Mismatch)], "{backend}");
+    }
+}
+
+/// The node's library skips a check where it runs on AVX2. Signatures that use that are refused here, and told from other bad ones.
+#[test]
+fn a_signature_out_of_range_that_a_node_accepts_is_refused() {
+    let mut random = StdRng::seed_from_u64(2);
+    let signers: Vec<_> = (0..5).map(|_| Signer::new(&mut random)).collect();
+    for number in 0..20 {
+        let signer = &signers[number % signers.len()];
+        let message = number.to_string().into_bytes();
+        let signature = signer.unbounded().sign(&message, &mut random);
+        if std::arch::is_x86_feature_detected!("avx2") {
+            signer.node_key.verify(&message, &signature).expect("nodes on AVX2 accept it");
+        }
+        for backend in Backend::available() {
+            let key = signer.key.expand(backend);
+            let verdicts = |message: &[u8], signature: &[u8]| {
+                let mut mu = MuOf::new(key.tr(), Edition::Draft, b"").expect("no context");
+                mu.update(message);
+                let mu = mu.finish();
+                let strict = verify(backend, &key, Edition::Draft, &mu, signature);
+                (strict, matches_in_any_range(backend, &key, Edition::Draft, &mu, signature))
+            };
+            assert_eq!(verdicts(&message, &signature), (Err(Rejected::Range), true), "{backend}");
+            assert_eq!(verdicts(b"another", &signature), (Err(Rejected::Range), false), "{backend}");
+            let good = signer.sign(32, &mut random);
+            assert_eq!(verdicts(&good.message, &good.signature), (Ok(()), true), "{backend}");
+            let content = Content::Message { context: b"", message: &message };
+            let job =
+                Job { key: Key::Expanded(&key), edition: Edition::Draft, content, signature: &signature };
+            let mut results = [Ok(()); 2];
+            verify_batch(backend, &mut Scratch::new(), &[job, job], &mut results);
+            assert_eq!(results, [Err(Rejected::Range); 2], "{backend}");
+        }
     }
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 use libfuzzer_sys::fuzz_target;
 use qudag_filter_api::{Address, Resolve};
 use qudag_filter_common::Socket;
+use qudag_filter_crypto::Backend;
 use qudag_filter_dns::Question;
 use qudag_sidecar::admin::{Auth, Flush, Operations, Role, serve};
 use qudag_sidecar::control::{
@@ -97,6 +98,13 @@ impl Operations for Generous {
     fn db_pause(&self, paused: bool, _: Option<PoolKind>, _: Option<&str>) -> Result<Value, ControlError> {
         CHANGES.fetch_add(1, Ordering::SeqCst);
         Ok(Value::Bool(paused))
+    }
+    fn crypto(&self) -> Result<Value, ControlError> {
+        Ok(Value::Null)
+    }
+    async fn crypto_selftest(&self, _: Option<Backend>) -> Result<Value, ControlError> {
+        CHANGES.fetch_add(1, Ordering::SeqCst);
+        Ok(Value::Null)
     }
     fn db_cache(&self) -> Result<Value, ControlError> {
         Ok(Value::Null)

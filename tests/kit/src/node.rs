@@ -117,6 +117,8 @@ pub struct Host<'a> {
     pub rpc_tcp: Option<u16>,
     /// The RPC server's Unix socket.
     pub rpc_unix: Option<&'a Path>,
+    /// The token that the RPC server asks for.
+    pub rpc_token: Option<&'a str>,
 }
 
 /// The published crates with their RPC server open, mDNS off.
@@ -142,6 +144,9 @@ impl HostedNode {
         }
         if let Some(path) = host_settings.rpc_unix {
             start = start.arg("--rpc-unix").arg(path);
+        }
+        if let Some(token) = host_settings.rpc_token {
+            start = start.env("RPC_AUTH_TOKEN", token);
         }
         let (talker, ready) = Talker::start("node-host", start, dir.path()).await;
         Self { talker, ready, _dir: dir }

@@ -10,7 +10,7 @@ use crate::canonical;
 const MOST: usize = 16;
 
 /// What a condition may ask for: `client`, `outcome` and the details that the kinds of traffic write.
-pub const KEYS: [&str; 32] = [
+pub const KEYS: [&str; 33] = [
     "application",
     "busy_ms",
     "client",
@@ -24,6 +24,7 @@ pub const KEYS: [&str; 32] = [
     "method",
     "name",
     "names",
+    "operations",
     "outcome",
     "own",
     "path",

@@ -1,8 +1,9 @@
 //! Zones that the sidecar answers for itself, from the configuration and from zone files.
 
 pub(crate) mod dark;
+mod signed;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -22,6 +23,8 @@ use crate::watched::{Contents, Watched, read};
 use crate::wire::{CLASS_IN, HEADER, Name, Parsed, flag2, flag3};
 use crate::zone::{Answer, Chase, MAX_TTL, Zone, parent};
 use crate::{Dns, DnsGlance, DnsQuery, DnsReply, Source};
+use signed::Signed;
+pub use signed::SignedRecord;
 
 /// How often an alias may lead from one local zone to another.
 const MAX_CHASES: usize = 8;
@@ -34,6 +37,18 @@ const MAX_ZONES: usize = 1000;
 pub struct LocalZones {
     /// The zones, each with `zone`, and with `records`, `file` or both.
     pub zones: Vec<LocalZone>,
+    /// Names under `.dark` whose records are signed.
+    pub dark: Dark,
+}
+
+/// Names under `.dark` whose records are signed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dark {
+    /// The names, and where the record of each is.
+    pub records: BTreeMap<String, SignedRecord>,
+    /// Whether names under `.dark` are answered from signed records alone: zones there are a mistake then.
+    pub require_signature: bool,
 }
 
 /// A zone.
@@ -96,26 +111,27 @@ impl Contents for Loaded {
         for record in terms.records.iter() {
             zone.add_text(record, terms.ttl).map_err(|why| invalid(format!("{record:?}: {}", why.why)))?;
         }
-        Ok(Self { zone, shown: OnceLock::new() })
+        Ok(Self::new(zone))
     }
 
     fn loaded(&self, path: &Path) {
         let zone = self.zone.origin().to_string();
-        counter!("qudag_sidecar_dns_local_zone_reloads_total", "zone" => zone.clone(), "outcome" => "ok")
-            .increment(1);
+        count_reload(&zone, "ok");
         self.publish();
         tracing::info!(%zone, file = %path.display(), records = self.zone.records(), "zone file read");
     }
 
     fn failed(path: &Path, terms: &Terms, why: &io::Error) {
-        let zone = terms.origin.to_string();
-        counter!("qudag_sidecar_dns_local_zone_reloads_total", "zone" => zone, "outcome" => "error")
-            .increment(1);
+        count_reload(&terms.origin.to_string(), "error");
         tracing::warn!(file = %path.display(), error = %why, "cannot use the zone file; its last contents stay in use");
     }
 }
 
 impl Loaded {
+    fn new(zone: Zone) -> Self {
+        Self { zone, shown: OnceLock::new() }
+    }
+
     fn publish(&self) {
         self.shown.get_or_init(|| {
             let zone = self.zone.origin().to_string();
@@ -125,10 +141,23 @@ impl Loaded {
     }
 }
 
+fn count_reload(zone: &str, outcome: &'static str) {
+    let zone = zone.to_owned();
+    counter!("qudag_sidecar_dns_local_zone_reloads_total", "zone" => zone, "outcome" => outcome).increment(1);
+}
+
 #[derive(Debug)]
 enum Held {
     Fixed(Box<Loaded>),
     File(Watched<Loaded>),
+    /// A name under `.dark`.
+    Signed(Watched<Signed>),
+}
+
+impl Held {
+    fn is_expired(&self) -> bool {
+        matches!(self, Self::Signed(record) if record.contents().is_expired())
+    }
 }
 
 /// The zones, by name. They outlive a reload that leaves their settings alone.
@@ -145,13 +174,16 @@ impl LocalZonesState {
         match held {
             Held::Fixed(fixed) => fixed.zone.answer_up_to(query, elsewhere),
             Held::File(file) => file.contents().zone.answer_up_to(query, elsewhere),
+            Held::Signed(record) => record.contents().loaded.zone.answer_up_to(query, elsewhere),
         }
     }
 
     fn closest(&self, name: &Name) -> Option<(&[u8], &Held)> {
         let mut suffix = name.wire();
         loop {
-            if let Some((zone, held)) = self.zones.get_key_value(suffix) {
+            if let Some((zone, held)) =
+                self.zones.get_key_value(suffix).filter(|(_, held)| !held.is_expired())
+            {
                 return Some((zone, held));
             }
             if suffix.len() <= 1 {
@@ -169,13 +201,29 @@ impl FilterSpec for LocalZones {
 
     fn check(&self, at: &ConfigPath) -> Vec<ConfigError> {
         let mut errors = Vec::new();
-        let at = at.key("zones");
+        let (of_dark, at) = (at.key("dark"), at.key("zones"));
         if self.zones.len() > MAX_ZONES {
             errors.push(at.error(format!("more than {MAX_ZONES} zones")));
         }
         let mut seen = HashSet::new();
         for (number, zone) in self.zones.iter().enumerate() {
-            check_zone(zone, &at.index(number), &mut seen, &mut errors);
+            let at = at.index(number);
+            check_zone(zone, &at, &mut seen, &mut errors);
+            if self.dark.require_signature && zone.terms().is_ok_and(|terms| dark::is_dark(&terms.origin)) {
+                let why = "its records are not signed, and `dark.require_signature` is set";
+                errors.push(at.key("zone").error(why).hint("name signed records in `dark.records`"));
+            }
+        }
+        let records = of_dark.key("records");
+        if self.dark.records.len() > MAX_ZONES {
+            errors.push(records.error(format!("more than {MAX_ZONES} names")));
+        }
+        for (name, record) in &self.dark.records {
+            let at = records.key(name);
+            errors.extend(record.check(name, &at));
+            if record.terms(name).is_ok_and(|terms| !seen.insert(terms.name)) {
+                errors.push(at.error("a zone of this name is there already"));
+            }
         }
         errors
     }
@@ -201,6 +249,15 @@ impl FilterSpec for LocalZones {
                 }
             };
             drop(zones.insert(name, held));
+        }
+        for (name, record) in &self.dark.records {
+            let failed =
+                |why: String| BuildError::new(format!("filters.dns.local_zones.dark.records.{name}"), why);
+            let terms = record.terms(name).map_err(|(_, why)| failed(why))?;
+            let key = terms.name.wire().into();
+            let watched = Watched::open(&record.file, terms);
+            let watched = watched.map_err(|why| failed(format!("{}: {why}", record.file.display())))?;
+            drop(zones.insert(key, Held::Signed(watched)));
         }
         Ok(Arc::new(LocalZonesState { zones }))
     }
@@ -439,6 +496,82 @@ mod tests {
         assert_eq!(shown(), 2.0);
         drop(state);
         assert!(shown().is_nan());
+    }
+
+    fn record(name: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/dark").join(name)
+    }
+
+    #[tokio::test]
+    async fn signed_records_are_answered_until_they_expire_and_are_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("b.json");
+        fs::copy(record("node-b.json"), &file).unwrap();
+        let settings = settings(serde_json::json!({
+            "zones": [{"zone": "dark", "records": ["node-b A 192.0.2.66", "old A 192.0.2.67", "other A 192.0.2.68"]}],
+            "dark": {"records": {
+                "node-b.dark": {"file": file},
+                "OLD.dark.": {"file": record("expired.json")},
+            }},
+        }));
+        assert_eq!(settings.check(&ConfigPath::root()), []);
+        let state = settings.state(&env(), None).unwrap();
+        let answer = |name: &str, qtype| {
+            let query = parse_query(&query_wire(name, qtype, None)).unwrap();
+            let Some(Answer::Whole(wire)) = state.answer(&query) else { panic!("{name}") };
+            let reply = parse_reply(&wire).unwrap();
+            let answers = reply.records.iter().filter(|record| record.rtype == qtype);
+            (reply.rcode(), answers.map(|record| (wire[record.data.end - 1], record.ttl)).collect::<Vec<_>>())
+        };
+        assert_eq!(answer("node-b.dark", rtype::A), (0, vec![(20, 300)]), "the signed record counts");
+        assert_eq!(answer("Node-B.dark", rtype::AAAA), (0, vec![(0x20, 300)]));
+        assert_eq!(answer("old.dark", rtype::A), (0, vec![(67, 60)]), "an expired one does not");
+        assert_eq!(answer("x.node-b.dark", rtype::A).0, rcode::NXDOMAIN);
+        let forged = fs::read_to_string(&file).unwrap().replace("192.0.2.20", "192.0.2.99");
+        fs::write(&file, forged).unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        assert_eq!(answer("node-b.dark", rtype::A), (0, vec![(20, 300)]), "a forged one changes nothing");
+        fs::copy(record("plain.json"), &file).unwrap();
+        until("the other record is in use", || answer("node-b.dark", rtype::AAAA).1.is_empty()).await;
+    }
+
+    #[test]
+    fn records_that_are_not_signed_are_refused_with_their_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let forged = dir.path().join("forged.json");
+        let text = fs::read_to_string(record("plain.json")).unwrap();
+        fs::write(&forged, text.replace("192.0.2.20", "192.0.2.99")).unwrap();
+        let found = problems(serde_json::json!({
+            "zones": [
+                {"zone": "dark", "records": ["a A 192.0.2.1"]},
+                {"zone": "lab.example", "records": ["a A 192.0.2.1"]},
+            ],
+            "dark": {"require_signature": true, "records": {
+                "a.dark": {"file": forged},
+                "b.dark": {"file": "/nowhere"},
+                "c.dark": {"file": record("plain.json"), "signer": "00"},
+                "d.dark": {"file": record("plain.json"), "signer": "0".repeat(64)},
+                "dark": {"file": record("plain.json")},
+                "e.example": {"file": record("plain.json")},
+                "f.dark": {"file": record("plain.json")},
+                "F.dark": {"file": record("plain.json")},
+            }},
+        }));
+        let places: Vec<_> = found.iter().map(|error| error.split(':').next().unwrap()).collect();
+        assert_eq!(
+            places,
+            [
+                "zones.0.zone",
+                "dark.records.a.dark.file",
+                "dark.records.b.dark.file",
+                "dark.records.c.dark.signer",
+                "dark.records.d.dark.file",
+                "dark.records.dark",
+                "dark.records.e.example",
+                "dark.records.f.dark",
+            ]
+        );
+        assert!(found[1].ends_with("the signature is none of this record: the signature does not match"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::{Answer, Headers, Server};
 
-const READS: [&str; 12] = [
+const READS: [&str; 13] = [
     "/version",
     "/status",
     "/config",
@@ -17,11 +17,12 @@ const READS: [&str; 12] = [
     "/bypass",
     "/dns/servers",
     "/peers",
+    "/crypto",
     "/db",
     "/db/cache",
     "/settings",
 ];
-const CHANGES: [&str; 14] = [
+const CHANGES: [&str; 15] = [
     "/reload",
     "/bypass",
     "/cache/flush",
@@ -30,6 +31,7 @@ const CHANGES: [&str; 14] = [
     "/filters/dns_cache/disable",
     "/filters/dns_cache/reset",
     "/dns/lookup",
+    "/crypto/selftest",
     "/db/pause",
     "/db/resume",
     "/db/cache/flush",

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use qudag_filter_api::{Address, Percent};
 use qudag_filter_common::Socket;
+use qudag_filter_crypto::Backend;
 use qudag_filter_dns::Question;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -147,6 +148,13 @@ impl Operations for Double {
     ) -> Result<Value, ControlError> {
         self.note(format!("db {paused} {kind:?} {database:?}"));
         Ok(json!({"paused": paused, "pools": 1}))
+    }
+    fn crypto(&self) -> Result<Value, ControlError> {
+        Ok(json!({"backend": "portable"}))
+    }
+    async fn crypto_selftest(&self, backend: Option<Backend>) -> Result<Value, ControlError> {
+        self.note(format!("crypto selftest {backend:?}"));
+        Ok(json!({"backend": "avx2"}))
     }
     fn db_cache(&self) -> Result<Value, ControlError> {
         Ok(json!({"entries": 4}))

@@ -36,6 +36,13 @@ async fn wishes_arrive_and_errors_are_told() {
     ] {
         assert_eq!(post("/db/cache/flush", body).await.json(), json!({"flushed": 2, "of": of}));
     }
+    assert_eq!(server.send("GET /crypto", "", |_| ()).await.json(), json!({"backend": "portable"}));
+    for body in ["{}", r#"{"backend": "avx2"}"#] {
+        assert_eq!(post("/crypto/selftest", body).await.json(), json!({"backend": "avx2"}), "{body}");
+    }
+    for body in [r#"{"backend": "mmx"}"#, r#"{"backend": 1}"#, r#"{"backends": []}"#] {
+        assert_eq!(post("/crypto/selftest", body).await.status, 400, "{body}");
+    }
     let settings = server.send("GET /settings", "", |_| ()).await.json();
     assert_eq!(settings["settings"][0]["expires_in_seconds"], 5);
     for body in [
@@ -71,6 +78,8 @@ async fn wishes_arrive_and_errors_are_told() {
             "db flush None None",
             "db flush Some(\"a\") None",
             "db flush None Some(\"t\")",
+            "crypto selftest None",
+            "crypto selftest Some(Avx2)",
             "set a.b 5s Some(600s)",
             "set a.b 5 None",
             "set a.b {\"c\":[1]} None",

@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 use qudag_filter_api::{Percent, Period};
+use qudag_filter_crypto::Backend;
 
 use super::Target;
 
@@ -103,6 +104,22 @@ impl DbKind {
             Self::Redis => "redis",
         }
     }
+}
+
+/// `crypto …`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+pub enum CryptoCommand {
+    /// Show which implementation verifies signatures, and the keys and operations that are held
+    Status,
+    /// Test the implementations with known signatures, each in a process of its own
+    Selftest {
+        /// Test in this process, without a sidecar: an illegal instruction ends it
+        #[arg(long)]
+        in_process: bool,
+        /// Only this one: portable, avx2 or avx512
+        #[arg(long, value_name = "NAME")]
+        backend: Option<Backend>,
+    },
 }
 
 /// `db …`

@@ -9,8 +9,8 @@ use clap_complete::Shell;
 use qudag_filter_api::{Address, Period};
 
 pub use commands::{
-    BypassState, CacheCommand, CacheFlush, ConfigCommand, DbCacheCommand, DbCommand, DbKind, DnsCommand,
-    FiltersCommand, FlagsCommand,
+    BypassState, CacheCommand, CacheFlush, ConfigCommand, CryptoCommand, DbCacheCommand, DbCommand, DbKind,
+    DnsCommand, FiltersCommand, FlagsCommand,
 };
 
 const EXAMPLES: &str = "\
@@ -182,6 +182,7 @@ Conditions compare what a flow has: client (an address, with or without port, or
   http  method, path, status        rpc  method        peer  listener, route, to, error
   db    startup, user, database, application, error, transactions, pins; with --transactions statement, text
   redis commands, own, error; with --batches user, database, names
+  crypto type (signatures, hashes, ...), operations, transport
 Of several for one key one has to hold; of several keys each; those with != all. What comes too fast is counted, not waited for.
 
 Examples:
@@ -226,6 +227,24 @@ Examples:
 Example:
   qudag-sidecar peers --json")]
     Peers {
+        /// Which sidecar.
+        #[command(flatten)]
+        target: Target,
+        /// How to print.
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Show what verifies signatures for programs on this machine, or test it
+    #[command(after_help = "\
+Examples:
+  qudag-sidecar crypto status
+  qudag-sidecar crypto selftest                              tests what the sidecar could use, and has it use what passed
+  qudag-sidecar crypto selftest --in-process                 needs no sidecar
+  qudag-sidecar crypto selftest --in-process --backend avx2")]
+    Crypto {
+        /// What to do.
+        #[command(subcommand)]
+        command: CryptoCommand,
         /// Which sidecar.
         #[command(flatten)]
         target: Target,

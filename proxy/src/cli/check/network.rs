@@ -31,6 +31,7 @@ pub(super) fn listeners(config: &Config, running: Option<&Running>) -> Vec<Check
     add("http", listeners.http.as_ref().map(ListenerSpec::binds));
     add("db", listeners.postgres.as_ref().map(ListenerSpec::binds));
     add("redis", listeners.redis.as_ref().map(ListenerSpec::binds));
+    add("crypto", listeners.crypto.as_ref().map(ListenerSpec::binds));
     add("admin", Some(vec![("admin".to_owned(), config.admin.bind.clone())]));
     wanted.into_iter().map(|(kind, name, address)| listener(kind, &name, &address, running)).collect()
 }

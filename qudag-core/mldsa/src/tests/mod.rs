@@ -37,7 +37,15 @@ struct Signed {
 impl Signed {
     /// Those of the library that QuDAG signs with, of messages of many lengths (`tests/crypto` writes them).
     fn drafts() -> Vec<Self> {
-        let mut bytes = &include_bytes!("../../tests/data/qudag-crypto.signatures")[..];
+        Self::read(include_bytes!("../../tests/data/qudag-crypto.signatures"))
+    }
+
+    /// Such that only verifiers accept that do not look at the range of z.
+    fn out_of_range() -> Vec<Self> {
+        Self::read(include_bytes!("../../tests/data/out-of-range.signatures"))
+    }
+
+    fn read(mut bytes: &[u8]) -> Vec<Self> {
         let mut signed = Vec::new();
         while let Some((key, rest)) = bytes.split_first_chunk::<PUBLIC_KEY_BYTES>() {
             let (length, rest) = rest.split_first_chunk().unwrap();

@@ -1,7 +1,7 @@
 //! Signatures of other implementations.
 
 use super::{Signed, backends};
-use crate::{Backend, Edition, Rejected, SelfTestFailed, self_test};
+use crate::{Backend, Edition, Rejected, SelfTestFailed, matches_in_any_range, self_test};
 
 #[test]
 fn signatures_of_the_draft_are_accepted_and_no_others() {
@@ -15,6 +15,27 @@ fn signatures_of_the_draft_are_accepted_and_no_others() {
         signed.edition = Edition::Draft;
         signed.message.push(b'+');
         assert_eq!(signed.verify(), Err(Rejected::Mismatch), "{length}");
+    }
+}
+
+#[test]
+fn signatures_out_of_range_are_refused_and_told_from_others() {
+    let crafted = Signed::out_of_range();
+    assert_eq!(crafted.len(), 16);
+    for signed in crafted {
+        assert_eq!(signed.verify(), Err(Rejected::Range));
+        for backend in backends() {
+            let key = signed.key.expand(backend);
+            let mu = signed.mu(key.tr());
+            let matches =
+                |edition, signature: &[u8]| matches_in_any_range(backend, &key, edition, &mu, signature);
+            assert!(matches(Edition::Draft, &signed.signature), "{backend}");
+            assert!(!matches(Edition::Final, &signed.signature), "{backend}");
+            assert!(!matches(Edition::Draft, &signed.signature[1..]), "{backend}");
+            let mut other = signed.signature.clone();
+            other[0] ^= 1;
+            assert!(!matches(Edition::Draft, &other), "{backend}");
+        }
     }
 }
 

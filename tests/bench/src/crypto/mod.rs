@@ -1,27 +1,40 @@
 //! Verification of signatures beside the node's own library and others, all in one process: a program of a workspace of its own, since
 //! the node's library brings crates that have no place here.
 
+mod counted;
+
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread::park_timeout;
+use std::time::{Duration, Instant};
 
+use qudag_mldsa::Backend;
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::Failure;
+use crate::contenders::{Sidecar, Stage};
 use crate::measure::Plan;
 use crate::row::Row;
+
+pub use counted::{How, counted, instructions};
 
 /// The node's library.
 const NODE: &str = "qudag-crypto";
 
 /// Everybody who is measured.
-const EVERYBODY: [&str; 7] = ["avx512", "avx2", "portable", NODE, "aws-lc-rs", "libcrux", "blake3"];
+const EVERYBODY: [&str; 8] = ["socket", "avx512", "avx2", "portable", NODE, "aws-lc-rs", "libcrux", "blake3"];
 
 /// How many times as fast as the node's library we are to be, by what is done.
-const TIMES: [(&str, f64); 3] = [
+const TIMES: [(&str, f64); 7] = [
     ("cached key, 32 B", 3.2),
     ("batch of 8, fresh keys, 32 B", 2.3),
     ("batch of 8, cached keys, 32 B", 6.0),
+    ("over the socket, one signature, registered keys", 2.0),
+    ("over the socket, batch of 16, registered keys", 5.0),
+    ("over the socket, batch of 32, registered keys", 5.0),
+    ("over the socket, batch of 64, registered keys", 5.0),
 ];
 /// And the portable backend, with a cached key.
 const PORTABLE_TIMES: f64 = 0.9;
@@ -41,6 +54,27 @@ struct Figure {
     p99: f64,
 }
 
+/// A sidecar with nothing but the crypto service, which it logs nothing about.
+fn sidecar(stage: &Stage, socket: &Path) -> Result<Sidecar, Failure> {
+    let socket = socket.display();
+    let sidecar = stage.sidecar(&format!(
+        "listeners: {{ crypto: {{ bind: \"unix:{socket}\" }} }}\n\
+         filters: {{ crypto: {{ simd_crypto: {{ enabled: true }}, crypto_offload: {{ enabled: true }} }} }}\n"
+    ))?;
+    // Before its self-test has passed, the portable backend does the work.
+    let (best, deadline) = (Backend::best().name(), Instant::now() + Duration::from_secs(30));
+    loop {
+        let status = sidecar.get("/crypto")?;
+        if status.pointer("/backend").and_then(Value::as_str) == Some(best) {
+            return Ok(sidecar);
+        }
+        if Instant::now() > deadline {
+            return Err(format!("the sidecar does not use {best}: {status}").into());
+        }
+        park_timeout(Duration::from_millis(20));
+    }
+}
+
 /// Builds the program, runs it, and shows what it measures.
 ///
 /// # Errors
@@ -53,8 +87,12 @@ pub fn run(plan: Plan, show: &mut impl FnMut(Vec<Row>) -> Result<(), Failure>) -
         .args(["run", "--quiet", "--release", "--locked", "--manifest-path"])
         .arg(folder.join("Cargo.toml"));
     program.arg("--target-dir").arg(folder.join("../../target/crypto-peers"));
+    let (stage, folder_of_socket) = (Stage::set()?, tempfile::tempdir()?);
+    let socket = folder_of_socket.path().join("crypto.sock");
+    let sidecar = sidecar(&stage, &socket)?;
+    program.arg("--").arg("--socket").arg(&socket).args(["--server", &sidecar.pid().to_string()]);
     if plan.is_quick() {
-        program.args(["--", "--quick"]);
+        program.arg("--quick");
     }
     eprintln!("building tests/crypto (the first time, about 3 minutes on 2 cores) …");
     let mut program = program.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
@@ -69,6 +107,7 @@ pub fn run(plan: Plan, show: &mut impl FnMut(Vec<Row>) -> Result<(), Failure>) -
         }
     }
     show(rows(&figures)?)?;
+    show(counted::rows()?)?;
     if program.wait()?.success() { Ok(()) } else { Err("tests/crypto has failed".into()) }
 }
 

@@ -1,0 +1,36 @@
+//! `crypto selftest --in-process`.
+
+use qudag_filter_crypto::{Backend, BackendStatus, test_in_process};
+use serde_json::json;
+
+use super::args::Format;
+use super::exit::{FAILED, Failure};
+use super::{output, view};
+
+/// Tests an implementation, or all that this processor can run, in this process.
+///
+/// # Errors
+/// When one judges a known signature wrong, or the processor cannot run the one that is named.
+pub(super) fn selftest(backend: Option<Backend>, format: Format) -> Result<(), Failure> {
+    let tested: Vec<Backend> =
+        backend.map_or_else(|| Backend::available().collect(), |backend| vec![backend]);
+    let mut problems = Vec::new();
+    let backends: Vec<_> = tested
+        .into_iter()
+        .map(|backend| match test_in_process(backend) {
+            Ok(()) => BackendStatus { name: backend.name(), state: "passed", why: None },
+            Err(why) => {
+                problems.push(why.to_string());
+                BackendStatus { name: backend.name(), state: "failed", why: Some(why.to_string()) }
+            }
+        })
+        .collect();
+    let answer = json!({ "backends": backends });
+    output::print(&if format.json {
+        format!("{answer:#}\n")
+    } else {
+        view::backends(&answer, output::colour_on_stdout())
+    })?;
+    // A sidecar that has started this reads the reason from standard error.
+    if problems.is_empty() { Ok(()) } else { Err(Failure::new(FAILED, problems.join("; "))) }
+}
