@@ -28,7 +28,9 @@ fn decode(bytes: &[u8], piece: usize) -> (Vec<bool>, bool) {
                 Ok(Some(frame)) => {
                     let (header, body) = (frame.header, frame.body.clone());
                     readable.push(match Request::read(frame) {
-                        Ok(request) => rewritten(request).map(|again| assert_eq!(again[HEADER..], body)).is_ok(),
+                        Ok(request) => {
+                            rewritten(request).map(|again| assert_eq!(again[HEADER..], body)).is_ok()
+                        }
                         Err(_) => false,
                     });
                     if let Ok(reply) = Reply::read(&header, &body) {
