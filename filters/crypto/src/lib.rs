@@ -8,6 +8,7 @@ mod listener;
 mod operation;
 mod server;
 mod simd_crypto;
+mod speed;
 mod status;
 mod terminal;
 #[cfg(test)]
@@ -27,6 +28,7 @@ pub use operation::{
 };
 pub use qudag_mldsa::{Backend, UnknownBackend};
 pub use simd_crypto::{SimdCrypto, SimdState, Tester};
+pub use speed::{Speed, speeds};
 pub use status::{BackendStatus, CryptoStatus, OffloadStatus, OtherSidecarStatus, RoutingStatus, SimdStatus};
 
 /// Reads any bytes as the body of an HTTP request: for `tests/fuzz`.

@@ -73,6 +73,9 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Crypto {
             command: CryptoCommand::Selftest { in_process: true, backend }, format, ..
         } => crypto::selftest(backend, format),
+        Command::Crypto { command: CryptoCommand::Bench { backend, time }, format, .. } => {
+            crypto::bench(backend, time.0, format)
+        }
         Command::Crypto { command, target, format } => Ask::crypto(command).run(&common, &target, format),
         Command::Dns { command, target, format } => Ask::dns(command).run(&common, &target, format),
         Command::Tap { tap: wish, target, format } => tap::run(&wish, &common, &target, format),

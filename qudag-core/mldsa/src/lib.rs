@@ -28,7 +28,7 @@ pub use hash::{Edition, Mu, MuOf, TooLong};
 pub use illegal::illegal_instruction;
 pub use key::{ExpandedKey, PublicKey};
 pub use parameters::{PUBLIC_KEY_BYTES, SIGNATURE_BYTES};
-pub use self_test::{SelfTestFailed, self_test};
+pub use self_test::{KNOWN_ANSWERS, KnownAnswer, SelfTestFailed, self_test};
 pub use verify::{Rejected, matches_in_any_range, verify};
 
 #[cfg(test)]

@@ -12,25 +12,34 @@ const MESSAGE: &[u8] = b"known answer";
 /// What was signed with, to be found in the final standard's M′.
 const CONTEXT: &[u8] = b"self-test";
 
-/// A key and its signature of [`MESSAGE`].
-struct Known {
-    edition: Edition,
-    context: &'static [u8],
-    key: PublicKey,
-    signature: &'static [u8; SIGNATURE_BYTES],
+/// A signature that is valid.
+#[derive(Debug)]
+pub struct KnownAnswer {
+    /// By which text of the standard.
+    pub edition: Edition,
+    /// The context.
+    pub context: &'static [u8],
+    /// Of whom.
+    pub key: PublicKey,
+    /// What is signed.
+    pub message: &'static [u8],
+    /// The signature.
+    pub signature: &'static [u8; SIGNATURE_BYTES],
 }
 
-/// Made by the library that QuDAG signs with, pqcrypto-dilithium 0.5.0 (draft), and fips204 0.4.6 (final standard).
-static KNOWN: [Known; 2] = [
-    Known {
+/// One of each edition, made by the library that QuDAG signs with, pqcrypto-dilithium 0.5.0 (draft), and by fips204 0.4.6 (final standard).
+pub static KNOWN_ANSWERS: [KnownAnswer; 2] = [
+    KnownAnswer {
         edition: Edition::Draft,
         context: b"",
+        message: MESSAGE,
         key: PublicKey(*include_bytes!("self_test/draft.key")),
         signature: include_bytes!("self_test/draft.signature"),
     },
-    Known {
+    KnownAnswer {
         edition: Edition::Final,
         context: CONTEXT,
+        message: MESSAGE,
         key: PublicKey(*include_bytes!("self_test/final.key")),
         signature: include_bytes!("self_test/final.signature"),
     },
@@ -66,10 +75,10 @@ pub fn self_test(backend: Backend) -> Result<(), SelfTestFailed> {
         return Err(SelfTestFailed::Unavailable(backend));
     }
     let mut scratch = Scratch::new();
-    KNOWN.iter().try_for_each(|known| test(backend, known, &mut scratch))
+    KNOWN_ANSWERS.iter().try_for_each(|known| test(backend, known, &mut scratch))
 }
 
-fn test(backend: Backend, known: &Known, scratch: &mut Scratch) -> Result<(), SelfTestFailed> {
+fn test(backend: Backend, known: &KnownAnswer, scratch: &mut Scratch) -> Result<(), SelfTestFailed> {
     let expanded = known.key.expand(backend);
     let damaged = |place: usize, value: u8| {
         let mut signature = *known.signature;

@@ -229,7 +229,7 @@ impl Stage {
 
 /// A configuration with which it logs what went wrong only.
 fn quiet(yaml: &str) -> String {
-    let quiet = ["dns", "peer", "rpc", "http", "db"].map(|kind| format!("{kind}: errors"));
+    let quiet = ["dns", "peer", "rpc", "http", "db", "redis", "crypto"].map(|kind| format!("{kind}: errors"));
     format!("{yaml}telemetry: {{ flows: {{ {} }} }}\n", quiet.join(", "))
 }
 

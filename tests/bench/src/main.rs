@@ -49,7 +49,7 @@ enum What {
     /// PostgreSQL with many clients, with too many, and when things happen, beside PgBouncer and nothing between.
     Db(db::Options),
     /// Signatures, each by itself and in batches, beside the node's own library and others.
-    Crypto,
+    Crypto(crypto::Options),
     /// Everything.
     All,
     /// Calls a chain in this process and nothing else, traced; run by `chain`.
@@ -107,14 +107,14 @@ fn run(args: &Args) -> Result<(), Failure> {
         What::Peer(options) => peer::run(options, plan, &mut show)?,
         What::Front => show(Suite::Front.rows(plan)?)?,
         What::Db(options) => db::run(options, plan, &mut show)?,
-        What::Crypto => crypto::run(plan, &mut show)?,
+        What::Crypto(options) => crypto::run(options, plan, &mut show)?,
         What::All => {
             show(Suite::Chain.rows(plan)?)?;
             dns::run(&dns::Options::default(), plan, &mut show)?;
             peer::run(&peer::Options::default(), plan, &mut show)?;
             show(Suite::Front.rows(plan)?)?;
             db::run(&db::Options::default(), plan, &mut show)?;
-            crypto::run(plan, &mut show)?;
+            crypto::run(&crypto::Options::default(), plan, &mut show)?;
         }
     }
     let files = [(&args.chart, chart::svg as fn(&[Row]) -> String), (&args.markdown, pivot::markdown)];

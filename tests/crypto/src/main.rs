@@ -1,5 +1,6 @@
 //! What verifying costs, beside the node's own library and others. One JSON object a line.
 
+mod floor;
 mod socket;
 
 use std::hint::black_box;
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::signature::{ML_DSA_65, ParsedPublicKey};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use libcrux_ml_dsa::ml_dsa_65;
 use qudag_crypto_peers::measure::{Figure, Way, measure};
 use qudag_crypto_peers::{Signed, Signer};
@@ -32,12 +33,27 @@ struct Args {
     /// The sidecar's process.
     #[arg(long, value_name = "PID")]
     server: Option<u32>,
+    /// Only these parts.
+    #[arg(long, value_delimiter = ',', value_name = "PART")]
+    only: Vec<Part>,
+    /// Measures nothing: answers at PATH what comes over the socket, as fast as can be.
+    #[arg(long, value_name = "PATH", hide = true)]
+    floor: Option<PathBuf>,
     /// Measures nothing: writes signatures of qudag-crypto to FILE, for tests that do without it.
     #[arg(long, value_name = "FILE")]
     signatures: Option<PathBuf>,
     /// With --signatures: such whose z is out of range.
     #[arg(long, requires = "signatures")]
     out_of_range: bool,
+}
+
+/// A part of what is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// The verifier in this process, and what else is in libraries.
+    Engine,
+    /// The same over the socket.
+    Socket,
 }
 
 const SIZES: [(usize, &str); 3] = [(32, "32 B"), (1024, "1 kB"), (64 << 10, "64 kB")];
@@ -49,26 +65,36 @@ fn main() -> io::Result<()> {
     if let Some(file) = args.signatures {
         return write_signatures(&file, args.out_of_range, &mut random);
     }
+    if let Some(path) = args.floor {
+        return floor::serve(&path);
+    }
     let rounds = if args.quick { 10 } else { 200 };
+    let wanted = |part| args.only.is_empty() || args.only.contains(&part);
     let signers: Vec<_> = (0..64).map(|_| Signer::new(&mut random)).collect();
     let expanded: Vec<_> = signers.iter().map(|signer| signer.key.expand(Backend::best())).collect();
-    for (length, size) in SIZES {
-        let signed: Vec<_> = signers.iter().map(|signer| signer.sign(length, &mut random)).collect();
-        tell(singly(size, rounds, &signed, &expanded));
-        for count in BATCHES {
-            if length == 32 || count == 8 {
-                tell(batches(size, count, rounds, &signed, &expanded));
-            }
-        }
+    if wanted(Part::Engine) {
+        engine(rounds, &signers, &expanded, &mut random);
     }
-    if let (Some(socket), Some(process)) = (args.socket, args.server) {
+    if let (true, Some(socket), Some(process)) = (wanted(Part::Socket), args.socket, args.server) {
         let signed: Vec<_> = signers.iter().map(|signer| signer.sign(32, &mut random)).collect();
         Sidecar { socket, process }.figures(rounds, &signed, &expanded).into_iter().for_each(tell);
     }
-    tell(of_the_standard(rounds, &mut random));
-    tell(two_processors(rounds, &signers, &expanded, &mut random));
-    tell(hashes_and_ciphers(rounds, &mut random));
     Ok(())
+}
+
+fn engine(rounds: usize, signers: &[Signer], expanded: &[Box<ExpandedKey>], random: &mut StdRng) {
+    for (length, size) in SIZES {
+        let signed: Vec<_> = signers.iter().map(|signer| signer.sign(length, random)).collect();
+        tell(singly(size, rounds, &signed, expanded));
+        for count in BATCHES {
+            if length == 32 || count == 8 {
+                tell(batches(size, count, rounds, &signed, expanded));
+            }
+        }
+    }
+    tell(of_the_standard(rounds, random));
+    tell(two_processors(rounds, signers, expanded, random));
+    tell(hashes_and_ciphers(rounds, random));
 }
 
 /// Sixteen, each: the public key, the length of the message in four bytes (little-endian), the message, the signature.

@@ -9,6 +9,7 @@ use qudag_offload_client::{
     Client, Content, Edition as WireEdition, Fallback, Key, Options, Signature, Verdict,
 };
 
+use crate::floor::Floor;
 use crate::single;
 
 /// How many signatures are sent together.
@@ -78,6 +79,9 @@ impl Sidecar {
                 one.node_key.verify(&one.message, &one.signature).expect("a good signature");
             }
         });
-        vec![socket.by(self.process), here, node]
+        let mut floor = Floor::start(signed.len());
+        let process = floor.process();
+        let floor = Way::new("socket floor", signed.len(), move || floor.call());
+        vec![socket.by(self.process), here, node, floor.by(process)]
     }
 }

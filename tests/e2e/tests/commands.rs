@@ -346,3 +346,33 @@ async fn a_rebuild_asks_the_servers_again_for_all_that_is_held() {
     assert_eq!(off.code, 75, "not now: {off:?}");
     assert!(off.stderr.contains("switched off"), "{off:?}");
 }
+
+#[tokio::test]
+async fn implementations_are_measured_without_a_sidecar() {
+    let bench = ["crypto", "bench", "--time", "100ms"];
+    let measured = run(&bench).args(["--json"]).output().await;
+    let answer: Value = serde_json::from_str(&measured.stdout).unwrap();
+    assert_eq!(answer["algorithm"], "ml-dsa-65-ipd");
+    let speeds = answer["speeds"].as_array().unwrap();
+    let ways = speeds.iter().filter(|speed| speed["backend"] == "portable");
+    let ways: Vec<_> = ways.map(|way| (way["signatures"].as_u64(), way["keys_ready"].as_bool())).collect();
+    let all = [(1, true), (1, false), (8, true), (8, false), (64, true)];
+    assert_eq!(ways, all.map(|(signatures, ready)| (Some(signatures), Some(ready))));
+    for speed in speeds {
+        let figure = |name: &str| speed[name].as_f64().unwrap();
+        assert!(figure("cpu_us") > 0.0 && figure("p99_us") > 0.0, "{speed}");
+    }
+
+    let one = run(&bench).args(["--backend", "portable"]).output().await;
+    assert!(one.stdout.starts_with("SIGNATURES  KEYS   portable\n"), "{one:?}");
+    // A wrong implementation is not measured.
+    let fault = ("QUDAG_CRYPTO_FAULT", "wrong-answer:portable");
+    if run(&["crypto", "selftest", "--in-process"]).env(fault.0, fault.1).output().await.code != 0 {
+        let wrong = run(&bench).env(fault.0, fault.1).output().await;
+        assert_eq!((wrong.code, wrong.stdout.as_str()), (1, ""));
+        assert!(wrong.stderr.contains("portable judged"), "{}", wrong.stderr);
+    }
+    let unknown = run(&bench).args(["--backend", "mmx"]).output().await;
+    assert_eq!(unknown.code, 2);
+    assert!(unknown.stderr.contains("portable, avx2 and avx512 are"), "{}", unknown.stderr);
+}

@@ -120,6 +120,15 @@ pub enum CryptoCommand {
         #[arg(long, value_name = "NAME")]
         backend: Option<Backend>,
     },
+    /// Measure how fast signatures are verified on this machine, without a sidecar
+    Bench {
+        /// Only with this implementation: portable, avx2 or avx512
+        #[arg(long, value_name = "NAME")]
+        backend: Option<Backend>,
+        /// For how long
+        #[arg(long, value_name = "DURATION", default_value = "3s")]
+        time: Period,
+    },
 }
 
 /// `db …`

@@ -234,13 +234,14 @@ Example:
         #[command(flatten)]
         format: Format,
     },
-    /// Show what verifies signatures for programs on this machine, or test it
+    /// Show what verifies signatures for programs on this machine, test it, or measure how fast it is
     #[command(after_help = "\
 Examples:
   qudag-sidecar crypto status
   qudag-sidecar crypto selftest                              tests what the sidecar could use, and has it use what passed
   qudag-sidecar crypto selftest --in-process                 needs no sidecar
-  qudag-sidecar crypto selftest --in-process --backend avx2")]
+  qudag-sidecar crypto selftest --in-process --backend avx2
+  qudag-sidecar crypto bench                                 needs no sidecar either")]
     Crypto {
         /// What to do.
         #[command(subcommand)]

@@ -1,10 +1,10 @@
-//! `crypto`: implementations, other sidecars, keys and queue.
+//! `crypto`: implementations, other sidecars, keys and queue, and how fast all that is.
 
 use serde_json::Value;
 
 use super::cache::{grouped, size};
-use super::{list, number, text};
-use crate::cli::output::{Tone, cell, columns, plain, table};
+use super::{is, list, number, text};
+use crate::cli::output::{Cell, Tone, cell, columns, plain, table};
 
 /// `crypto status` and `crypto selftest`
 pub(in crate::cli) fn crypto(answer: &Value, colour: bool) -> String {
@@ -80,6 +80,38 @@ pub(in crate::cli) fn backends(answer: &Value, colour: bool) -> String {
     table(&["BACKEND", "STATE", ""], rows.collect(), colour)
 }
 
+/// `crypto bench`: a row for each way to verify, a column for each implementation.
+pub(in crate::cli) fn speeds(answer: &Value, colour: bool) -> String {
+    let way = |speed: &Value| (number(speed, "signatures"), is(speed, "keys_ready"));
+    let cpu = |speed: &Value| speed.get("cpu_us").and_then(Value::as_f64).unwrap_or_default();
+    let mut heads = vec!["SIGNATURES", "KEYS"];
+    let mut rows: Vec<((u64, bool), Vec<Cell>)> = Vec::new();
+    for speed in list(answer, "speeds") {
+        let backend = text(speed, "backend");
+        if !heads.contains(&backend) {
+            heads.push(backend);
+        }
+        let figure = plain(format!("{:.1} µs", cpu(speed)));
+        match rows.last_mut().filter(|(last, _)| *last == way(speed)) {
+            Some((_, row)) => row.push(figure),
+            None => {
+                let (signatures, ready) = way(speed);
+                let keys = if ready { "ready" } else { "new" };
+                rows.push((way(speed), vec![plain(signatures.to_string()), plain(keys), figure]));
+            }
+        }
+    }
+    let mut page = table(&heads, rows.into_iter().map(|(_, row)| row).collect(), colour);
+    if let Some(fastest) = list(answer, "speeds").min_by(|a, b| cpu(a).total_cmp(&cpu(b))) {
+        let rate = grouped((1e6 / cpu(fastest)) as u64);
+        let remark = format!(
+            "processor time of a signature when so many are verified together; at most {rate} a second on one core"
+        );
+        page += &format!("\n{}\n", cell(remark, Tone::Faint).paint(colour));
+    }
+    page
+}
+
 fn why(backend: &Value) -> &str {
     backend.get("why").and_then(Value::as_str).unwrap_or_default()
 }
@@ -95,6 +127,23 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_way_to_verify_is_a_row_and_an_implementation_a_column() {
+        let speed = |backend, signatures, keys_ready, cpu_us| json!({ "backend": backend, "signatures": signatures, "keys_ready": keys_ready, "cpu_us": cpu_us });
+        let answer = json!({ "speeds": [
+            speed("avx2", 1, true, 10.04), speed("portable", 1, true, 52.0), speed("avx2", 8, false, 31.0), speed("portable", 8, false, 100.26),
+        ] });
+        let expected = "\
+SIGNATURES  KEYS   avx2     portable
+1           ready  10.0 µs  52.0 µs
+8           new    31.0 µs  100.3 µs
+
+processor time of a signature when so many are verified together; at most 99,601 a second on one core
+";
+        assert_eq!(speeds(&answer, false), expected);
+        assert_eq!(speeds(&json!({}), false), "SIGNATURES  KEYS\n");
+    }
 
     #[test]
     fn implementations_keys_and_queue_are_shown() {

@@ -12,7 +12,7 @@ use qudag_filter_api::Period;
 use serde_json::Value;
 
 pub(super) use cache::{cache, flushed, rebuilt};
-pub(super) use crypto::{backends, crypto, has_unsound};
+pub(super) use crypto::{backends, crypto, has_unsound, speeds};
 pub(super) use db::{
     db_cache, db_clients, db_load, db_paused, db_pools, db_queue, db_replicas, db_servers, db_statements,
 };

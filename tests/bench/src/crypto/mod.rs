@@ -2,6 +2,7 @@
 //! the node's library brings crates that have no place here.
 
 mod counted;
+mod handshake;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -9,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::thread::park_timeout;
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use qudag_mldsa::Backend;
 use serde::Deserialize;
 use serde_json::Value;
@@ -24,7 +26,8 @@ pub use counted::{How, counted, instructions};
 const NODE: &str = "qudag-crypto";
 
 /// Everybody who is measured.
-const EVERYBODY: [&str; 8] = ["socket", "avx512", "avx2", "portable", NODE, "aws-lc-rs", "libcrux", "blake3"];
+const EVERYBODY: [&str; 9] =
+    ["socket", "socket floor", "avx512", "avx2", "portable", NODE, "aws-lc-rs", "libcrux", "blake3"];
 
 /// How many times as fast as the node's library we are to be, by what is done.
 const TIMES: [(&str, f64); 7] = [
@@ -75,11 +78,67 @@ fn sidecar(stage: &Stage, socket: &Path) -> Result<Sidecar, Failure> {
     }
 }
 
-/// Builds the program, runs it, and shows what it measures.
+/// A part of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Signatures, each by itself and in batches, beside the node's library and others, in one process.
+    Engine,
+    /// The same over the socket of a sidecar.
+    Socket,
+    /// A connection of the tunnel.
+    Handshake,
+    /// Instructions of a verification.
+    Instructions,
+}
+
+/// What is measured.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Options {
+    /// Only these parts.
+    #[arg(long, value_delimiter = ',', value_name = "PART")]
+    only: Vec<Part>,
+}
+
+impl Options {
+    fn has(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+}
+
+/// Measures the parts one after the other and shows the rows of each.
 ///
 /// # Errors
-/// When it cannot be built or run.
-pub fn run(plan: Plan, show: &mut impl FnMut(Vec<Row>) -> Result<(), Failure>) -> Result<(), Failure> {
+/// When something cannot be started or gives a wrong answer.
+pub fn run(
+    options: &Options,
+    plan: Plan,
+    show: &mut impl FnMut(Vec<Row>) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    if options.has(Part::Engine) {
+        verifying(&["--only", "engine"], plan, show)?;
+    }
+    if options.has(Part::Socket) {
+        let (stage, folder) = (Stage::set()?, tempfile::tempdir()?);
+        let socket = folder.path().join("crypto.sock");
+        let sidecar = sidecar(&stage, &socket)?;
+        let (socket, process) = (socket.display().to_string(), sidecar.pid().to_string());
+        verifying(&["--only", "socket", "--socket", &socket, "--server", &process], plan, show)?;
+    }
+    if options.has(Part::Handshake) {
+        show(handshake::rows(plan)?)?;
+    }
+    if options.has(Part::Instructions) {
+        show(counted::rows()?)?;
+    }
+    Ok(())
+}
+
+/// Builds the program, runs it, and shows what it measures.
+fn verifying(
+    arguments: &[&str],
+    plan: Plan,
+    show: &mut impl FnMut(Vec<Row>) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crypto");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut program = Command::new(cargo);
@@ -87,10 +146,7 @@ pub fn run(plan: Plan, show: &mut impl FnMut(Vec<Row>) -> Result<(), Failure>) -
         .args(["run", "--quiet", "--release", "--locked", "--manifest-path"])
         .arg(folder.join("Cargo.toml"));
     program.arg("--target-dir").arg(folder.join("../../target/crypto-peers"));
-    let (stage, folder_of_socket) = (Stage::set()?, tempfile::tempdir()?);
-    let socket = folder_of_socket.path().join("crypto.sock");
-    let sidecar = sidecar(&stage, &socket)?;
-    program.arg("--").arg("--socket").arg(&socket).args(["--server", &sidecar.pid().to_string()]);
+    program.arg("--").args(arguments);
     if plan.is_quick() {
         program.arg("--quick");
     }
@@ -107,7 +163,6 @@ pub fn run(plan: Plan, show: &mut impl FnMut(Vec<Row>) -> Result<(), Failure>) -
         }
     }
     show(rows(&figures)?)?;
-    show(counted::rows()?)?;
     if program.wait()?.success() { Ok(()) } else { Err("tests/crypto has failed".into()) }
 }
 
