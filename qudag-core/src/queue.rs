@@ -169,7 +169,7 @@ impl<K: Clone + Ord> Queue<K> {
             None
         };
         if let Some(refusal) = refused {
-            return Err((refusal, expected.max(settings.age)));
+            return Err((refusal, self.retry_after(settings, now)));
         }
         let ticket = Ticket(self.next);
         self.next += 1;
@@ -245,7 +245,7 @@ impl<K: Clone + Ord> Queue<K> {
                 break;
             };
             let old = now.saturating_duration_since(oldest.since) >= settings.age;
-            let known = self.drain.rate().map(|rate| rate * settings.age.as_secs_f64());
+            let known = self.drain.rate(self.running).map(|rate| rate * settings.age.as_secs_f64());
             // More than get a place before they are too old; the last one stays in any case.
             let many = known.is_some_and(|room| depth as f64 > room.max(1.0)) || depth > settings.most;
             if !old && !many {
@@ -295,8 +295,16 @@ impl<K: Clone + Ord> Queue<K> {
 
     /// How long one more would wait in the order of arrival; zero while that is not known.
     pub fn expected_wait(&self, now: Instant) -> Duration {
-        let Some(rate) = self.drain.rate_at(now, !self.entries.is_empty()) else { return Duration::ZERO };
-        Duration::try_from_secs_f64(self.entries.len() as f64 / rate.max(1e-3)).unwrap_or(Duration::MAX)
+        let mut drain = self.drain;
+        drain.tick(now, !self.entries.is_empty());
+        let Some(rate) = drain.rate(self.running) else { return Duration::ZERO };
+        Duration::try_from_secs_f64(self.entries.len() as f64 / rate).unwrap_or(Duration::MAX)
+    }
+
+    /// After how long it may be worth while for whoever is refused to come again: [`Settings::wait`] at most, by which everybody who waits
+    /// now has got a place or was refused.
+    pub fn retry_after(&self, settings: &Settings, now: Instant) -> Duration {
+        self.expected_wait(now).max(settings.age).min(settings.wait)
     }
 
     /// The oldest of whoever has the most that wait.
@@ -352,12 +360,14 @@ impl<K: Clone + Ord> Queue<K> {
 
 /// How many get places in a second while others wait, as an average that forgets exponentially. The time without a queue does not
 /// count: what comes then says how much is asked for and not how much can be served.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct DrainRate {
     /// The sum of what each one still counts, in seconds to the power of -1.
     sum: f64,
     /// The time in which somebody waited.
     busy: Duration,
+    /// The end of that time, in which nobody got a place.
+    stalled: Duration,
     last: Option<Instant>,
 }
 
@@ -369,6 +379,7 @@ impl DrainRate {
         if waiting {
             self.sum *= Self::left(passed);
             self.busy = self.busy.saturating_add(passed);
+            self.stalled = self.stalled.saturating_add(passed);
         }
     }
 
@@ -387,16 +398,22 @@ impl DrainRate {
     /// One got a place.
     fn one(&mut self) {
         self.sum += WINDOW.as_secs_f64().recip();
+        self.stalled = Duration::ZERO;
     }
 
-    fn rate(&self) -> Option<f64> {
+    /// How many in a second, while so many places are in use. A stall is taken to last for as long again: the average alone would say after
+    /// seconds that it lasts for hours.
+    fn rate(&self, places: usize) -> Option<f64> {
+        if self.busy < KNOWN {
+            return None;
+        }
+        if self.stalled == self.busy {
+            // All places were free before, and all that is known is that none has become so again.
+            return Some(places.max(1) as f64 / self.stalled.as_secs_f64());
+        }
         // What was before the beginning is missing in the sum.
-        (self.busy >= KNOWN).then(|| self.sum / (1.0 - Self::left(self.busy)))
-    }
-
-    fn rate_at(&self, now: Instant, waiting: bool) -> Option<f64> {
-        let passed = self.last.map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
-        self.rate().map(|rate| if waiting { rate * Self::left(passed) } else { rate })
+        let average = self.sum / (1.0 - Self::left(self.busy));
+        Some(average.max(self.stalled.max(WINDOW).as_secs_f64().recip()))
     }
 }
 

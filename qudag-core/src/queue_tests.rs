@@ -104,6 +104,63 @@ fn a_time_when_nobody_was_served_is_forgotten_once_places_are_free() {
 }
 
 #[test]
+fn places_that_are_taken_for_long_are_no_reason_to_refuse() {
+    let (mut queue, start) = queue();
+    (0..20).for_each(|_| queue.take(&"a"));
+    let mut now = start;
+    // All that came to free places is still under way, and would be done soon.
+    for _ in 0..20 {
+        now += 20 * MS;
+        assert!(queue.arrive(&"a", 1, None, &LIVE, now).is_ok());
+        assert!(queue.expired(&LIVE, now).is_empty());
+    }
+    // After a second more, those under way are taken to need as long again, and the 20 who wait to get their places then.
+    now += Duration::from_secs(1);
+    let expected = queue.expected_wait(now);
+    assert!(expected > 1300 * MS && expected < 1500 * MS, "{expected:?}");
+}
+
+#[test]
+fn a_stall_is_taken_to_last_for_as_long_again() {
+    let (mut queue, start) = queue();
+    let mut now = start;
+    // 100 a second, seen while one waits.
+    queue.arrive(&"a", 1, None, &LIVE, now).unwrap();
+    for _ in 0..100 {
+        now += 10 * MS;
+        queue.arrive(&"a", 1, None, &LIVE, now).unwrap();
+        queue.next(&LIVE, now).unwrap();
+        queue.finished(&"a");
+    }
+    let expected = queue.expected_wait(now);
+    assert!(expected > 8 * MS && expected < 12 * MS, "{expected:?}");
+    for seconds in [5, 60, 600] {
+        let stall = Duration::from_secs(seconds);
+        let expected = queue.expected_wait(now + stall);
+        assert!(expected > stall - MS && expected < stall + MS, "{expected:?} after {stall:?}");
+    }
+}
+
+#[test]
+fn nobody_is_told_to_come_again_later_than_anybody_waits() {
+    for stall in [KNOWN, WINDOW, 2 * WINDOW, FORGOTTEN, FAR] {
+        for settings in [LIVE, Settings { age: FAR, ..LIVE }, Settings { most: 30, ..LIVE }] {
+            let (mut queue, start) = queue();
+            queue.take(&"a");
+            for _ in 0..30 {
+                queue.arrive(&"a", 1, None, &settings, start).unwrap();
+            }
+            let now = start + stall;
+            if let Err((refusal, after)) = queue.arrive(&"a", 1, None, &settings, now) {
+                assert!(after <= settings.wait, "{refusal:?} after {stall:?}, with {after:?}");
+            }
+            let after = queue.retry_after(&settings, now);
+            assert!(after >= settings.age.min(settings.wait) && after <= settings.wait, "{after:?}");
+        }
+    }
+}
+
+#[test]
 fn count_and_bytes_are_bounded() {
     let (mut queue, now) = queue();
     let settings = Settings { most: 2, bytes: 100, ..SETTINGS };

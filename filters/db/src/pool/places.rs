@@ -324,7 +324,7 @@ impl<C> Places<C> {
             let discipline = line.discipline;
             for (ticket, refusal) in line.queue.expired(&discipline, now) {
                 if let Some((_, sender)) = line.waiting.remove(&ticket) {
-                    let after = line.queue.expected_wait(now).max(discipline.age.min(discipline.wait));
+                    let after = line.queue.retry_after(&discipline, now);
                     // Whoever has gone needs no answer.
                     let _ = sender.send(Grant::Refused(refusal, after));
                 }

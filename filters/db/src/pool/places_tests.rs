@@ -91,6 +91,19 @@ fn a_pause_keeps_everybody_waiting_and_no_longer_than_they_may() {
 }
 
 #[test]
+fn who_is_refused_may_come_again_when_nobody_who_waits_now_waits_any_longer() {
+    let (mut places, time) = (places(1), Instant::now());
+    let (_seat, _) = now(ask(&mut places, time));
+    let most = plain(WAIT).bytes;
+    let (_, mut first) = later(places.ask(who(1), most, false, plain(WAIT), time));
+    let Asked::Refused(Refusal::Bytes, after) = ask(&mut places, time) else { panic!() };
+    assert_eq!(after, WAIT);
+    places.expire(time + WAIT);
+    let Ok(Grant::Refused(Refusal::Late, after)) = first.try_recv() else { panic!() };
+    assert_eq!(after, WAIT);
+}
+
+#[test]
 fn both_queues_are_served_and_the_lower_limit_holds_for_its_own() {
     let (mut places, time) = (places(2), Instant::now());
     places.set_room(Room { size: 2, limit: 1 }, time);

@@ -11,6 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::Seen;
 use super::judge::{Answer, compare, is_refused, rows};
+use crate::postgres::client::PATIENCE;
 use crate::postgres::{Batch, Link, Lost};
 use crate::questions::Dice;
 
@@ -434,13 +435,14 @@ impl Client {
         Ok(Next::Leave)
     }
 
-    /// Whether the sidecar refused it, which must be all that it said.
+    /// Whether the sidecar refused it, which must be all that it said. It must not make the client wait for longer than for a reply.
     fn refused(&self, batch: &Batch) -> bool {
         match is_refused(batch) {
             Some(whole) => {
                 self.seen.refused.fetch_add(1, Ordering::Relaxed);
-                self.pause.set(batch.retry_after().unwrap_or_default());
-                if !whole {
+                let pause = batch.retry_after().unwrap_or_default();
+                self.pause.set(pause.min(PATIENCE));
+                if !whole || pause > PATIENCE {
                     self.seen.wrong(format!("client {}: refused with {batch:?}", self.number));
                 }
                 true
