@@ -22,9 +22,9 @@ use qudag_kit::http::Client as HttpClient;
 use qudag_kit::program::Start;
 use qudag_kit::wait::PATIENCE;
 use qudag_kit::{TestSidecar, eventually, needs_program, within};
+use qudag_mldsa::testing::{Sample, signatures};
 use qudag_offload_client::{
-    By, Client, Content, Digest, Edition, Fallback, Key, Options, PUBLIC_KEY_BYTES, SIGNATURE_BYTES,
-    Signature, Verdict,
+    By, Client, Content, Digest, Edition, Fallback, Key, Options, Signature, Verdict,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -43,22 +43,14 @@ struct Signed {
 
 impl Signed {
     fn drafts() -> Vec<Self> {
-        let mut bytes = &include_bytes!("../../../qudag-core/mldsa/tests/data/qudag-crypto.signatures")[..];
-        let mut signed = Vec::new();
-        while let Some((key, rest)) = bytes.split_first_chunk::<PUBLIC_KEY_BYTES>() {
-            let (length, rest) = rest.split_first_chunk().unwrap();
-            let (message, rest) = rest.split_at(u32::from_le_bytes(*length) as usize);
-            let (signature, rest) = rest.split_at(SIGNATURE_BYTES);
-            signed.push(Self {
-                key: key.to_vec(),
-                edition: Edition::Draft,
-                message: message.to_vec(),
-                signature: signature.to_vec(),
-                verdict: Verdict::Valid,
-            });
-            bytes = rest;
-        }
-        signed
+        let signed = signatures().map(|Sample { key, message, signature }| Self {
+            key: key.to_vec(),
+            edition: Edition::Draft,
+            message: message.to_vec(),
+            signature: signature.to_vec(),
+            verdict: Verdict::Valid,
+        });
+        signed.collect()
     }
 
     /// By a library for the final standard.

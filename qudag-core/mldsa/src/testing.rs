@@ -1,0 +1,38 @@
+//! Signatures as data, for the tests of several crates (`tests/crypto` writes them).
+
+use std::iter::from_fn;
+
+use crate::{PUBLIC_KEY_BYTES, SIGNATURE_BYTES};
+
+/// A signature of the initial public draft, with all that it takes to verify it.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// The public key.
+    pub key: &'static [u8; PUBLIC_KEY_BYTES],
+    /// What is signed.
+    pub message: &'static [u8],
+    /// The signature.
+    pub signature: &'static [u8; SIGNATURE_BYTES],
+}
+
+/// Those of the library that QuDAG signs with: of different keys, and of messages of many lengths, the first of which is 0.
+pub fn signatures() -> impl Iterator<Item = Sample> {
+    read(include_bytes!("../tests/data/qudag-crypto.signatures"))
+}
+
+/// Such that only verifiers accept that do not look at the range of z.
+pub fn out_of_range() -> impl Iterator<Item = Sample> {
+    read(include_bytes!("../tests/data/out-of-range.signatures"))
+}
+
+/// Each is the public key, the length of the message in four bytes (little-endian), the message, the signature.
+fn read(mut bytes: &'static [u8]) -> impl Iterator<Item = Sample> {
+    from_fn(move || {
+        let (key, rest) = bytes.split_first_chunk()?;
+        let (length, rest) = rest.split_first_chunk()?;
+        let (message, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+        let (signature, rest) = rest.split_first_chunk()?;
+        bytes = rest;
+        Some(Sample { key, message, signature })
+    })
+}
