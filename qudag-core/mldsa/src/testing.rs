@@ -28,11 +28,16 @@ pub fn out_of_range() -> impl Iterator<Item = Sample> {
 /// Each is the public key, the length of the message in four bytes (little-endian), the message, the signature.
 fn read(mut bytes: &'static [u8]) -> impl Iterator<Item = Sample> {
     from_fn(move || {
-        let (key, rest) = bytes.split_first_chunk()?;
-        let (length, rest) = rest.split_first_chunk()?;
-        let (message, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
-        let (signature, rest) = rest.split_first_chunk()?;
-        bytes = rest;
-        Some(Sample { key, message, signature })
+        let (key, message) = (take(&mut bytes)?, take_text(&mut bytes)?);
+        Some(Sample { key, message, signature: take(&mut bytes)? })
     })
+}
+
+fn take<const N: usize>(bytes: &mut &'static [u8]) -> Option<&'static [u8; N]> {
+    bytes.split_off(..N)?.try_into().ok()
+}
+
+fn take_text(bytes: &mut &'static [u8]) -> Option<&'static [u8]> {
+    let length = u32::from_le_bytes(*take(bytes)?);
+    bytes.split_off(..length as usize)
 }
