@@ -15,6 +15,19 @@ pub struct Sample {
     pub signature: &'static [u8; SIGNATURE_BYTES],
 }
 
+/// One of QuDAG's fingerprints: a hash of data, and a signature of that hash by the draft.
+#[derive(Clone, Copy, Debug)]
+pub struct Fingerprint {
+    /// The public key.
+    pub key: &'static [u8; PUBLIC_KEY_BYTES],
+    /// What is hashed.
+    pub data: &'static [u8],
+    /// The hash.
+    pub fingerprint: &'static [u8; 64],
+    /// The signature.
+    pub signature: &'static [u8; SIGNATURE_BYTES],
+}
+
 /// Those of the library that QuDAG signs with: of different keys, and of messages of many lengths, the first of which is 0.
 pub fn signatures() -> impl Iterator<Item = Sample> {
     read(include_bytes!("../tests/data/qudag-crypto.signatures"))
@@ -23,6 +36,16 @@ pub fn signatures() -> impl Iterator<Item = Sample> {
 /// Such that only verifiers accept that do not look at the range of z.
 pub fn out_of_range() -> impl Iterator<Item = Sample> {
     read(include_bytes!("../tests/data/out-of-range.signatures"))
+}
+
+/// Fingerprints as QuDAG's own library makes them, of data of different lengths.
+pub fn fingerprints() -> impl Iterator<Item = Fingerprint> {
+    let mut bytes = &include_bytes!("../tests/data/qudag-crypto.fingerprints")[..];
+    from_fn(move || {
+        let (key, data) = (take(&mut bytes)?, take_text(&mut bytes)?);
+        let (fingerprint, signature) = (take(&mut bytes)?, take(&mut bytes)?);
+        Some(Fingerprint { key, data, fingerprint, signature })
+    })
 }
 
 /// Each is the public key, the length of the message in four bytes (little-endian), the message, the signature.
