@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod breaker;
 pub mod bucket;
 pub mod budget;
+mod frame;
 pub mod limit;
 pub mod offload;
 pub mod queue;
@@ -14,6 +15,8 @@ pub mod replay;
 pub mod rpc;
 
 use std::time::Duration;
+
+pub use frame::FrameError;
 
 /// A share of a period: uniform in `0..period` for a uniform `random`.
 fn share(period: Duration, random: u64) -> Duration {

@@ -2,6 +2,8 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use crate::FrameError;
+
 /// The largest body that the node reads (10 MiB). The node clamps longer ones and then reads garbage; here they are an error.
 pub const LIMIT: usize = 10 << 20;
 
@@ -10,25 +12,6 @@ pub const HEADER: usize = 4;
 
 /// How much room is made for a body before its bytes arrive. A length alone is a claim; memory follows the bytes.
 const ROOM: usize = 64 << 10;
-
-/// What is wrong with a frame. Nothing that follows it can be understood.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FrameError {
-    /// The body is longer than the limit.
-    #[error("a frame of {length} bytes, where at most {limit} are allowed")]
-    TooLong {
-        /// The length as the frame says it.
-        length: usize,
-        /// The limit.
-        limit: usize,
-    },
-    /// The stream ended within a frame.
-    #[error("the stream ended after {received} bytes of a frame")]
-    Truncated {
-        /// The bytes of the frame that arrived, its length included.
-        received: usize,
-    },
-}
 
 /// Reads and writes frames of a limited length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,10 +55,7 @@ impl Codec {
     /// # Errors
     /// [`FrameError::Truncated`] when a frame has begun.
     pub fn end(&self, received: &BytesMut) -> Result<(), FrameError> {
-        match received.len() {
-            0 => Ok(()),
-            received => Err(FrameError::Truncated { received }),
-        }
+        FrameError::at_end(received.len())
     }
 
     /// Appends a frame.

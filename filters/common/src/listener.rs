@@ -31,6 +31,19 @@ impl Socket {
     {
         Box::new(SocketFront { socket: self, connection })
     }
+
+    /// [`Socket::bind`] and [`Socket::into_front`] in one.
+    pub fn front<F, Fut>(
+        address: Address,
+        env: Env,
+        connection: F,
+    ) -> BoxFuture<'static, io::Result<Box<dyn Front>>>
+    where
+        F: Fn(Stream, Drain) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        Box::pin(async move { Ok(Self::bind(&address, &*env.resolve).await?.into_front(connection)) })
+    }
 }
 
 struct SocketFront<F> {

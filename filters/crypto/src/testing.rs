@@ -4,27 +4,20 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use qudag_filter_api::FlowKey;
-use qudag_mldsa::{Backend, Edition, PUBLIC_KEY_BYTES, PublicKey, Rejected, SIGNATURE_BYTES};
+use qudag_mldsa::testing::{self, Sample};
+use qudag_mldsa::{Backend, Edition, PublicKey, Rejected};
 
 use crate::{Content, CryptoCall, KeyRef, Operations, SignatureCheck, Verdict};
 
 /// Signatures of the library that QuDAG signs with, of different keys and messages.
 pub(crate) fn signatures() -> Vec<SignatureCheck> {
-    let mut bytes = &include_bytes!("../../../qudag-core/mldsa/tests/data/qudag-crypto.signatures")[..];
-    let mut signatures = Vec::new();
-    while let Some((key, rest)) = bytes.split_first_chunk::<PUBLIC_KEY_BYTES>() {
-        let (length, rest) = rest.split_first_chunk().unwrap();
-        let (message, rest) = rest.split_at(u32::from_le_bytes(*length) as usize);
-        let (signature, rest) = rest.split_at(SIGNATURE_BYTES);
-        signatures.push(SignatureCheck {
-            key: KeyRef::Public(Box::new(PublicKey(*key))),
-            edition: Edition::Draft,
-            content: Content::Message { context: Bytes::new(), message: message.to_vec().into() },
-            signature: signature.to_vec().into(),
-        });
-        bytes = rest;
-    }
-    signatures
+    let signatures = testing::signatures().map(|Sample { key, message, signature }| SignatureCheck {
+        key: KeyRef::Public(Box::new(PublicKey(*key))),
+        edition: Edition::Draft,
+        content: Content::Message { context: Bytes::new(), message: Bytes::from_static(message) },
+        signature: Bytes::from_static(signature),
+    });
+    signatures.collect()
 }
 
 /// The same signature with one bit changed that makes it one of something else.

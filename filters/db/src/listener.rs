@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures_util::future::BoxFuture;
 use metrics::{counter, gauge};
 use qudag_filter_api::{Address, Chains, Env, FilterError, Flow, FlowKey, Kind, Resolve};
 use qudag_filter_common::{
@@ -36,17 +37,16 @@ struct Place {
     read_only: bool,
 }
 
-pub(crate) async fn bind(
+pub(crate) fn bind(
     address: Address,
     read_only: bool,
     chains: Chains<Db>,
     env: Env,
-) -> io::Result<Box<dyn Front>> {
-    let socket = Socket::bind(&address, &*env.resolve).await?;
+) -> BoxFuture<'static, io::Result<Box<dyn Front>>> {
     let (starting, sessions) = (Seats::default(), Seats::default());
-    let cancels = Cancels::default();
-    let place = Arc::new(Place { chains, resolve: env.resolve, starting, sessions, cancels, read_only });
-    Ok(socket.into_front(move |client, drain| connection(Arc::clone(&place), client, drain)))
+    let (cancels, resolve) = (Cancels::default(), Arc::clone(&env.resolve));
+    let place = Arc::new(Place { chains, resolve, starting, sessions, cancels, read_only });
+    Socket::front(address, env, move |client, drain| connection(Arc::clone(&place), client, drain))
 }
 
 /// A place among `max_sessions`.

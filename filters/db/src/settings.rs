@@ -234,7 +234,7 @@ impl ListenerSpec for PostgresListener {
         chains: Chains<Db>,
         env: Env,
     ) -> BoxFuture<'static, io::Result<Box<dyn Front>>> {
-        Box::pin(listener::bind(address, name == READ_ONLY, chains, env))
+        listener::bind(address, name == READ_ONLY, chains, env)
     }
 }
 

@@ -28,7 +28,7 @@ pub use chunked::ChunkError;
 pub use connection_pooling::{ConnectionPooling, Pool};
 pub use kind::{Body, Http, HttpCall, HttpSettings};
 pub use listener::HttpListener;
-pub use mcp_crypto::{McpCrypto, Mode};
+pub use mcp_crypto::{McpCrypto, Mode, fuzz_mcp};
 
 chain! {
     /// The filters of the HTTP chain.

@@ -112,11 +112,8 @@ impl ListenerSpec for RpcListener {
         chains: Chains<Rpc>,
         env: Env,
     ) -> BoxFuture<'static, io::Result<Box<dyn Front>>> {
-        Box::pin(async move {
-            let socket = Socket::bind(&address, &*env.resolve).await?;
-            let server = Arc::new(Server::new(chains));
-            Ok(socket.into_front(move |stream, drain| Arc::clone(&server).connection(stream, drain)))
-        })
+        let server = Arc::new(Server::new(chains));
+        Socket::front(address, env, move |stream, drain| Arc::clone(&server).connection(stream, drain))
     }
 }
 

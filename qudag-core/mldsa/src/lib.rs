@@ -19,6 +19,8 @@ mod polynomial;
 mod sampling;
 mod self_test;
 mod sponge;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod verify;
 
 pub use backend::{BACKEND_VARIABLE, Backend, UnknownBackend};

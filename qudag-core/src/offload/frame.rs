@@ -2,6 +2,8 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use crate::FrameError;
+
 /// What a client sends first.
 pub const PREAMBLE: [u8; 4] = *b"QDC1";
 /// Bytes in front of a body.
@@ -67,25 +69,6 @@ pub struct Frame {
     pub body: Bytes,
 }
 
-/// A frame that is not read. Nothing that follows it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FrameError {
-    /// The body is longer than the limit.
-    #[error("a request of {length} bytes, where at most {limit} are allowed")]
-    TooLong {
-        /// Bytes of the body.
-        length: usize,
-        /// The limit.
-        limit: usize,
-    },
-    /// The stream ended within a frame.
-    #[error("the stream ended after {received} bytes of a frame")]
-    Truncated {
-        /// The bytes of the frame that arrived, its header included.
-        received: usize,
-    },
-}
-
 /// Takes frames of limited length out of what was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decoder {
@@ -135,9 +118,6 @@ impl Decoder {
     /// # Errors
     /// [`FrameError::Truncated`] when a frame has begun.
     pub fn end(&self, received: &[u8]) -> Result<(), FrameError> {
-        match received.len() {
-            0 => Ok(()),
-            received => Err(FrameError::Truncated { received }),
-        }
+        FrameError::at_end(received.len())
     }
 }

@@ -97,7 +97,7 @@ mod request;
 #[cfg(test)]
 mod tests;
 
-pub use frame::{Decoder, Frame, FrameError, HEADER, Header, PREAMBLE};
+pub use frame::{Decoder, Frame, HEADER, Header, PREAMBLE};
 pub use operation::{
     Content, Digest, Edition, Fingerprint, Key, NewKey, Operation, Operations, Signature, Unencodable,
 };

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
+use crate::FrameError;
 
 fn key(form: bool, byte: u8) -> Key<Bytes> {
     if form { Key::Public(vec![byte; PUBLIC_KEY_BYTES].into()) } else { Key::Id([byte; KEY_ID_BYTES]) }

@@ -11,6 +11,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, U
 use aws_lc_rs::signature::{ML_DSA_65, ParsedPublicKey};
 use clap::{Parser, ValueEnum};
 use libcrux_ml_dsa::ml_dsa_65;
+use qudag_crypto::fingerprint::Fingerprint;
 use qudag_crypto_peers::measure::{Figure, Way, measure};
 use qudag_crypto_peers::{Signed, Signer};
 use qudag_mldsa::{
@@ -45,6 +46,9 @@ struct Args {
     /// With --signatures: such whose z is out of range.
     #[arg(long, requires = "signatures")]
     out_of_range: bool,
+    /// Measures nothing: writes fingerprints of qudag-crypto to FILE.
+    #[arg(long, value_name = "FILE", conflicts_with = "signatures")]
+    fingerprints: Option<PathBuf>,
 }
 
 /// A part of what is measured.
@@ -64,6 +68,9 @@ fn main() -> io::Result<()> {
     let mut random = StdRng::seed_from_u64(1);
     if let Some(file) = args.signatures {
         return write_signatures(&file, args.out_of_range, &mut random);
+    }
+    if let Some(file) = args.fingerprints {
+        return write_fingerprints(&file, &mut random);
     }
     if let Some(path) = args.floor {
         return floor::serve(&path);
@@ -110,6 +117,23 @@ fn write_signatures(file: &Path, out_of_range: bool, random: &mut StdRng) -> io:
         out.extend_from_slice(&(length as u32).to_le_bytes());
         out.extend_from_slice(&one.message);
         out.extend_from_slice(&one.signature);
+    }
+    std::fs::write(file, out)
+}
+
+/// Four, each: the public key, the length of the data in four bytes (little-endian), the data, the fingerprint, the signature.
+fn write_fingerprints(file: &Path, random: &mut StdRng) -> io::Result<()> {
+    let mut out = Vec::new();
+    for length in [0, 1, 1024, 5000] {
+        let mut data = vec![0; length];
+        random.fill_bytes(&mut data);
+        let (fingerprint, key) = Fingerprint::generate(&data, random).expect("a fingerprint");
+        fingerprint.verify(&key).expect("its own fingerprint");
+        out.extend_from_slice(key.as_bytes());
+        out.extend_from_slice(&(length as u32).to_le_bytes());
+        out.extend_from_slice(&data);
+        out.extend_from_slice(fingerprint.data());
+        out.extend_from_slice(fingerprint.signature());
     }
     std::fs::write(file, out)
 }

@@ -22,9 +22,9 @@ use qudag_kit::http::Client as HttpClient;
 use qudag_kit::program::Start;
 use qudag_kit::wait::PATIENCE;
 use qudag_kit::{TestSidecar, eventually, needs_program, within};
+use qudag_mldsa::testing::{self, Sample, fingerprints, signatures};
 use qudag_offload_client::{
-    By, Client, Content, Digest, Edition, Fallback, Key, Options, PUBLIC_KEY_BYTES, SIGNATURE_BYTES,
-    Signature, Verdict,
+    By, Client, Content, Digest, Edition, Fallback, Fingerprint, Key, Options, Signature, Verdict,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -43,22 +43,14 @@ struct Signed {
 
 impl Signed {
     fn drafts() -> Vec<Self> {
-        let mut bytes = &include_bytes!("../../../qudag-core/mldsa/tests/data/qudag-crypto.signatures")[..];
-        let mut signed = Vec::new();
-        while let Some((key, rest)) = bytes.split_first_chunk::<PUBLIC_KEY_BYTES>() {
-            let (length, rest) = rest.split_first_chunk().unwrap();
-            let (message, rest) = rest.split_at(u32::from_le_bytes(*length) as usize);
-            let (signature, rest) = rest.split_at(SIGNATURE_BYTES);
-            signed.push(Self {
-                key: key.to_vec(),
-                edition: Edition::Draft,
-                message: message.to_vec(),
-                signature: signature.to_vec(),
-                verdict: Verdict::Valid,
-            });
-            bytes = rest;
-        }
-        signed
+        let signed = signatures().map(|Sample { key, message, signature }| Self {
+            key: key.to_vec(),
+            edition: Edition::Draft,
+            message: message.to_vec(),
+            signature: signature.to_vec(),
+            verdict: Verdict::Valid,
+        });
+        signed.collect()
     }
 
     /// By a library for the final standard.
@@ -136,6 +128,17 @@ impl World {
         let path = self.folder.path().join(name);
         std::fs::write(&path, bytes).unwrap();
         path
+    }
+
+    /// The reply to a request by `curl`, without a body or with one.
+    async fn curl(&self, path: &str, body: Option<Value>) -> Value {
+        let mut curl = Start::new("curl").args(["-sS", "--unix-socket"]).arg(self.socket());
+        if let Some(body) = body {
+            let file = self.file("body.json", body.to_string().as_bytes());
+            curl = curl.args(["--json", &format!("@{}", file.display())]);
+        }
+        let printed = curl.arg(format!("http://sidecar{path}")).output().await.ok();
+        serde_json::from_str(&printed).unwrap_or_else(|why| panic!("{why}: {printed}"))
     }
 
     fn client(&self) -> Client {
@@ -263,33 +266,80 @@ async fn a_c_program_has_it_done() {
 async fn curl_has_it_done_as_the_guide_says() {
     needs_program!("curl");
     let world = World::start().await;
-    let curl = async |path: &str, body: Option<Value>| {
-        let mut curl = Start::new("curl").args(["-sS", "--unix-socket"]).arg(world.socket());
-        if let Some(body) = body {
-            let file = world.file("body.json", body.to_string().as_bytes());
-            curl = curl.args(["--json", &format!("@{}", file.display())]);
-        }
-        let printed = curl.arg(format!("http://sidecar{path}")).output().await.ok();
-        serde_json::from_str::<Value>(&printed).unwrap_or_else(|why| panic!("{why}: {printed}"))
-    };
     let signed = Signed::drafts().remove(1);
-    let keys = curl("/v1/keys", Some(json!({"keys": [BASE64.encode(&signed.key)]}))).await;
+    let keys = world.curl("/v1/keys", Some(json!({"keys": [BASE64.encode(&signed.key)]}))).await;
     let mut named = signed.json();
     named.as_object_mut().unwrap().remove("key");
     named["key_id"] = keys["keys"][0]["key_id"].clone();
     let operations = json!([signed.json(), signed.damaged().json(), named]);
     let verify = json!({"alg": "ml-dsa-65-ipd", "operations": operations});
-    let results = curl("/v1/verify:batch", Some(verify)).await;
+    let results = world.curl("/v1/verify:batch", Some(verify)).await;
     let expected = json!([{"valid": true}, {"valid": false, "reason": "mismatch"}, {"valid": true}]);
     assert_eq!(results["results"], expected);
     let hashes = json!({"operations": [{"data": BASE64.encode(&signed.key)}]});
-    let hash = curl("/v1/hash:batch", Some(hashes)).await["results"][0]["hash"].clone();
+    let hash = world.curl("/v1/hash:batch", Some(hashes)).await["results"][0]["hash"].clone();
     let hash = BASE64.decode(hash.as_str().unwrap().as_bytes()).unwrap();
     assert_eq!(keys["keys"][0]["key_id"], HEXLOWER.encode(&hash));
-    assert_eq!(curl("/v1/crypto/status", None).await["crypto_offload"]["registered"], 1);
-    let error =
-        curl("/v1/verify:batch", Some(json!({"alg": "ml-dsa-65-ipd", "operations": [{"key": 1}]}))).await;
+    assert_eq!(world.curl("/v1/crypto/status", None).await["crypto_offload"]["registered"], 1);
+    let error = world
+        .curl("/v1/verify:batch", Some(json!({"alg": "ml-dsa-65-ipd", "operations": [{"key": 1}]})))
+        .await;
     assert_eq!(error["error"]["at"], "operations[0].key");
+}
+
+/// As QuDAG's own library makes them: a hash of 64 bytes, and a signature of that.
+#[tokio::test]
+async fn fingerprints_of_the_nodes_library_are_verified() {
+    needs_program!("curl");
+    let mut world = World::start().await;
+    let options = Options { deadline: Duration::from_secs(20), ..Options::default() };
+    let mut client = Client::connect_with(world.socket(), options).unwrap();
+    let mut hash = |data| client.hash(&[Digest { data, length: 64 }]).unwrap().value.remove(0);
+    let other = &b"other data"[..];
+    let of_other = hash(other);
+    let mut operations = Vec::new();
+    for testing::Fingerprint { key, data, fingerprint, signature } in fingerprints() {
+        assert_eq!(hash(data)[..], fingerprint[..]);
+        let key = Key::Public(&key[..]);
+        let good = Fingerprint { key, data, fingerprint: &fingerprint[..], signature: &signature[..] };
+        operations.push((good, Verdict::Valid));
+        operations.push((Fingerprint { data: other, ..good }, Verdict::OtherData));
+        operations.push((Fingerprint { data: other, fingerprint: &of_other, ..good }, Verdict::Mismatch));
+    }
+    let (mut operations, expected): (Vec<_>, Vec<_>) = operations.into_iter().unzip();
+    assert_eq!(operations.len(), 12);
+    let answer = client.verify_fingerprints(&operations).unwrap();
+    assert!(matches!(answer.by, By::Sidecar));
+    assert_eq!(answer.value, expected);
+
+    // Every second one with the id of its key.
+    let keys: Vec<_> = fingerprints().flat_map(|one| [one.key; 3]).collect();
+    let ids = client.register(&keys).unwrap().value;
+    let mut json = Vec::new();
+    for (place, one) in operations.iter_mut().enumerate() {
+        let [data, fingerprint, signature] =
+            [one.data, one.fingerprint, one.signature].map(|bytes| BASE64.encode(bytes));
+        let mut operation = json!({"data": data, "fingerprint": fingerprint, "signature": signature});
+        if place % 2 == 0 {
+            operation["key"] = BASE64.encode(keys[place]).into();
+        } else {
+            operation["key_id"] = HEXLOWER.encode(&ids[place]).into();
+            one.key = Key::Id(ids[place]);
+        }
+        json.push(operation);
+    }
+    assert_eq!(client.verify_fingerprints(&operations).unwrap().value, expected);
+    let results = world.curl("/v1/fingerprint/verify:batch", Some(json!({"operations": json}))).await;
+    let expected_json = expected.iter().map(|verdict| match verdict {
+        Verdict::Valid => json!({"valid": true}),
+        verdict => json!({"valid": false, "reason": verdict.name()}),
+    });
+    assert_eq!(results["results"], expected_json.collect::<Value>());
+
+    world.sidecar.kill();
+    let answer = client.verify_fingerprints(&operations).unwrap();
+    assert!(matches!(answer.by, By::InProcess { .. }));
+    assert_eq!(answer.value, expected);
 }
 
 #[tokio::test]

@@ -17,8 +17,9 @@ use qudag_kit::program::Start;
 use qudag_kit::sidecar::Setup;
 use qudag_kit::wait::PATIENCE;
 use qudag_kit::{TestSidecar, eventually};
+use qudag_mldsa::testing::{Sample, signatures};
 use qudag_offload_client::{
-    Client, Content, Edition, Fallback, Key, Options, PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Signature, Verdict,
+    Client, Content, Edition, Fallback, Key, Options, SIGNATURE_BYTES, Signature, Verdict,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -27,30 +28,24 @@ const FAULT: &str = "QUDAG_CRYPTO_FAULT";
 
 /// A signature of the library that QuDAG signs with, and the same damaged.
 struct Signed {
-    key: Vec<u8>,
-    message: Vec<u8>,
-    signature: Vec<u8>,
-    damaged: Vec<u8>,
+    good: Sample,
+    damaged: [u8; SIGNATURE_BYTES],
 }
 
 impl Signed {
     fn new() -> Self {
-        let bytes = &include_bytes!("../../../qudag-core/mldsa/tests/data/qudag-crypto.signatures")[..];
-        let (key, rest) = bytes.split_at(PUBLIC_KEY_BYTES);
-        let (length, rest) = rest.split_first_chunk().unwrap();
-        let (message, rest) = rest.split_at(u32::from_le_bytes(*length) as usize);
-        let signature = rest[..SIGNATURE_BYTES].to_vec();
-        let mut damaged = signature.clone();
+        let good = signatures().next().unwrap();
+        let mut damaged = *good.signature;
         damaged[9] ^= 4;
-        Self { key: key.to_vec(), message: message.to_vec(), signature, damaged }
+        Self { good, damaged }
     }
 
     fn checks(&self) -> [Signature<&[u8]>; 2] {
-        [&self.signature[..], &self.damaged].map(|signature| Signature {
-            key: Key::Public(&self.key[..]),
+        [self.good.signature, &self.damaged].map(|signature| Signature {
+            key: Key::Public(&self.good.key[..]),
             edition: Edition::Draft,
-            content: Content::Message { context: &[], message: &self.message },
-            signature,
+            content: Content::Message { context: &[], message: self.good.message },
+            signature: &signature[..],
         })
     }
 }

@@ -16,10 +16,7 @@ use std::time::Duration;
 
 use qudag_kit::wait::PATIENCE;
 use qudag_kit::{Pki, Setup, TestSidecar, eventually, ports};
-use qudag_offload_client::{
-    By, Client, Content, Edition, Fallback, Key, Options, PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Signature,
-    Verdict,
-};
+use qudag_offload_client::{By, Client, Content, Edition, Fallback, Key, Options, Signature, Verdict};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -28,16 +25,9 @@ const BATCH: usize = 512;
 
 /// Signatures of the library that QuDAG signs with: key, message, signature. Every second one is damaged.
 fn signatures() -> Vec<[Vec<u8>; 3]> {
-    let mut bytes = &include_bytes!("../../../qudag-core/mldsa/tests/data/qudag-crypto.signatures")[..];
-    let mut signed = Vec::new();
-    while let Some((key, rest)) = bytes.split_first_chunk::<PUBLIC_KEY_BYTES>() {
-        let (length, rest) = rest.split_first_chunk().unwrap();
-        let (message, rest) = rest.split_at(u32::from_le_bytes(*length) as usize);
-        let (signature, rest) = rest.split_at(SIGNATURE_BYTES);
-        signed.push([key.to_vec(), message.to_vec(), signature.to_vec()]);
-        bytes = rest;
-    }
-    let both = signed.into_iter().flat_map(|good| {
+    let signed = qudag_mldsa::testing::signatures()
+        .map(|one| [one.key.to_vec(), one.message.to_vec(), one.signature.to_vec()]);
+    let both = signed.flat_map(|good| {
         let mut bad = good.clone();
         bad[2][7] ^= 1;
         [good, bad]

@@ -203,6 +203,52 @@ async fn the_real_node_gets_the_credentials_too() {
     assert_eq!(verdicts(&sidecar, "token").await, 2.0);
 }
 
+/// The real node knows the same key, so that what it says of a signature stands beside what the sidecar says.
+#[tokio::test]
+async fn the_sidecar_and_the_real_node_agree_about_signatures() {
+    needs_node!();
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, key, ann) = (dir.path().join("rpc.sock"), dir.path().join("ann.pub"), Signer::new());
+    std::fs::write(&key, &ann.key).unwrap();
+    let host = Host { rpc_unix: Some(&socket), rpc_key: Some(("ann", &key)), ..Host::default() };
+    let _node = HostedNode::start(&host).await;
+    let auth = format!("clients: {{ ann: {{ file: \"{}\" }} }}", key.display());
+    let sidecar = TestSidecar::start(&yaml(&format!("unix:{}", socket.display()), &auth)).await;
+    let server = Server::Tcp(sidecar.listener("rpc").await);
+
+    let good = ann.call("ann", "get_status", json!({}));
+    assert_eq!(call(&server, &good).await["result"]["is_running"], true, "both take it");
+    let mut of_another_method = ann.call("ann", "get_status", json!({}));
+    of_another_method["method"] = "list_peers".into();
+    let mut altered = ann.call("ann", "get_status", json!({}));
+    let mut signature = HEXLOWER.decode(altered["params"]["signature"].as_str().unwrap().as_bytes()).unwrap();
+    signature[9] ^= 4;
+    altered["params"]["signature"] = HEXLOWER.encode(&signature).into();
+    let wrong = [
+        (Signer::new().call("ann", "get_status", json!({})), "the signature does not match"),
+        (of_another_method, "the signature does not match"),
+        (altered, "the signature does not match"),
+        (ann.call("eve", "get_status", json!({})), "the client is not known"),
+        (rpc::request("get_status", json!({})), "authentication is required"),
+    ];
+    for (wrong, why) in &wrong {
+        let reply = call(&server, wrong).await;
+        assert!(refusal(&reply).starts_with(&format!("refused: {why}")), "{reply}");
+    }
+    sidecar.toggle("rpc.rpc_auth", false).await;
+    for (wrong, why) in &wrong {
+        let error = &call(&server, wrong).await["error"];
+        assert_eq!(
+            *error,
+            json!({"code": -32001, "message": "Authentication required", "data": null}),
+            "{why}"
+        );
+    }
+    assert_eq!(call(&server, &good).await["result"]["is_running"], true, "a node takes it again and again");
+    sidecar.toggle("rpc.rpc_auth", true).await;
+    assert_eq!(refusal(&call(&server, &good).await), "refused: the id was used before");
+}
+
 fn node_itself(socket: &Path) -> Server {
     Server::Unix(socket.to_owned())
 }

@@ -8,9 +8,10 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
+use qudag_mldsa::testing::{self, Sample};
 use qudag_mldsa::{
-    Backend, Content, Edition, Job, Key, MuOf, PUBLIC_KEY_BYTES, PublicKey, Rejected, SIGNATURE_BYTES,
-    Scratch, matches_in_any_range, verify, verify_batch,
+    Backend, Content, Edition, Job, Key, MuOf, PublicKey, Rejected, Scratch, matches_in_any_range, verify,
+    verify_batch,
 };
 
 #[derive(Clone)]
@@ -23,31 +24,16 @@ struct Signed {
 }
 
 static SIGNED: LazyLock<Vec<Signed>> = LazyLock::new(|| {
-    let files: [&[u8]; 2] = [
-        include_bytes!("../../../qudag-core/mldsa/tests/data/qudag-crypto.signatures"),
-        include_bytes!("../../../qudag-core/mldsa/tests/data/out-of-range.signatures"),
-    ];
-    files.into_iter().flat_map(read).collect()
+    let samples = testing::signatures().chain(testing::out_of_range());
+    let signed = samples.map(|Sample { key, message, signature }| Signed {
+        key: PublicKey(*key),
+        message: message.to_vec(),
+        signature: signature.to_vec(),
+        edition: Edition::Draft,
+        fresh: false,
+    });
+    signed.collect()
 });
-
-fn read(mut bytes: &[u8]) -> Vec<Signed> {
-    let mut signed = Vec::new();
-    while let Some((key, rest)) = bytes.split_first_chunk::<PUBLIC_KEY_BYTES>() {
-        let (length, rest) = rest.split_first_chunk().expect("a length");
-        let (message, rest) = rest.split_at(u32::from_le_bytes(*length) as usize);
-        let (signature, rest) = rest.split_at(SIGNATURE_BYTES);
-        let (message, signature) = (message.to_vec(), signature.to_vec());
-        signed.push(Signed {
-            key: PublicKey(*key),
-            message,
-            signature,
-            edition: Edition::Draft,
-            fresh: false,
-        });
-        bytes = rest;
-    }
-    signed
-}
 
 impl Signed {
     /// One that a piece of the input describes, and whether it is a good one.

@@ -119,6 +119,8 @@ pub struct Host<'a> {
     pub rpc_unix: Option<&'a Path>,
     /// The token that the RPC server asks for.
     pub rpc_token: Option<&'a str>,
+    /// The client whose signed calls the RPC server takes, and the file of its public key.
+    pub rpc_key: Option<(&'a str, &'a Path)>,
 }
 
 /// The published crates with their RPC server open, mDNS off.
@@ -147,6 +149,9 @@ impl HostedNode {
         }
         if let Some(token) = host_settings.rpc_token {
             start = start.env("RPC_AUTH_TOKEN", token);
+        }
+        if let Some((client, file)) = host_settings.rpc_key {
+            start = start.args(["--auth-key", &format!("{client}={}", file.display())]);
         }
         let (talker, ready) = Talker::start("node-host", start, dir.path()).await;
         Self { talker, ready, _dir: dir }

@@ -20,6 +20,7 @@ use std::time::Duration;
 use clap::Parser;
 use libp2p::gossipsub::{ConfigBuilder, ValidationMode};
 use load::{Load, Tallies};
+use qudag_crypto::MlDsaPublicKey;
 use qudag_network::p2p::{NetworkConfig, P2PEvent};
 use qudag_network::P2PHandle;
 use qudag_protocol::rpc_server::RpcCommand;
@@ -44,6 +45,10 @@ struct Args {
     /// Path of the RPC server's Unix socket.
     #[arg(long)]
     rpc_unix: Option<PathBuf>,
+    /// A client whose signed calls the RPC servers take, and the file of its public key; may be repeated. Calls without a right
+    /// signature are refused then.
+    #[arg(long, value_name = "CLIENT=FILE", value_parser = auth_key)]
+    auth_key: Vec<(String, PathBuf)>,
     /// Announce on and learn from the local network, which the crates do by default.
     #[arg(long)]
     mdns: bool,
@@ -88,6 +93,9 @@ async fn main() -> Result<(), Failure> {
     let mut servers = Vec::new();
     let mut listening = Vec::new();
     for (mut server, commands) in rpc {
+        for (client, file) in &args.auth_key {
+            server.add_auth_key(client.clone(), MlDsaPublicKey::from_bytes(&std::fs::read(file)?)?).await;
+        }
         server.set_node_handle(Arc::new(RwLock::new(NodeRunnerAdapter::new(Arc::clone(&runner))))).await;
         server.start().await?;
         listening.push(bound.recv().await.ok_or("the log ended")?);
@@ -113,6 +121,11 @@ async fn main() -> Result<(), Failure> {
     }
     events.abort();
     Ok(())
+}
+
+fn auth_key(text: &str) -> Result<(String, PathBuf), &'static str> {
+    let (client, file) = text.split_once('=').ok_or("not CLIENT=FILE")?;
+    Ok((client.to_owned(), file.into()))
 }
 
 /// The crates' default network settings, but: listening where the test says, and a gossip heartbeat of 200 ms so

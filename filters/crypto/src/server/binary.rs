@@ -11,9 +11,8 @@ use bytes::BytesMut;
 use futures_util::StreamExt;
 use futures_util::future::OptionFuture;
 use futures_util::stream::FuturesUnordered;
-use qudag_core::offload::{
-    Code, Decoder, Frame, FrameError, HEADER, Header, Limits, Malformed, Refusal, Reply, Request,
-};
+use qudag_core::FrameError;
+use qudag_core::offload::{Code, Decoder, Frame, HEADER, Header, Limits, Malformed, Refusal, Reply, Request};
 use qudag_filter_api::FilterError;
 use qudag_filter_common::{Drain, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures_util::future::BoxFuture;
 use metrics::gauge;
 use qudag_filter_api::{Address, Chains, Env, FilterError, Kind};
 use qudag_filter_common::{
@@ -24,10 +25,13 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The time that a client has for its TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-pub(crate) async fn bind(address: Address, chains: Chains<Redis>, env: Env) -> io::Result<Box<dyn Front>> {
-    let socket = Socket::bind(&address, &*env.resolve).await?;
+pub(crate) fn bind(
+    address: Address,
+    chains: Chains<Redis>,
+    env: Env,
+) -> BoxFuture<'static, io::Result<Box<dyn Front>>> {
     let place = Arc::new(Place { chains, sessions: Seats::default() });
-    Ok(socket.into_front(move |client, drain| connection(Arc::clone(&place), client, drain)))
+    Socket::front(address, env, move |client, drain| connection(Arc::clone(&place), client, drain))
 }
 
 /// What the connections share.

@@ -213,7 +213,7 @@ impl ListenerSpec for RedisListener {
         chains: Chains<Redis>,
         env: Env,
     ) -> BoxFuture<'static, io::Result<Box<dyn Front>>> {
-        Box::pin(listener::bind(address, chains, env))
+        listener::bind(address, chains, env)
     }
 }
 

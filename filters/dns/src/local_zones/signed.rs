@@ -4,7 +4,7 @@
 //! metadata: whoever has a record can give it another name. And the key stands in the record, so a signature alone says that the record is whole, not whose
 //! it is; that takes the hash of the signer's key.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -15,13 +15,51 @@ use qudag_filter_common::mldsa::{Algorithm, KeyError, VerifyingKey, public_key};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Loaded, count_reload};
-use crate::watched::{Contents, read};
+use super::configured::{Loaded, count_reload};
+use super::{LocalZone, MAX_ZONES};
+use crate::watched::{Contents, Watched, read};
 use crate::wire::{Name, NameError};
 use crate::zone::{MAX_TTL, Zone};
 
 /// The most addresses of a name.
 const MAX_ADDRESSES: usize = 64;
+
+/// Names under `.dark` whose records are signed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dark {
+    /// The names, and where the record of each is.
+    pub records: BTreeMap<String, SignedRecord>,
+    /// Whether names under `.dark` are answered from signed records alone: zones there are a mistake then.
+    pub require_signature: bool,
+}
+
+impl Dark {
+    /// Every problem of the records; `seen` has the names of the zones.
+    pub(super) fn check(&self, at: &ConfigPath, seen: &mut HashSet<Name>) -> Vec<ConfigError> {
+        let mut errors = Vec::new();
+        let records = at.key("records");
+        if self.records.len() > MAX_ZONES {
+            errors.push(records.error(format!("more than {MAX_ZONES} names")));
+        }
+        for (name, record) in &self.records {
+            let at = records.key(name);
+            errors.extend(record.check(name, &at));
+            if record.terms(name).is_ok_and(|terms| !seen.insert(terms.name)) {
+                errors.push(at.error("a zone of this name is there already"));
+            }
+        }
+        errors
+    }
+
+    /// Whether a zone would answer names that are for signed records alone.
+    pub(super) fn check_zone(&self, zone: &LocalZone, at: &ConfigPath) -> Option<ConfigError> {
+        let is_dark = zone.terms().is_ok_and(|terms| super::dark::is_dark(&terms.origin));
+        let why = "its records are not signed, and `dark.require_signature` is set";
+        (self.require_signature && is_dark)
+            .then(|| at.key("zone").error(why).hint("name signed records in `dark.records`"))
+    }
+}
 
 /// A signed record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -37,14 +75,14 @@ pub struct SignedRecord {
 /// What is known before the file is read.
 #[derive(Clone)]
 pub(super) struct Terms {
-    pub(super) name: Name,
+    name: Name,
     signer: Option<blake3::Hash>,
 }
 
 impl SignedRecord {
     /// # Errors
     /// With the key that is wrong, and why.
-    pub(super) fn terms(&self, name: &str) -> Result<Terms, (Option<&'static str>, String)> {
+    fn terms(&self, name: &str) -> Result<Terms, (Option<&'static str>, String)> {
         let name = Name::from_text(name).map_err(|why: NameError| (None, why.to_string()))?;
         if !super::dark::is_dark(&name) || name.labels().count() < 2 {
             return Err((None, "not a name under .dark".to_owned()));
@@ -55,7 +93,7 @@ impl SignedRecord {
     }
 
     /// Every problem of a record.
-    pub(super) fn check(&self, name: &str, at: &ConfigPath) -> Vec<ConfigError> {
+    fn check(&self, name: &str, at: &ConfigPath) -> Vec<ConfigError> {
         let terms = match self.terms(name) {
             Ok(terms) => terms,
             Err((None, why)) => {
@@ -72,6 +110,14 @@ impl SignedRecord {
             error.hint("a record that a QuDAG node has signed, as JSON")
         });
         wrong.into_iter().collect()
+    }
+
+    /// The name, and the record as it is used.
+    pub(super) fn open(&self, name: &str) -> Result<(Name, Watched<Signed>), String> {
+        let terms = self.terms(name).map_err(|(_, why)| why)?;
+        let name = terms.name.clone();
+        let watched = Watched::open(&self.file, terms);
+        Ok((name, watched.map_err(|why| format!("{}: {why}", self.file.display()))?))
     }
 }
 
@@ -209,9 +255,16 @@ impl Contents for Signed {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use qudag_filter_api::FilterSpec;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::LocalZones;
+    use crate::testing::{env, query_wire, until};
+    use crate::wire::{parse_query, parse_reply, rcode, rtype};
+    use crate::zone::Answer;
 
     const NODE_B: &str = include_str!("../../tests/data/dark/node-b.json");
     const PLAIN: &str = include_str!("../../tests/data/dark/plain.json");
@@ -297,5 +350,87 @@ mod tests {
         let other = blake3::hash(b"another key").to_hex().to_string();
         let why = Signed::new(PLAIN, &terms(Some(other))).unwrap_err().to_string();
         assert!(why.starts_with("another key has signed it") && why.ends_with(&signer), "{why}");
+    }
+
+    fn settings(json: Value) -> LocalZones {
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn record(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/dark").join(name)
+    }
+
+    #[tokio::test]
+    async fn signed_records_are_answered_until_they_expire_and_are_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("b.json");
+        fs::copy(record("node-b.json"), &file).unwrap();
+        let settings = settings(json!({
+            "zones": [{"zone": "dark", "records": ["node-b A 192.0.2.66", "old A 192.0.2.67", "other A 192.0.2.68"]}],
+            "dark": {"records": {
+                "node-b.dark": {"file": file},
+                "OLD.dark.": {"file": record("expired.json")},
+            }},
+        }));
+        assert_eq!(settings.check(&ConfigPath::root()), []);
+        let state = settings.state(&env(), None).unwrap();
+        let answer = |name: &str, qtype| {
+            let query = parse_query(&query_wire(name, qtype, None)).unwrap();
+            let Some(Answer::Whole(wire)) = state.answer(&query) else { panic!("{name}") };
+            let reply = parse_reply(&wire).unwrap();
+            let answers = reply.records.iter().filter(|record| record.rtype == qtype);
+            (reply.rcode(), answers.map(|record| (wire[record.data.end - 1], record.ttl)).collect::<Vec<_>>())
+        };
+        assert_eq!(answer("node-b.dark", rtype::A), (0, vec![(20, 300)]), "the signed record counts");
+        assert_eq!(answer("Node-B.dark", rtype::AAAA), (0, vec![(0x20, 300)]));
+        assert_eq!(answer("old.dark", rtype::A), (0, vec![(67, 60)]), "an expired one does not");
+        assert_eq!(answer("x.node-b.dark", rtype::A).0, rcode::NXDOMAIN);
+        let forged = fs::read_to_string(&file).unwrap().replace("192.0.2.20", "192.0.2.99");
+        fs::write(&file, forged).unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(answer("node-b.dark", rtype::A), (0, vec![(20, 300)]), "a forged one changes nothing");
+        fs::copy(record("plain.json"), &file).unwrap();
+        until("the other record is in use", || answer("node-b.dark", rtype::AAAA).1.is_empty()).await;
+    }
+
+    #[test]
+    fn records_that_are_not_signed_are_refused_with_their_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let forged = dir.path().join("forged.json");
+        let text = fs::read_to_string(record("plain.json")).unwrap();
+        fs::write(&forged, text.replace("192.0.2.20", "192.0.2.99")).unwrap();
+        let found = settings(json!({
+            "zones": [
+                {"zone": "dark", "records": ["a A 192.0.2.1"]},
+                {"zone": "lab.example", "records": ["a A 192.0.2.1"]},
+            ],
+            "dark": {"require_signature": true, "records": {
+                "a.dark": {"file": forged},
+                "b.dark": {"file": "/nowhere"},
+                "c.dark": {"file": record("plain.json"), "signer": "00"},
+                "d.dark": {"file": record("plain.json"), "signer": "0".repeat(64)},
+                "dark": {"file": record("plain.json")},
+                "e.example": {"file": record("plain.json")},
+                "f.dark": {"file": record("plain.json")},
+                "F.dark": {"file": record("plain.json")},
+            }},
+        }));
+        let found = found.check(&ConfigPath::root());
+        let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+        let places: Vec<_> = found.iter().map(|error| error.split(':').next().unwrap()).collect();
+        assert_eq!(
+            places,
+            [
+                "zones.0.zone",
+                "dark.records.a.dark.file",
+                "dark.records.b.dark.file",
+                "dark.records.c.dark.signer",
+                "dark.records.d.dark.file",
+                "dark.records.dark",
+                "dark.records.e.example",
+                "dark.records.f.dark",
+            ]
+        );
+        assert!(found[1].ends_with("the signature is none of this record: the signature does not match"));
     }
 }

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod call;
+mod fuzz;
 mod operations;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use tower::ServiceExt;
 use crate::refusal::problem;
 use crate::{Body, Http, HttpCall};
 use call::{Asked, Door, Reply, asked};
+pub use fuzz::fuzz_mcp;
 
 /// What a body may be at most, and at least: a call with a key and a signature in base64 has 7 KiB.
 const MAX_BODY: ByteSize = ByteSize::mib(8);

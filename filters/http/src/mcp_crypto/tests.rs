@@ -299,15 +299,6 @@ fn mistakes_have_their_place() {
 }
 
 proptest! {
-    #[test]
-    fn any_body_is_a_call_or_none(body in proptest::collection::vec(any::<u8>(), 0..80), text in "[\\[\\]{}\":,a-z0-9]{0,60}") {
-        let tools = ["crypto".to_owned()];
-        for door in [Door::Call, Door::Rpc] {
-            prop_assert_eq!(asked(door, &body, &tools), None);
-            let _ = asked(door, text.as_bytes(), &tools);
-        }
-    }
-
     /// Whatever the arguments are, there is an answer, and none says valid.
     #[test]
     fn any_arguments_are_answered(

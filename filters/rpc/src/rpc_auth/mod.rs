@@ -5,6 +5,7 @@
 
 mod credentials;
 mod denied;
+mod fuzz;
 mod keys;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ use crate::request::Method;
 use crate::{Rpc, RpcCall};
 use credentials::{Credentials, credentials};
 use denied::Denied;
+pub use fuzz::fuzz_credentials;
 use keys::{KeyFiles, Keys};
 
 /// The longest window.

@@ -12,7 +12,8 @@ mod vectors;
 use fips204::ml_dsa_65;
 use fips204::traits::{KeyGen, SerDes, Signer};
 
-use crate::{Backend, Edition, Mu, MuOf, PUBLIC_KEY_BYTES, PublicKey, Rejected, SIGNATURE_BYTES, verify};
+use crate::testing::{self, Sample};
+use crate::{Backend, Edition, Mu, MuOf, PublicKey, Rejected, verify};
 
 /// The backends to test: the one that the environment names, or all that the processor can run.
 fn backends() -> Vec<Backend> {
@@ -34,28 +35,22 @@ struct Signed {
     signature: Vec<u8>,
 }
 
+impl From<Sample> for Signed {
+    fn from(Sample { key, message, signature }: Sample) -> Self {
+        let (message, signature) = (message.to_vec(), signature.to_vec());
+        Self { key: PublicKey(*key), edition: Edition::Draft, message, signature }
+    }
+}
+
 impl Signed {
-    /// Those of the library that QuDAG signs with, of messages of many lengths (`tests/crypto` writes them).
+    /// Those of the library that QuDAG signs with.
     fn drafts() -> Vec<Self> {
-        Self::read(include_bytes!("../../tests/data/qudag-crypto.signatures"))
+        testing::signatures().map(Self::from).collect()
     }
 
     /// Such that only verifiers accept that do not look at the range of z.
     fn out_of_range() -> Vec<Self> {
-        Self::read(include_bytes!("../../tests/data/out-of-range.signatures"))
-    }
-
-    fn read(mut bytes: &[u8]) -> Vec<Self> {
-        let mut signed = Vec::new();
-        while let Some((key, rest)) = bytes.split_first_chunk::<PUBLIC_KEY_BYTES>() {
-            let (length, rest) = rest.split_first_chunk().unwrap();
-            let (message, rest) = rest.split_at(u32::from_le_bytes(*length) as usize);
-            let (signature, rest) = rest.split_at(SIGNATURE_BYTES);
-            let (message, signature) = (message.to_vec(), signature.to_vec());
-            signed.push(Self { key: PublicKey(*key), edition: Edition::Draft, message, signature });
-            bytes = rest;
-        }
-        signed
+        testing::out_of_range().map(Self::from).collect()
     }
 
     /// The first of those that is of a message.

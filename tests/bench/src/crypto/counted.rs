@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use clap::ValueEnum;
+use qudag_mldsa::testing::{Sample, signatures};
 use qudag_mldsa::{
-    Backend, Content, Edition, ExpandedKey, Job, Key, MuOf, PUBLIC_KEY_BYTES, PublicKey, SIGNATURE_BYTES,
-    Scratch, verify, verify_batch,
+    Backend, Content, Edition, ExpandedKey, Job, Key, MuOf, PublicKey, Scratch, verify, verify_batch,
 };
 
 use crate::row::{self, Row};
@@ -61,19 +61,12 @@ struct Signed {
 }
 
 /// Eight signatures of QuDAG's library, of messages of up to 72 bytes.
-fn signed(backend: Backend) -> Option<Vec<Signed>> {
-    let mut bytes = &include_bytes!("../../../../qudag-core/mldsa/tests/data/qudag-crypto.signatures")[..];
-    let mut signed = Vec::new();
-    while signed.len() < 8 {
-        let (key, rest) = bytes.split_first_chunk::<PUBLIC_KEY_BYTES>()?;
-        let (length, rest) = rest.split_first_chunk()?;
-        let (message, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
-        let (signature, rest) = rest.split_at_checked(SIGNATURE_BYTES)?;
+fn signed(backend: Backend) -> Vec<Signed> {
+    let signed = signatures().take(8).map(|Sample { key, message, signature }| {
         let key = PublicKey(*key);
-        signed.push(Signed { expanded: key.expand(backend), key, message, signature });
-        bytes = rest;
-    }
-    Some(signed)
+        Signed { expanded: key.expand(backend), key, message, signature }
+    });
+    signed.collect()
 }
 
 /// Verifies, for [`instructions::count`].
@@ -84,7 +77,7 @@ pub fn counted(backend: Backend, how: How) -> Result<(), Failure> {
     if !backend.is_available() {
         return Err(format!("this processor cannot run {backend}").into());
     }
-    let signed = signed(backend).ok_or("the signatures are cut off")?;
+    let signed = signed(backend);
     let mut scratch = Scratch::new();
     let mut results = vec![Ok(()); signed.len()];
     let jobs = signed.iter().map(|one| Job {

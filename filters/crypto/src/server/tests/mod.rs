@@ -8,12 +8,13 @@ use std::path::PathBuf;
 
 use bytes::BytesMut;
 use qudag_core::offload::{
-    Content, Decoder, Edition, HEADER, Header, Key, Limits, Operation, PREAMBLE, PUBLIC_KEY_BYTES, Reply,
-    SIGNATURE_BYTES, Signature, encode_batch,
+    Content, Decoder, Edition, HEADER, Header, Key, Limits, Operation, PREAMBLE, Reply, Signature,
+    encode_batch,
 };
 use qudag_filter_api::Address;
 use qudag_filter_common::testing::{self, Names, PATIENCE, nowhere};
 use qudag_filter_common::{Stream, connect};
+use qudag_mldsa::testing::{Sample, signatures};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,17 +32,12 @@ pub(crate) struct Signed {
 
 impl Signed {
     pub(crate) fn all() -> Vec<Self> {
-        let mut bytes =
-            &include_bytes!("../../../../../qudag-core/mldsa/tests/data/qudag-crypto.signatures")[..];
-        let mut signed = Vec::new();
-        while let Some((key, rest)) = bytes.split_first_chunk::<PUBLIC_KEY_BYTES>() {
-            let (length, rest) = rest.split_first_chunk().unwrap();
-            let (message, rest) = rest.split_at(u32::from_le_bytes(*length) as usize);
-            let (signature, rest) = rest.split_at(SIGNATURE_BYTES);
-            signed.push(Self { key: key.to_vec(), message: message.to_vec(), signature: signature.to_vec() });
-            bytes = rest;
-        }
-        signed
+        let all = signatures().map(|Sample { key, message, signature }| Self {
+            key: key.to_vec(),
+            message: message.to_vec(),
+            signature: signature.to_vec(),
+        });
+        all.collect()
     }
 
     fn one() -> Self {
