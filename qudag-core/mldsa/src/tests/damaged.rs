@@ -28,7 +28,9 @@ fn every_coefficient_of_z_must_be_in_range() {
             let mut check = |place, value, expected| {
                 set_z(&mut signature, place, value);
                 let result = verify(backend, &key, original.edition, &mu, &signature);
-                assert_eq!(result, Err(expected), "{backend}: {value} at {place}");
+                // One in a million has the value already.
+                let expected = if signature == original.signature { Ok(()) } else { Err(expected) };
+                assert_eq!(result, expected, "{backend}: {value} at {place}");
                 signature.copy_from_slice(&original.signature);
             };
             for place in 0..L * N {
