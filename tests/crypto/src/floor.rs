@@ -11,17 +11,14 @@ use std::time::Duration;
 const HEADER: usize = 12;
 const OPERATION: usize = 12 + 32 + 32 + 3309;
 
-/// Answers at `path` until it is killed: to a request of so many operations with a header and a byte for each of them.
+/// Answers the first client at `path` until it goes: to a request of so many operations with a header and a byte for each of them.
 ///
 /// # Errors
 /// When there can be no socket.
 pub fn serve(path: &Path) -> io::Result<()> {
-    for connection in UnixListener::bind(path)?.incoming() {
-        let mut connection = connection?;
-        let mut request = vec![0; HEADER + 64 * OPERATION];
-        // Ends with the client.
-        thread::spawn(move || while answer(&mut connection, &mut request).is_ok() {});
-    }
+    let (mut connection, _) = UnixListener::bind(path)?.accept()?;
+    let mut request = vec![0; HEADER + 64 * OPERATION];
+    while answer(&mut connection, &mut request).is_ok() {}
     Ok(())
 }
 
