@@ -2,14 +2,14 @@
 
 use crate::backend::{Backend, Engine, with_engine};
 use crate::encoding::Signature;
-use crate::hash::{Edition, MU_BYTES, Mu, MuOf, prefix};
+use crate::hash::{Edition, MU_BYTES, Mu, prefix};
 use crate::keccak::{LANES, Lanes};
 use crate::key::{ExpandedKey, PublicKey, TR_BYTES, expand};
 use crate::lanes::{Input, absorb_short, hash_many};
 use crate::parameters::{C_TILDE_BYTES, K, L, W1_BYTES};
 use crate::polynomial::Polynomial;
 use crate::sampling::sample_in_ball;
-use crate::verify::{Rejected, challenge_seed, commit, parse, verify};
+use crate::verify::{Rejected, challenge_seed, commit, parse};
 
 /// How many signatures are hashed together. Longer batches are cut.
 const CHUNK: usize = 64;
@@ -115,32 +115,8 @@ pub fn verify_batch(
     results: &mut [Result<(), Rejected>],
 ) {
     results.fill(Err(Rejected::Mismatch));
-    if let ([Job { key: Key::Expanded(key), edition, content, signature }], [result, ..]) =
-        (jobs, &mut *results)
-    {
-        *result = verify_alone(backend, key, *edition, content, signature);
-        return;
-    }
     for (jobs, results) in jobs.chunks(CHUNK).zip(results.chunks_mut(CHUNK)) {
         with_engine!(backend, verify_chunk, &mut scratch.0, jobs, results);
-    }
-}
-
-/// Verifies the only signature of a batch: with nothing beside it, lanes are only work.
-fn verify_alone(
-    backend: Backend,
-    key: &ExpandedKey,
-    edition: Edition,
-    content: &Content<'_>,
-    signature: &[u8],
-) -> Result<(), Rejected> {
-    match content {
-        Content::Mu(mu) => verify(backend, key, edition, mu, signature),
-        Content::Message { context, message } => {
-            let mut mu = MuOf::new(key.tr(), edition, context).map_err(|_| Rejected::Context)?;
-            mu.update(message);
-            verify(backend, key, edition, &mu.finish(), signature)
-        }
     }
 }
 
