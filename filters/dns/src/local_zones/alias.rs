@@ -30,10 +30,7 @@ pub(super) async fn follow(
         let found = match state.answer(next.parsed()) {
             None => {
                 let found = inner.oneshot(next).await?;
-                let message = read(&found.wire)?;
-                whole.answers.extend(message.answers);
-                whole.authorities = message.authorities;
-                whole.metadata.response_code = message.metadata.response_code;
+                add(&mut whole, read(&found.wire)?);
                 let wire = whole.to_vec().map_err(|_| internal("a reply cannot be written"))?;
                 return Ok(DnsReply { ede: found.ede, ..reply(wire) });
             }
@@ -43,10 +40,7 @@ pub(super) async fn follow(
             Answer::Whole(wire) => (wire, None),
             Answer::Alias(chase) => (chase.wire, Some(chase.target)),
         };
-        let message = read(&wire)?;
-        whole.answers.extend(message.answers);
-        whole.authorities = message.authorities;
-        whole.metadata.response_code = message.metadata.response_code;
+        add(&mut whole, read(&wire)?);
         match further {
             Some(further) => target = further,
             None => {
@@ -55,6 +49,13 @@ pub(super) async fn follow(
         }
     }
     Err(FilterError::Upstream("too many aliases".into()))
+}
+
+/// Adds the reply about what an alias leads to.
+fn add(whole: &mut Message, further: Message) {
+    whole.answers.extend(further.answers);
+    whole.authorities = further.authorities;
+    whole.metadata.response_code = further.metadata.response_code;
 }
 
 /// The same question about another name.

@@ -178,8 +178,13 @@ mod tests {
     use crate::testing::{env, query, query_wire, reply_wire, until};
     use crate::wire::{parse_query, parse_reply, rcode, rtype};
 
-    fn settings(yaml: serde_json::Value) -> LocalZones {
+    pub(super) fn settings(yaml: serde_json::Value) -> LocalZones {
         serde_json::from_value(yaml).unwrap()
+    }
+
+    pub(super) fn problems(yaml: serde_json::Value) -> Vec<String> {
+        let errors = settings(yaml).check(&ConfigPath::root());
+        errors.into_iter().map(|error| error.to_string()).collect()
     }
 
     /// The chain's own answer is 192.0.2.99 for every name.
@@ -264,15 +269,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("broken");
         fs::write(&file, "a A 192.0.2.1\nb A nonsense\n").unwrap();
-        let settings = settings(serde_json::json!({"zones": [
+        let found = problems(serde_json::json!({"zones": [
             {"zone": "a..b", "records": ["a A 192.0.2.1"]},
             {"zone": ".", "records": ["a A 192.0.2.1"]},
             {"zone": "empty"},
             {"zone": "dark", "records": ["a A 192.0.2.1", "a CNAME b", "c A 1"], "ttl": "301s"},
             {"zone": "DARK.", "file": file},
         ]}));
-        let found = settings.check(&ConfigPath::root());
-        let found: Vec<_> = found.iter().map(ToString::to_string).collect();
         let places: Vec<_> = found.iter().map(|error| error.split(':').next().unwrap()).collect();
         assert_eq!(
             places,

@@ -1,4 +1,4 @@
-//! `crypto`: implementations, other sidecars, keys and queue, and how fast all that is.
+//! `crypto`: implementations and how fast they are, other sidecars, keys and queue.
 
 use serde_json::Value;
 
