@@ -2,6 +2,7 @@
 
 mod checks;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use checks::{Checked, ERRORS, SETUP, expect, peak_mb, stream_rows, tell, types, url};
@@ -207,15 +208,23 @@ async fn listen_and_notify(mut c: PgConnection) -> Checked {
     Ok(json!(heard))
 }
 
-/// The library has no cancel: `pg_cancel_backend` from another session.
+/// The library has no cancel: `pg_cancel_backend` from another session, until the query has ended, for one that comes
+/// between two messages of the query is lost.
 async fn cancel(mut c: PgConnection) -> Checked {
     let start = Instant::now();
+    let ended = AtomicBool::new(false);
     let (result, cancelled) = tokio::join!(
-        sqlx::query("select 'cancel me', pg_sleep(60)").execute(&mut c),
+        async {
+            let result = sqlx::query("select 'cancel me', pg_sleep(60)").execute(&mut c).await;
+            ended.store(true, Ordering::Relaxed);
+            result
+        },
         async {
             let mut other = connect().await?;
-            let text = "select count(pg_cancel_backend(pid)) from pg_stat_activity where query like 'select ''cancel me''%' and state = 'active'";
-            while number(&mut other, text).await? == 0 {
+            let text = "select count(pg_cancel_backend(pid)) from pg_stat_activity where datname = current_database() \
+                        and query like 'select ''cancel me''%' and state = 'active'";
+            while !ended.load(Ordering::Relaxed) {
+                number(&mut other, text).await?;
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             Ok::<_, Error>(())
