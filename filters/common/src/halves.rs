@@ -7,10 +7,11 @@ use std::task::{Context, Poll, ready};
 
 use socket2::SockRef;
 use tokio::io::{Interest, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 
 use crate::Stream;
 use crate::buffers::Buffer;
+use crate::unix_stream::{UnixRead, UnixWrite};
 
 /// A byte stream with two directions that end apart, one end of a [`splice`](crate::splice()).
 pub trait Duplex: Send {
@@ -75,12 +76,12 @@ pub trait WriteSide: Send {
 }
 
 /// What a [`Stream`] receives.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum StreamRead<'a> {
     /// TCP.
     Tcp(&'a TcpStream),
     /// A Unix domain socket.
-    Unix(&'a UnixStream),
+    Unix(UnixRead<'a>),
 }
 
 /// What a [`Stream`] sends.
@@ -89,7 +90,7 @@ pub enum StreamWrite<'a> {
     /// TCP.
     Tcp(&'a TcpStream),
     /// A Unix domain socket.
-    Unix(&'a UnixStream),
+    Unix(UnixWrite<'a>),
 }
 
 impl Duplex for Stream {
@@ -97,19 +98,14 @@ impl Duplex for Stream {
     type Write<'a> = StreamWrite<'a>;
 
     fn split(&mut self) -> (StreamRead<'_>, StreamWrite<'_>, impl Future<Output = ()> + Send) {
-        let stream = &*self;
-        let (read, write) = match stream {
+        let (read, write) = match self {
             Self::Tcp(tcp) => (StreamRead::Tcp(tcp), StreamWrite::Tcp(tcp)),
-            Self::Unix(unix) => (StreamRead::Unix(unix), StreamWrite::Unix(unix)),
+            Self::Unix(unix) => {
+                let (read, write) = unix.split();
+                (StreamRead::Unix(read), StreamWrite::Unix(write))
+            }
         };
-        let failed = async move {
-            let failed = match stream {
-                Self::Tcp(tcp) => tcp.ready(Interest::ERROR).await,
-                Self::Unix(unix) => unix.ready(Interest::ERROR).await,
-            };
-            // An error here means that the runtime stops.
-            drop(failed);
-        };
+        let failed = read.failed();
         (read, write, failed)
     }
 
@@ -121,27 +117,40 @@ impl Duplex for Stream {
     }
 }
 
+impl<'a> StreamRead<'a> {
+    /// Resolves when the stream has failed.
+    fn failed(&self) -> impl Future<Output = ()> + Send + use<'a> {
+        let stream = *self;
+        async move {
+            match stream {
+                // An error here means that the runtime stops.
+                Self::Tcp(tcp) => drop(tcp.ready(Interest::ERROR).await),
+                Self::Unix(unix) => unix.failed().await,
+            }
+        }
+    }
+}
+
 impl ReadSide for StreamRead<'_> {
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(tcp) => tcp.poll_read_ready(cx),
-            Self::Unix(unix) => unix.poll_read_ready(cx),
+            Self::Unix(unix) => unix.poll_ready(cx),
         }
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let tcp = match self {
+            Self::Tcp(tcp) => tcp,
+            Self::Unix(unix) => return unix.poll_read(cx, buffer),
+        };
         loop {
-            let unfilled = buffer.initialize_unfilled();
-            let tried = match self {
-                Self::Tcp(tcp) => tcp.try_read(unfilled),
-                Self::Unix(unix) => unix.try_read(unfilled),
-            };
-            match tried {
+            match tcp.try_read(buffer.initialize_unfilled()) {
                 Ok(read) => {
                     buffer.advance(read);
                     return Poll::Ready(Ok(()));
                 }
-                Err(why) if why.kind() == io::ErrorKind::WouldBlock => ready!(self.poll_readable(cx))?,
+                Err(why) if why.kind() == io::ErrorKind::WouldBlock => ready!(tcp.poll_read_ready(cx))?,
                 Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
                 Err(why) => return Poll::Ready(Err(why)),
             }
@@ -151,16 +160,13 @@ impl ReadSide for StreamRead<'_> {
 
 impl WriteSide for StreamWrite<'_> {
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let tcp = match self {
+            Self::Tcp(tcp) => tcp,
+            Self::Unix(unix) => return unix.poll_write(cx, bytes),
+        };
         loop {
-            let tried = match self {
-                Self::Tcp(tcp) => tcp.try_write(bytes),
-                Self::Unix(unix) => unix.try_write(bytes),
-            };
-            match tried {
-                Err(why) if why.kind() == io::ErrorKind::WouldBlock => ready!(match self {
-                    Self::Tcp(tcp) => tcp.poll_write_ready(cx),
-                    Self::Unix(unix) => unix.poll_write_ready(cx),
-                })?,
+            match tcp.try_write(bytes) {
+                Err(why) if why.kind() == io::ErrorKind::WouldBlock => ready!(tcp.poll_write_ready(cx))?,
                 Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
                 done => return Poll::Ready(done),
             }
@@ -170,7 +176,7 @@ impl WriteSide for StreamWrite<'_> {
     fn finish(&mut self) -> io::Result<()> {
         match self {
             Self::Tcp(tcp) => SockRef::from(*tcp).shutdown(Shutdown::Write),
-            Self::Unix(unix) => SockRef::from(*unix).shutdown(Shutdown::Write),
+            Self::Unix(unix) => unix.finish(),
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod splice;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod unix;
+pub mod unix_stream;
 pub mod watch;
 
 pub use buffers::{Buffer, BufferPool, Buffers};
@@ -40,6 +41,7 @@ pub use retry::{Retry, RetrySettings, RetryState};
 pub use seats::{Seat, Seats};
 pub use splice::{ByteCounters, Early, SpliceEnd, SpliceOptions, Spliced, splice, splice_after};
 pub use unix::UnixSocket;
+pub use unix_stream::UnixStream;
 pub use watch::Watch;
 
 /// The time for state machines: the runtime's clock, which tests can stop.

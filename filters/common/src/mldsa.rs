@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 
 use data_encoding::{BASE64, BASE64_NOPAD, HEXLOWER_PERMISSIVE};
-use qudag_mldsa::{Backend, Edition, ExpandedKey, MuOf, PUBLIC_KEY_BYTES, PublicKey, Rejected, verify};
+use qudag_mldsa::{Backend, Content, Edition, ExpandedKey, PUBLIC_KEY_BYTES, PublicKey, Rejected, verify};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -119,9 +119,8 @@ impl VerifyingKey {
     pub fn verify(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> Result<(), Rejected> {
         let edition = algorithm.edition();
         let key = self.expanded.get_or_init(|| self.key.expand(BACKEND));
-        let mut mu = MuOf::new(key.tr(), edition, b"").map_err(|_| Rejected::Context)?;
-        mu.update(message);
-        verify(BACKEND, key, edition, &mu.finish(), signature)
+        let mu = Content::Message { context: b"", message }.mu(key.tr(), edition)?;
+        verify(BACKEND, key, edition, &mu, signature)
     }
 }
 

@@ -10,11 +10,12 @@ use std::time::Duration;
 use qudag_filter_api::{Address, FilterError, Host, HostPort, Resolve};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::Instant;
 
 use crate::Drain;
 use crate::unix::UnixSocket;
+use crate::unix_stream::UnixStream;
 
 /// How many connections may wait to be accepted.
 pub(crate) const BACKLOG: i32 = 1024;
@@ -81,7 +82,7 @@ impl Stream {
     pub fn detach(self) -> io::Result<Detached> {
         match self {
             Self::Tcp(tcp) => tcp.into_std().map(Detached::Tcp),
-            Self::Unix(unix) => unix.into_std().map(Detached::Unix),
+            Self::Unix(unix) => Ok(Detached::Unix(unix.into_std())),
         }
     }
 
@@ -112,7 +113,7 @@ impl Detached {
     pub fn attach(self) -> io::Result<Stream> {
         match self {
             Self::Tcp(tcp) => TcpStream::from_std(tcp).map(Stream::Tcp),
-            Self::Unix(unix) => UnixStream::from_std(unix).map(Stream::Unix),
+            Self::Unix(unix) => UnixStream::new(unix).map(Stream::Unix),
         }
     }
 }
@@ -125,12 +126,6 @@ pub fn canonical(addr: SocketAddr) -> SocketAddr {
 impl From<TcpStream> for Stream {
     fn from(tcp: TcpStream) -> Self {
         Self::Tcp(tcp)
-    }
-}
-
-impl From<UnixStream> for Stream {
-    fn from(unix: UnixStream) -> Self {
-        Self::Unix(unix)
     }
 }
 
@@ -258,7 +253,7 @@ impl Socket {
                 let _ = tcp.set_nodelay(true);
                 Ok(Stream::Tcp(tcp))
             }
-            Self::Unix(socket) => socket.accept().await.map(Stream::Unix),
+            Self::Unix(socket) => socket.accept().await?.try_into().map(Stream::Unix),
         }
     }
 
@@ -363,8 +358,8 @@ pub async fn connect_marked(
     let failed = |why| not_connected(to, timeout, why);
     let (ips, port) = match to {
         Address::Unix(path) => {
-            let connected = within(deadline, UnixStream::connect(path)).await;
-            return connected.map(Stream::Unix).map_err(failed);
+            let connected = within(deadline, tokio::net::UnixStream::connect(path)).await;
+            return connected.and_then(UnixStream::try_from).map(Stream::Unix).map_err(failed);
         }
         Address::Tcp(HostPort { host: Host::Ip(ip), port }) => (vec![*ip], *port),
         Address::Tcp(HostPort { host: Host::Name(name), port }) => {

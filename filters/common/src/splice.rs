@@ -336,7 +336,8 @@ mod tests {
     async fn a_buffer_is_there_for_traffic_only_and_grows_with_it() {
         let (mut sender, from) = UnixStream::pair().unwrap();
         let (to, mut receiver) = UnixStream::pair().unwrap();
-        let (mut from, mut to) = (Stream::from(from), Stream::from(to));
+        let (mut from, mut to) =
+            (Stream::Unix(from.try_into().unwrap()), Stream::Unix(to.try_into().unwrap()));
         let ((mut from, ..), (_, mut to, _)) = (from.split(), to.split());
         let limit = Duration::from_secs(60);
         let options = SpliceOptions { stall: limit, half_close: limit };

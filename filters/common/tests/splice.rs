@@ -125,7 +125,7 @@ async fn an_upstream_that_finishes_first_can_still_be_written_to() {
 async fn unix_sockets_are_spliced_too() {
     let (mut client, front) = UnixStream::pair().unwrap();
     let (back, mut upstream) = tcp_pair(V4).await;
-    let splice = start(front.into(), back.into(), PATIENT, &Drain::new());
+    let splice = start(Stream::Unix(front.try_into().unwrap()), back.into(), PATIENT, &Drain::new());
     let bytes = noise(1_000_000, 2);
     let (_, received) =
         soon(async { tokio::join!(send(&mut client, &bytes, 10_000), receive(&mut upstream)) }).await;

@@ -131,7 +131,7 @@ impl Connection {
     pub(crate) async fn open(target: &Target, asker: &Asker, deadline: Instant) -> Result<Self, AskError> {
         let stream = target.connect().await.map_err(io::Error::other)?;
         let listener = match &stream {
-            Stream::Unix(unix) => unix.peer_cred().ok().and_then(|peer| u32::try_from(peer.pid()?).ok()),
+            Stream::Unix(unix) => unix.peer().and_then(|peer| u32::try_from(peer.pid()?).ok()),
             Stream::Tcp(_) => None,
         };
         let parameters: [(&[u8], &[u8]); 2] =

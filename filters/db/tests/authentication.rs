@@ -217,7 +217,9 @@ async fn a_server_is_believed_by_its_certificate_and_name() {
         server: &Address::Unix(path),
         tls: &full,
     };
-    assert!(!login(stream.into(), &who, soon()).await.unwrap().stream.is_encrypted());
+    assert!(
+        !login(Stream::Unix(stream.try_into().unwrap()), &who, soon()).await.unwrap().stream.is_encrypted()
+    );
     let nowhere = Login { database: b"nowhere", server: &by_name, tls: &plain, ..who };
     let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let Err(LoginError::Refused { sqlstate, response }) =

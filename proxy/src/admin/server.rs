@@ -80,7 +80,7 @@ fn is_loopback(socket: &Socket) -> bool {
 
 fn peer(stream: &Stream, loopback: bool) -> Peer {
     let user = match stream {
-        Stream::Unix(unix) => unix.peer_cred().ok().map(|cred| (cred.uid(), cred.pid())),
+        Stream::Unix(unix) => unix.peer().map(|cred| (cred.uid(), cred.pid())),
         Stream::Tcp(_) => None,
     };
     Peer { tcp: stream.peer_addr().zip(stream.local_addr()), user, loopback }

@@ -39,7 +39,7 @@ pub(super) fn run(
         BypassState::Status => {
             let client = find::client(common, target)?;
             let answer = block_on(async { client.get("/bypass", &SystemResolver::new()).await })??;
-            print(&answer, view::bypass, format)
+            output::answer(&answer, view::bypass, format)
         }
         BypassState::Withdraw => {
             let config = configured(common)?;
@@ -54,20 +54,12 @@ pub(super) fn run(
     }
 }
 
-fn print(answer: &Value, view: fn(&Value, bool) -> String, format: Format) -> Result<(), Failure> {
-    output::print(&if format.json {
-        format!("{answer:#}\n")
-    } else {
-        view(answer, output::colour_on_stdout())
-    })
-}
-
 /// Switches, and follows the verification, if there is one, to its end.
 async fn switch(client: &Client, on: bool, format: Format) -> Result<(), Failure> {
     let resolve = SystemResolver::new();
     let mut applied = client.post("/bypass", &json!({"on": on}), &resolve).await?;
     if !format.json {
-        print(&applied, view::applied, format)?;
+        output::answer(&applied, view::applied, format)?;
     }
     let colour = output::colour_on_stdout();
     let (mut shown, mut progress) = (0, String::new());
@@ -106,7 +98,7 @@ async fn switch(client: &Client, on: bool, format: Format) -> Result<(), Failure
         if let Some(fields) = applied.as_object_mut() {
             fields.insert("verification".to_owned(), report);
         }
-        print(&applied, view::applied, format)?;
+        output::answer(&applied, view::applied, format)?;
     } else if !report.is_null() {
         output::print(&view::verdict(&report, colour))?;
     }
@@ -134,7 +126,7 @@ fn configured(common: &Common) -> Result<Config, Failure> {
 fn report(published: &Published, format: Format) -> Result<(), Failure> {
     let value = json!({ "update": published });
     if format.json {
-        output::print(&format!("{value:#}\n"))?;
+        output::json(&value)?;
     } else {
         for name in &published.names {
             let more = name.error.as_deref().or(name.server.as_deref()).unwrap_or_default();

@@ -29,11 +29,7 @@ pub(super) fn selftest(backend: Option<Backend>, format: Format) -> Result<(), F
         })
         .collect();
     let answer = json!({ "backends": backends });
-    output::print(&if format.json {
-        format!("{answer:#}\n")
-    } else {
-        view::backends(&answer, output::colour_on_stdout())
-    })?;
+    output::answer(&answer, view::backends, format)?;
     // A sidecar that has started this reads the reason from standard error.
     if problems.is_empty() { Ok(()) } else { Err(Failure::new(FAILED, problems.join("; "))) }
 }
@@ -52,11 +48,7 @@ pub(super) fn bench(backend: Option<Backend>, time: Duration, format: Format) ->
         output::remark(&format!("measuring for {} …", Period(time)));
     }
     let answer = json!({ "algorithm": Algorithm::Draft, "speeds": speeds(&backends, time) });
-    output::print(&if format.json {
-        format!("{answer:#}\n")
-    } else {
-        view::speeds(&answer, output::colour_on_stdout())
-    })
+    output::answer(&answer, view::speeds, format)
 }
 
 /// The implementation that is named, or all that this processor can run, the slowest first.

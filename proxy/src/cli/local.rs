@@ -61,12 +61,10 @@ pub(super) fn init(dir: &Path, force: bool) -> Result<(), Failure> {
 pub(super) fn validate(file: &Path, format: Format) -> Result<(), Failure> {
     let checked = Source::new(Some(file)).and_then(|source| config::load(&source, std::env::vars_os()));
     match (checked, format.json) {
-        (Ok(loaded), true) => {
-            output::print(&format!("{:#}\n", json!({"valid": true, "fingerprint": loaded.fingerprint})))
-        }
+        (Ok(loaded), true) => output::json(&json!({"valid": true, "fingerprint": loaded.fingerprint})),
         (Ok(_), false) => output::print(&format!("{} is valid\n", file.display())),
         (Err(failure), true) => {
-            output::print(&format!("{:#}\n", json!({"valid": false, "problems": failure.problems})))?;
+            output::json(&json!({"valid": false, "problems": failure.problems}))?;
             Err(Failure::silent(CONFIG))
         }
         (Err(failure), false) => Err(failure.into()),

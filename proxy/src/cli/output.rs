@@ -2,6 +2,9 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use serde_json::Value;
+
+use super::args::Format;
 use super::exit::{FAILED, Failure};
 use crate::telemetry::logs::no_color_is_unset;
 
@@ -21,6 +24,26 @@ pub(super) fn colour_on_stderr() -> bool {
 /// When it cannot be written.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
     stream(text).map(|_| ())
+}
+
+/// Writes a value as JSON.
+///
+/// # Errors
+/// When it cannot be written.
+pub(super) fn json(value: &Value) -> Result<(), Failure> {
+    print(&format!("{value:#}\n"))
+}
+
+/// Writes a value as JSON, or as a view shows it to a person.
+///
+/// # Errors
+/// When it cannot be written.
+pub(super) fn answer(
+    value: &Value,
+    view: impl FnOnce(&Value, bool) -> String,
+    format: Format,
+) -> Result<(), Failure> {
+    if format.json { json(value) } else { print(&view(value, colour_on_stdout())) }
 }
 
 /// Writes to standard output; false when the reader has gone.

@@ -97,7 +97,7 @@ pub(super) fn run(command: PkiCommand, format: Format) -> Result<(), Failure> {
             let made = pki::init(&dir, &name, lifetime.or_days(3650), now)?;
             let (certificate, key) = (absolute(&dir.join(CA_CERTIFICATE)), absolute(&dir.join(CA_KEY)));
             match format.json {
-                true => print_json(&json!({
+                true => output::json(&json!({
                     "certificate": certificate, "key": key, "uri": made.uris.first(), "not_after": time(made.not_after),
                 })),
                 false => output::print(&format!(
@@ -117,7 +117,7 @@ pub(super) fn run(command: PkiCommand, format: Format) -> Result<(), Failure> {
             let issued = Authority::open(&dir, now)?.renew(&file, lifetime.or_days(365), now)?;
             let (certificate, key) = (issued.certificate.display(), issued.key.display());
             match format.json {
-                true => print_json(&as_issued(&issued)),
+                true => output::json(&as_issued(&issued)),
                 false => output::print(&format!(
                     "{}, until {}\nreplaced {certificate} and {key}\n",
                     issued.name,
@@ -145,7 +145,7 @@ impl From<PkiError> for Failure {
 
 fn print_issued(issued: &Issued, format: Format) -> Result<(), Failure> {
     if format.json {
-        return print_json(&as_issued(issued));
+        return output::json(&as_issued(issued));
     }
     let [certificate, key, authorities] =
         [&issued.certificate, &issued.key, &issued.authorities].map(|file| word(&absolute(file)));
@@ -179,7 +179,7 @@ fn show(files: &[PathBuf], format: Format, now: SystemTime) -> Result<(), Failur
     }
     if format.json {
         let all: Vec<_> = shown.iter().map(|(file, facts)| as_json(file, facts, now)).collect();
-        print_json(&Value::Array(all))?;
+        output::json(&Value::Array(all))?;
     } else {
         let colour = output::colour_on_stdout();
         let blocks: Vec<_> = shown.iter().map(|(file, facts)| as_text(file, facts, now, colour)).collect();
@@ -232,10 +232,6 @@ fn as_text(file: &Path, facts: &Facts, now: SystemTime, colour: bool) -> String 
         colour,
     );
     format!("{heading}\n{rows}")
-}
-
-fn print_json(value: &Value) -> Result<(), Failure> {
-    output::print(&format!("{value:#}\n"))
 }
 
 /// A file's path from the root, as the configuration of a service needs it.

@@ -24,11 +24,7 @@ const WIDTH: u64 = 40;
 pub(super) fn run(common: &Common, target: &Target, format: Format) -> Result<(), Failure> {
     let client = find::client(common, target)?;
     let answer = block_on(follow(&client))??;
-    output::print(&if format.json {
-        format!("{answer:#}\n")
-    } else {
-        view::rebuilt(&answer, output::colour_on_stdout())
-    })?;
+    output::answer(&answer, view::rebuilt, format)?;
     let count = |key| answer.get(key).and_then(Value::as_u64).unwrap_or_default();
     if count("done") == 0 && count("failed") > 0 { Err(Failure::silent(FAILED)) } else { Ok(()) }
 }

@@ -1,7 +1,7 @@
 //! `redirect …`: the rules of the packet filter that hand the node's connections over to the sidecar.
 
 use clap::Subcommand;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::args::{Common, Format};
 use super::exit::{FAILED, Failure, USAGE};
@@ -73,17 +73,13 @@ fn asked_for(common: &Common) -> Result<Ruleset, Failure> {
     })
 }
 
-fn print_json(value: &Value) -> Result<(), Failure> {
-    output::print(&format!("{value:#}\n"))
-}
-
 fn up(rules: &Ruleset, dry_run: bool, format: Format) -> Result<(), Failure> {
     if !dry_run {
         block_on(Box::pin(install(rules)))??;
     }
     let (text, commands) = (rules.text(), rules.commands());
     match (format.json, dry_run) {
-        (true, _) => print_json(&json!({ "installed": !dry_run, "rules": text, "commands": commands })),
+        (true, _) => output::json(&json!({ "installed": !dry_run, "rules": text, "commands": commands })),
         (false, true) => {
             let commands: String = commands.iter().map(|command| format!("{command}\n")).collect();
             output::print(&format!(
@@ -103,7 +99,7 @@ fn up(rules: &Ruleset, dry_run: bool, format: Format) -> Result<(), Failure> {
 
 fn down(removed: Removed, format: Format) -> Result<(), Failure> {
     if format.json {
-        return print_json(&json!({ "removed": removed }));
+        return output::json(&json!({ "removed": removed }));
     }
     let mut out = String::new();
     for (what, was_there) in [
@@ -128,7 +124,7 @@ fn status(rules: Option<&Ruleset>, format: Format) -> Result<(), Failure> {
         (false, ..) => "different",
     };
     if format.json {
-        print_json(&json!({ "state": state, "wanted": rules.is_some(), "differences": differences }))?;
+        output::json(&json!({ "state": state, "wanted": rules.is_some(), "differences": differences }))?;
     } else {
         let colour = output::colour_on_stdout();
         let words = match state {

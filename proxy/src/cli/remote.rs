@@ -178,11 +178,7 @@ impl Ask {
     pub(super) fn run(self, common: &Common, target: &Target, format: Format) -> Result<(), Failure> {
         let client = find::client(common, target)?;
         let answer = block_on(self.send(&client))??;
-        output::print(&if format.json {
-            format!("{answer:#}\n")
-        } else {
-            (self.view)(&answer, output::colour_on_stdout())
-        })?;
+        output::answer(&answer, self.view, format)?;
         if (self.failed)(&answer) { Err(Failure::silent(FAILED)) } else { Ok(()) }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::backend::{Backend, Engine, with_engine};
 use crate::encoding::Signature;
-use crate::hash::{Edition, MU_BYTES, Mu, prefix};
+use crate::hash::{Edition, MU_BYTES, Mu, TooLong, mu, prefix};
 use crate::keccak::{LANES, Lanes};
 use crate::key::{ExpandedKey, PublicKey, TR_BYTES, expand};
 use crate::lanes::{Input, absorb_short, hash_many};
@@ -53,6 +53,19 @@ pub enum Content<'a> {
         /// The message itself.
         message: &'a [u8],
     },
+}
+
+impl Content<'_> {
+    /// Its message representative for a key by the hash tr of the key (algorithm 7, step 6).
+    ///
+    /// # Errors
+    /// When the context is longer than 255 bytes, or the edition has none.
+    pub fn mu(&self, tr: &[u8; TR_BYTES], edition: Edition) -> Result<Mu, TooLong> {
+        match self {
+            Self::Mu(mu) => Ok(**mu),
+            Self::Message { context, message } => mu(tr, edition, context, message),
+        }
+    }
 }
 
 /// A signature to verify.
@@ -135,9 +148,7 @@ impl<'a> Parsed<'a> {
     fn new(place: usize, job: &Job<'a>) -> Result<Self, Rejected> {
         let prefix = match job.content {
             Content::Mu(_) => ([0; 2], 0),
-            Content::Message { context, .. } => {
-                prefix(job.edition, context).map_err(|_| Rejected::Context)?
-            }
+            Content::Message { context, .. } => prefix(job.edition, context)?,
         };
         Ok(Self { place, job: *job, signature: parse(job.signature)?, prefix })
     }

@@ -36,31 +36,17 @@ pub(crate) fn prefix(edition: Edition, context: &[u8]) -> Result<([u8; 2], usize
     }
 }
 
-/// The μ of a message that is read in pieces.
-#[derive(Clone, Debug)]
-pub struct MuOf(Sponge<RATE_256>);
-
-impl MuOf {
-    /// For a key by its hash tr, H(pk, 64). `context` is of [`Edition::Final`] alone.
-    ///
-    /// # Errors
-    /// When the context is longer than 255 bytes, or the edition has none.
-    pub fn new(tr: &[u8; TR_BYTES], edition: Edition, context: &[u8]) -> Result<Self, TooLong> {
-        let (prefix, length) = prefix(edition, context)?;
-        let mut mu = Self(Sponge::new());
-        mu.update(tr);
-        mu.update(prefix.get(..length).unwrap_or_default());
-        mu.update(context);
-        Ok(mu)
+/// μ of a message, for a key by its hash tr (algorithm 7, step 6).
+pub(crate) fn mu(
+    tr: &[u8; TR_BYTES],
+    edition: Edition,
+    context: &[u8],
+    message: &[u8],
+) -> Result<Mu, TooLong> {
+    let (prefix, length) = prefix(edition, context)?;
+    let mut sponge = Sponge::<RATE_256>::new();
+    for piece in [&tr[..], prefix.get(..length).unwrap_or_default(), context, message] {
+        sponge.update(piece, portable_permutation);
     }
-
-    /// More of the message.
-    pub fn update(&mut self, piece: &[u8]) {
-        self.0.update(piece, portable_permutation);
-    }
-
-    /// μ of the whole message.
-    pub fn finish(self) -> Mu {
-        Mu(output(&self.0.finish(portable_permutation)))
-    }
+    Ok(Mu(output(&sponge.finish(portable_permutation))))
 }

@@ -25,7 +25,7 @@ mod verify;
 
 pub use backend::{BACKEND_VARIABLE, Backend, UnknownBackend};
 pub use batch::{Content, Job, Key, Scratch, verify_batch};
-pub use hash::{Edition, Mu, MuOf, TooLong};
+pub use hash::{Edition, Mu, TooLong};
 #[cfg(debug_assertions)]
 pub use illegal::illegal_instruction;
 pub use key::{ExpandedKey, PublicKey};

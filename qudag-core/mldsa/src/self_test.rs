@@ -2,7 +2,7 @@
 
 use crate::backend::Backend;
 use crate::batch::{Content, Job, Key, Scratch, verify_batch};
-use crate::hash::{Edition, MuOf};
+use crate::hash::Edition;
 use crate::key::PublicKey;
 use crate::parameters::{C_TILDE_BYTES, SIGNATURE_BYTES};
 use crate::verify::{Rejected, verify};
@@ -123,14 +123,8 @@ fn test(backend: Backend, known: &KnownAnswer, scratch: &mut Scratch) -> Result<
     verify_batch(backend, scratch, &jobs, &mut results);
     for ((job, right), seen) in cases.into_iter().zip(results) {
         check(right, seen)?;
-        if let Content::Message { context, message } = job.content {
-            let single = MuOf::new(expanded.tr(), known.edition, context).map_err(|_| Rejected::Context);
-            let single = single.and_then(|mut mu| {
-                mu.update(message);
-                verify(backend, &expanded, known.edition, &mu.finish(), job.signature)
-            });
-            check(right, single)?;
-        }
+        let mu = job.content.mu(expanded.tr(), known.edition).map_err(Rejected::from);
+        check(right, mu.and_then(|mu| verify(backend, &expanded, known.edition, &mu, job.signature)))?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::backend::{Backend, Engine, with_engine};
 use crate::encoding::Signature;
-use crate::hash::{Edition, Mu};
+use crate::hash::{Edition, Mu, TooLong};
 use crate::keccak::RATE_256;
 use crate::key::ExpandedKey;
 use crate::parameters::{C_TILDE_BYTES, K, L, SIGNATURE_BYTES, W1_BYTES};
@@ -28,6 +28,12 @@ pub enum Rejected {
     /// The challenge is another one: the signature is of another message or key.
     #[error("the signature does not match")]
     Mismatch,
+}
+
+impl From<TooLong> for Rejected {
+    fn from(_: TooLong) -> Self {
+        Self::Context
+    }
 }
 
 /// Verifies a signature of a message by its μ (algorithm 8, ML-DSA.Verify_internal, from step 8).

@@ -5,8 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use qudag_mldsa::{
-    Backend, Content, Edition, Job, Key, MuOf, PublicKey, Rejected, SIGNATURE_BYTES, Scratch, verify,
-    verify_batch,
+    Backend, Content, Edition, Job, Key, PublicKey, Rejected, SIGNATURE_BYTES, Scratch, verify, verify_batch,
 };
 
 thread_local! {
@@ -45,19 +44,14 @@ fn verifying_takes_no_memory() {
         let before = ALLOCATIONS.get();
         let expanded = public.expand(backend);
         assert_eq!(ALLOCATIONS.get(), before + 1, "an expanded key is one piece");
-        let job = |key, signature| Job {
-            key,
-            edition: Edition::Draft,
-            content: Content::Message { context: b"", message: b"" },
-            signature,
-        };
+        let content = Content::Message { context: b"", message: b"" };
+        let job = |key, signature| Job { key, edition: Edition::Draft, content, signature };
         let good = [Key::Expanded(&expanded), Key::Fresh(&public)].map(|key| job(key, signature));
         let jobs = [good, good, good, good, good, [job(Key::Fresh(&public), &wrong); 2]];
         let mut results = [Ok(()); 12];
 
         let before = ALLOCATIONS.get();
-        let mu = MuOf::new(expanded.tr(), Edition::Draft, b"").unwrap();
-        let mu = mu.finish();
+        let mu = content.mu(expanded.tr(), Edition::Draft).unwrap();
         let accepted = verify(backend, &expanded, Edition::Draft, &mu, signature);
         let rejected = verify(backend, &expanded, Edition::Draft, &mu, &wrong);
         verify_batch(backend, &mut scratch, jobs.as_flattened(), &mut results);

@@ -2,7 +2,7 @@
 
 use qudag_crypto_peers::{Signed, Signer};
 use qudag_mldsa::{
-    Backend, Content, Edition, Job, Key, MuOf, Rejected, Scratch, matches_in_any_range, verify, verify_batch,
+    Backend, Content, Edition, Job, Key, Rejected, Scratch, matches_in_any_range, verify, verify_batch,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -98,9 +98,8 @@ fn a_signature_out_of_range_that_a_node_accepts_is_refused() {
         for backend in Backend::available() {
             let key = signer.key.expand(backend);
             let verdicts = |message: &[u8], signature: &[u8]| {
-                let mut mu = MuOf::new(key.tr(), Edition::Draft, b"").expect("no context");
-                mu.update(message);
-                let mu = mu.finish();
+                let content = Content::Message { context: b"", message };
+                let mu = content.mu(key.tr(), Edition::Draft).expect("no context");
                 let strict = verify(backend, &key, Edition::Draft, &mu, signature);
                 (strict, matches_in_any_range(backend, &key, Edition::Draft, &mu, signature))
             };

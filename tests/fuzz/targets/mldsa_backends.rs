@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 use qudag_mldsa::testing::{self, Sample};
 use qudag_mldsa::{
-    Backend, Content, Edition, Job, Key, MuOf, PublicKey, Rejected, Scratch, matches_in_any_range, verify,
+    Backend, Content, Edition, Job, Key, PublicKey, Rejected, Scratch, matches_in_any_range, verify,
     verify_batch,
 };
 
@@ -95,9 +95,8 @@ fuzz_target!(|input: &[u8]| {
 fn judge(backend: Backend, signed: &Signed) -> (Result<(), Rejected>, bool) {
     let key = signed.key.expand(backend);
     assert!(key == signed.key.expand(Backend::Portable), "{backend}: another key");
-    let mut mu = MuOf::new(key.tr(), signed.edition, b"").expect("no context");
-    mu.update(&signed.message);
-    let mu = mu.finish();
+    let content = Content::Message { context: b"", message: &signed.message };
+    let mu = content.mu(key.tr(), signed.edition).expect("no context");
     (
         verify(backend, &key, signed.edition, &mu, &signed.signature),
         matches_in_any_range(backend, &key, signed.edition, &mu, &signed.signature),

@@ -99,9 +99,9 @@ async fn first_bytes(stream: &mut Stream, patience: Duration, drain: &Drain) -> 
 /// Who has connected: the process and its user on a Unix socket, otherwise the address.
 fn program(stream: &Stream) -> FlowKey {
     match stream {
-        Stream::Unix(unix) => match unix.peer_cred() {
-            Ok(peer) => FlowKey::of(format!("unix {:?} {}", peer.pid(), peer.uid()).as_bytes()),
-            Err(_) => FlowKey::of(b"unix"),
+        Stream::Unix(unix) => match unix.peer() {
+            Some(peer) => FlowKey::of(format!("unix {:?} {}", peer.pid(), peer.uid()).as_bytes()),
+            None => FlowKey::of(b"unix"),
         },
         Stream::Tcp(_) => stream.peer_addr().map_or_else(|| FlowKey::of(b"tcp"), FlowKey::client),
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use metrics::counter;
 use qudag_mldsa::{
-    self as mldsa, Backend, Edition, ExpandedKey, Job, Key, MuOf, PublicKey, Rejected, Scratch,
+    self as mldsa, Backend, Edition, ExpandedKey, Job, Key, PublicKey, Rejected, Scratch,
     matches_in_any_range, verify_batch,
 };
 
@@ -197,14 +197,6 @@ fn is_accepted_by_nodes(job: &Job<'_>) -> bool {
             &*expanded
         }
     };
-    let mu = match job.content {
-        mldsa::Content::Mu(mu) => Some(*mu),
-        mldsa::Content::Message { context, message } => {
-            MuOf::new(key.tr(), job.edition, context).ok().map(|mut mu| {
-                mu.update(message);
-                mu.finish()
-            })
-        }
-    };
-    mu.is_some_and(|mu| matches_in_any_range(Backend::Portable, key, job.edition, &mu, job.signature))
+    let mu = job.content.mu(key.tr(), job.edition);
+    mu.is_ok_and(|mu| matches_in_any_range(Backend::Portable, key, job.edition, &mu, job.signature))
 }

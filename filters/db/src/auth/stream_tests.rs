@@ -13,7 +13,7 @@ use super::*;
 
 fn pair() -> (Stream, Stream) {
     let (one, other) = UnixStream::pair().unwrap();
-    (one.into(), other.into())
+    (Stream::Unix(one.try_into().unwrap()), Stream::Unix(other.try_into().unwrap()))
 }
 
 fn soon() -> Instant {

@@ -73,11 +73,11 @@ impl Check {
 pub(super) fn run(common: &Common, target: &Target, format: Format) -> Result<(), Failure> {
     let checks = remote::block_on(look(common, target))?;
     let failed = checks.iter().filter(|check| check.outcome == Outcome::Failed).count();
-    output::print(&if format.json {
-        format!("{:#}\n", json!({"ok": failed == 0, "checks": checks}))
+    if format.json {
+        output::json(&json!({"ok": failed == 0, "checks": checks}))?;
     } else {
-        page(&checks, output::colour_on_stdout())
-    })?;
+        output::print(&page(&checks, output::colour_on_stdout()))?;
+    }
     if failed == 0 { Ok(()) } else { Err(Failure::silent(FAILED)) }
 }
 

@@ -78,14 +78,7 @@ fn single(backend: Backend, job: &Job<'_>) -> Result<(), Rejected> {
             &expanded
         }
     };
-    let mu = match job.content {
-        Content::Mu(mu) => *mu,
-        Content::Message { context, message } => {
-            let mut mu = crate::MuOf::new(key.tr(), job.edition, context).map_err(|_| Rejected::Context)?;
-            mu.update(message);
-            mu.finish()
-        }
-    };
+    let mu = job.content.mu(key.tr(), job.edition)?;
     verify(backend, key, job.edition, &mu, job.signature)
 }
 

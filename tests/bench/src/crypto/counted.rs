@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::ValueEnum;
 use qudag_mldsa::testing::{Sample, signatures};
 use qudag_mldsa::{
-    Backend, Content, Edition, ExpandedKey, Job, Key, MuOf, PublicKey, Scratch, verify, verify_batch,
+    Backend, Content, Edition, ExpandedKey, Job, Key, PublicKey, Scratch, verify, verify_batch,
 };
 
 use crate::row::{self, Row};
@@ -90,9 +90,8 @@ pub fn counted(backend: Backend, how: How) -> Result<(), Failure> {
     // One of a message of 32 bytes.
     let one = signed.get(3).ok_or("the signatures are cut off")?;
     let single = |key: &ExpandedKey| {
-        let mut mu = MuOf::new(key.tr(), Edition::Draft, b"")?;
-        mu.update(one.message);
-        Ok(verify(backend, key, Edition::Draft, &mu.finish(), one.signature)?)
+        let mu = Content::Message { context: b"", message: one.message }.mu(key.tr(), Edition::Draft)?;
+        Ok(verify(backend, key, Edition::Draft, &mu, one.signature)?)
     };
     instructions::counted(|| match how {
         How::Cached => single(&one.expanded),

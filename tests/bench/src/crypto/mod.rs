@@ -188,7 +188,7 @@ fn rows(figures: &[Figure]) -> Result<Vec<Row>, Failure> {
         rows.push(Row::alone(title, ours.cpu, "µs"));
     }
     if what.starts_with(OVER_THE_SOCKET) {
-        let title = format!("crypto, {what}: p50 of {} operations together", ours.operations);
+        let title = format!("crypto, {what}: p50 of {}", together(ours.operations));
         for other in others {
             rows.push(Row::beside(&title, ours.p50, "µs", name(&other.who)?, other.p50));
         }
@@ -202,10 +202,18 @@ fn rows(figures: &[Figure]) -> Result<Vec<Row>, Failure> {
         rows.push(row.ratio_at_most(PORTABLE_TIMES.recip()));
     }
     if of(NODE).is_some() {
-        let title = format!("crypto, {what}: p99 of {} operations together", ours.operations);
+        let title = format!("crypto, {what}: p99 of {}", together(ours.operations));
         rows.push(Row::alone(title, ours.p99, "µs").at_most(LONGEST));
     }
     Ok(rows)
+}
+
+/// What one call does.
+fn together(operations: usize) -> String {
+    match operations {
+        1 => "one operation".to_owned(),
+        more => format!("{more} operations together"),
+    }
 }
 
 fn name(who: &str) -> Result<&'static str, Failure> {

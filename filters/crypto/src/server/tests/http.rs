@@ -104,12 +104,11 @@ async fn a_message_representative_replaces_the_message() {
     let mut stream = sidecar.connect().await;
     let signed = Signed::one();
     let key = qudag_mldsa::PublicKey(signed.key.clone().try_into().unwrap());
-    let tr = key.tr(qudag_mldsa::Backend::Portable);
-    let mut mu = qudag_mldsa::MuOf::new(&tr, qudag_mldsa::Edition::Draft, &[]).unwrap();
-    mu.update(&signed.message);
+    let content = qudag_mldsa::Content::Message { context: b"", message: &signed.message };
+    let mu = content.mu(&key.tr(qudag_mldsa::Backend::Portable), qudag_mldsa::Edition::Draft).unwrap();
     let mut with_mu = operation(&signed);
     with_mu.as_object_mut().unwrap().remove("message");
-    with_mu["mu"] = BASE64.encode(&mu.finish().0).into();
+    with_mu["mu"] = BASE64.encode(&mu.0).into();
     let body = json!({"alg": "ml-dsa-65-ipd", "operations": [with_mu]}).to_string();
     let reply = exchange(&mut stream, &post("/v1/verify:batch", &body)).await;
     assert_eq!(reply.body, json!({"results": [{"valid": true}]}));
