@@ -2,6 +2,7 @@
 
 mod batch;
 mod damaged;
+mod example;
 mod hashes;
 mod model;
 mod signed;
