@@ -9,19 +9,23 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as Socket;
 use std::pin::Pin;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::unix::UCred;
 
-/// The most that is read at once. Room is overwritten with zeros before it is read into, which costs little beside the call.
-const MOST: usize = 64 << 10;
+/// The least and the most that is read at once. Room is overwritten with zeros before it is read into, so it is as much as was needed lately.
+const ROOM: (usize, usize) = (8 << 10, 128 << 10);
 
 /// A connected Unix domain socket.
 #[derive(Debug)]
 pub struct UnixStream {
     socket: AsyncFd<Socket>,
+    /// How much is read at once.
+    read: AtomicUsize,
     /// While a write waits: a duplicate of the socket that is watched for room.
     room: Option<AsyncFd<OwnedFd>>,
     peer: Option<UCred>,
@@ -29,7 +33,10 @@ pub struct UnixStream {
 
 /// What a [`UnixStream`] receives.
 #[derive(Clone, Copy, Debug)]
-pub struct UnixRead<'a>(&'a AsyncFd<Socket>);
+pub struct UnixRead<'a> {
+    socket: &'a AsyncFd<Socket>,
+    size: &'a AtomicUsize,
+}
 
 /// What a [`UnixStream`] sends.
 #[derive(Debug)]
@@ -59,8 +66,8 @@ impl UnixStream {
 
     /// Both directions.
     pub fn split(&mut self) -> (UnixRead<'_>, UnixWrite<'_>) {
-        let Self { socket, room, .. } = self;
-        (UnixRead(socket), UnixWrite { socket, room })
+        let Self { socket, read: size, room, .. } = self;
+        (UnixRead { socket, size }, UnixWrite { socket, room })
     }
 
     fn writer(&mut self) -> UnixWrite<'_> {
@@ -71,22 +78,29 @@ impl UnixStream {
 impl UnixRead<'_> {
     /// Ready when a read would not block.
     pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.poll_read_ready(cx).map_ok(drop)
+        self.socket.poll_read_ready(cx).map_ok(drop)
     }
 
     /// Reads into the buffer; nothing at the end of the stream.
     pub fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let (least, most) = ROOM;
+        let size = self.size.load(Relaxed);
         loop {
-            let mut ready = ready!(self.0.poll_read_ready(cx))?;
-            let room = buffer.initialize_unfilled_to(buffer.remaining().min(MOST));
-            let size = room.len();
-            match self.0.get_ref().read(room) {
+            let mut ready = ready!(self.socket.poll_read_ready(cx))?;
+            let room = buffer.initialize_unfilled_to(buffer.remaining().min(size));
+            let length = room.len();
+            match self.socket.get_ref().read(room) {
                 Ok(read) => {
+                    buffer.advance(read);
                     // What gives less than there is room for is empty (epoll(7), question 9).
-                    if 0 < read && read < size {
+                    if 0 < read && read < length {
                         ready.clear_ready();
                     }
-                    buffer.advance(read);
+                    if read == size {
+                        self.size.store((4 * size).min(most), Relaxed);
+                    } else if read < size / 4 {
+                        self.size.store((size / 4).max(least), Relaxed);
+                    }
                     return Poll::Ready(Ok(()));
                 }
                 Err(why) if why.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
@@ -99,7 +113,7 @@ impl UnixRead<'_> {
     /// Resolves when the socket has failed.
     pub async fn failed(self) {
         // An error here means that the runtime stops.
-        let _ = self.0.ready(Interest::ERROR).await;
+        let _ = self.socket.ready(Interest::ERROR).await;
     }
 }
 
@@ -157,7 +171,7 @@ impl TryFrom<tokio::net::UnixStream> for UnixStream {
     fn try_from(stream: tokio::net::UnixStream) -> io::Result<Self> {
         let peer = stream.peer_cred().ok();
         let socket = watch(stream.into_std()?, Interest::READABLE)?;
-        Ok(Self { socket, room: None, peer })
+        Ok(Self { socket, read: AtomicUsize::new(ROOM.0), room: None, peer })
     }
 }
 
@@ -169,7 +183,7 @@ impl AsFd for UnixStream {
 
 impl AsyncRead for UnixStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        UnixRead(&self.socket).poll_read(cx, buf)
+        self.get_mut().split().0.poll_read(cx, buf)
     }
 }
 

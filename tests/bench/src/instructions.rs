@@ -10,9 +10,9 @@ use nix::sys::ptrace;
 use nix::sys::signal::{Signal, raise};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 use crate::Failure;
+use crate::pinned::Pinned;
 
 /// How often the work is done before it is counted, so that what happens once is not.
 const BEFORE: usize = 3;
@@ -39,6 +39,7 @@ pub fn counted(mut work: impl FnMut() -> Result<(), Failure>) -> Result<(), Fail
 /// # Errors
 /// When the program fails, or cannot be traced.
 pub fn count(program: &Path, arguments: &[&str]) -> Result<u64, Failure> {
+    // The two take turns several times as fast there.
     let _pinned = Pinned::here()?;
     let child = Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
     let traced = Traced(Pid::from_raw(i32::try_from(child.id())?));
@@ -49,26 +50,6 @@ pub fn count(program: &Path, arguments: &[&str]) -> Result<u64, Failure> {
     let mark = traced.until_mark()?;
     let work = traced.until_mark()?;
     Ok(work.saturating_sub(mark))
-}
-
-/// Keeps this thread and what it starts on one processor, where the two take turns several times as fast.
-struct Pinned(CpuSet);
-
-impl Pinned {
-    fn here() -> Result<Self, Failure> {
-        let before = sched_getaffinity(None)?;
-        let mut one = CpuSet::new();
-        one.set(sched_getcpu());
-        sched_setaffinity(None, &one)?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // Where it fails the thread stays where it is, which harms nothing but speed.
-        let _ = sched_setaffinity(None, &self.0);
-    }
 }
 
 /// A traced program that has come to a mark. It ends with this.

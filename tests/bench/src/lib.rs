@@ -12,6 +12,7 @@ pub mod dns;
 pub mod instructions;
 pub mod measure;
 pub mod peer;
+pub mod pinned;
 pub mod pivot;
 pub mod progress;
 pub mod row;

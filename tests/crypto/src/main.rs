@@ -84,7 +84,9 @@ fn main() -> io::Result<()> {
     }
     if let (true, Some(socket), Some(process)) = (wanted(Part::Socket), args.socket, args.server) {
         let signed: Vec<_> = signers.iter().map(|signer| signer.sign(32, &mut random)).collect();
-        Sidecar { socket, process }.figures(rounds, &signed, &expanded).into_iter().for_each(tell);
+        let sidecar = Sidecar { socket, process };
+        sidecar.follow()?;
+        sidecar.figures(rounds, &signed, &expanded).into_iter().for_each(tell);
     }
     Ok(())
 }

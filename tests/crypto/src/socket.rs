@@ -1,5 +1,6 @@
 //! The same over the socket of a sidecar, with the processor time of both sides.
 
+use std::io;
 use std::path::PathBuf;
 
 use qudag_crypto_peers::Signed;
@@ -8,6 +9,8 @@ use qudag_mldsa::{Backend, Edition, ExpandedKey};
 use qudag_offload_client::{
     Client, Content, Edition as WireEdition, Fallback, Key, Options, Signature, Verdict,
 };
+use rustix::process::Pid;
+use rustix::thread::{sched_getaffinity, sched_setaffinity};
 
 use crate::floor::Floor;
 use crate::single;
@@ -24,6 +27,15 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
+    /// Takes this thread, and what it starts, to the processors of the sidecar.
+    ///
+    /// # Errors
+    /// When the sidecar has gone.
+    pub fn follow(&self) -> io::Result<()> {
+        let process = i32::try_from(self.process).ok().and_then(Pid::from_raw);
+        Ok(sched_setaffinity(None, &sched_getaffinity(process)?)?)
+    }
+
     /// Signatures of registered keys and of keys that are sent along, beside the same in this process and the node's library.
     pub fn figures(
         &self,

@@ -8,7 +8,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrayvec::ArrayVec;
 use qudag_filter_api::FilterError;
 
 use super::ticket::{Piece, Ticket};
@@ -46,8 +45,8 @@ pub(super) struct Load {
     pub(super) cost: Cost,
 }
 
-/// Work that is done in one go: pieces that go together.
-pub(super) type Round = ArrayVec<Piece, BATCH>;
+/// Work that is done in one go: pieces that go together, with at most [`BATCH`] operations in all.
+pub(super) type Round = Vec<Piece>;
 
 /// The line. A request is in it until the last of its pieces is taken.
 pub(super) struct Line {
@@ -218,7 +217,7 @@ impl Line {
                 return Some(round);
             }
         }
-        self.take_piece().map(|piece| Round::from_iter([piece]))
+        self.take_piece().map(|piece| vec![piece])
     }
 
     /// The small requests that come first and go together.
@@ -226,9 +225,9 @@ impl Line {
         let (mut round, mut operations) = (Round::new(), 0);
         while let Some((ticket, _)) = self.small.front() {
             let number = ticket.operations.len();
-            let fits = round.first().is_none_or(|first: &Piece| {
-                first.ticket.goes_with(ticket) && operations + number <= BATCH && !round.is_full()
-            });
+            let fits = round
+                .first()
+                .is_none_or(|first: &Piece| first.ticket.goes_with(ticket) && operations + number <= BATCH);
             if !fits {
                 break;
             }

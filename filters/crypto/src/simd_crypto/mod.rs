@@ -43,7 +43,7 @@ pub struct SimdCrypto {
 
 impl Default for SimdCrypto {
     fn default() -> Self {
-        Self { shadow: Percent::new(1.0).unwrap_or(Percent::NONE), self_test_timeout: Period::secs(10) }
+        Self { shadow: Percent::new(0.1).unwrap_or(Percent::NONE), self_test_timeout: Period::secs(10) }
     }
 }
 

@@ -18,6 +18,7 @@ use serde_json::Value;
 use crate::Failure;
 use crate::contenders::{Sidecar, Stage};
 use crate::measure::Plan;
+use crate::pinned::Pinned;
 use crate::row::Row;
 
 pub use counted::{How, counted, instructions};
@@ -123,7 +124,10 @@ pub fn run(
     if options.has(Part::Socket) {
         let (stage, folder) = (Stage::set()?, tempfile::tempdir()?);
         let socket = folder.path().join("crypto.sock");
+        // Its clients follow it there.
+        let pinned = Pinned::here()?;
         let sidecar = sidecar(&stage, &socket)?;
+        drop(pinned);
         let (socket, process) = (socket.display().to_string(), sidecar.pid().to_string());
         verifying(&["--only", "socket", "--socket", &socket, "--server", &process], plan, show)?;
     }
