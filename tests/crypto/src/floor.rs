@@ -57,7 +57,7 @@ impl Floor {
             .spawn()
             .expect("this program once more");
         let connection = (0..500).find_map(|_| {
-            thread::sleep(Duration::from_millis(10));
+            thread::park_timeout(Duration::from_millis(10));
             UnixStream::connect(&place).ok()
         });
         let _ = std::fs::remove_file(&place);
