@@ -76,7 +76,7 @@ pub(super) fn validate(file: &Path, format: Format) -> Result<(), Failure> {
 /// # Errors
 /// When it cannot be printed.
 pub(super) fn schema() -> Result<(), Failure> {
-    output::print(&format!("{:#}\n", config::schema()))
+    output::json(&config::schema())
 }
 
 /// `config show --config FILE`
